@@ -1,0 +1,7 @@
+"""Heterogeneous-agent trust-region learning for Stable-Baselines3."""
+
+from sb3_happo.envs import JointEnv, make_joint_env, make_joint_vec_env
+from sb3_happo.happo import HAPPO
+from sb3_happo.version import __version__
+
+__all__ = ["HAPPO", "JointEnv", "__version__", "make_joint_env", "make_joint_vec_env"]

@@ -1,0 +1,220 @@
+"""The rollout of a whole team, laid out once, on the model's device."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_happo.common.policies import JointPolicy
+from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep
+
+_DTYPES = {np.dtype(np.uint8): th.uint8, np.dtype(np.int8): th.int8, np.dtype(np.int64): th.int64}
+
+
+class MultiAgentRolloutBuffer:
+    """
+    ``n_steps`` of ``n_envs`` environments, for all agents at once, as tensors ``(n_steps, n_envs, ...)``.
+
+    There is one buffer and not one per agent, because the factor of HAPPO ties the agents' samples together row by row.
+    It follows SB3's ``RolloutBuffer`` without being one: that class knows no Dict action spaces, keeps NumPy arrays, and hands
+    out samples of a single policy.
+
+    :param buffer_size: ``n_steps``
+    :param policy: The team whose rollouts are kept; it says which entries of an observation are whose
+    :param n_values: Columns of the critic's values: 1, or one per agent
+    :param device: Where the tensors live
+    :param gae_lambda: Trade-off of bias against variance of the advantages, in [0, 1]
+    :param gamma: Discount factor, in [0, 1]
+    :param n_envs: Number of environments
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        policy: JointPolicy,
+        n_values: int = 1,
+        device: th.device | str = "cpu",
+        gae_lambda: float = 1.0,
+        gamma: float = 0.99,
+        n_envs: int = 1,
+    ) -> None:
+        assert isinstance(policy.observation_space, spaces.Dict)
+        self.buffer_size = buffer_size
+        self.policy = policy
+        self.observation_space = policy.observation_space
+        self.action_space = policy.action_space
+        self.n_values = n_values
+        self.device = th.device(device)
+        self.gae_lambda = gae_lambda
+        self.gamma = gamma
+        self.n_envs = n_envs
+
+        def zeros(*shape: int, dtype: th.dtype = th.float32) -> th.Tensor:
+            return th.zeros(buffer_size, n_envs, *shape, dtype=dtype, device=self.device)
+
+        self.observations = {
+            key: zeros(*(space.shape or ()), dtype=_DTYPES.get(np.dtype(space.dtype), th.float32))
+            for key, space in self.observation_space.spaces.items()
+        }
+        policies = policy.policies
+        self.actions = {agent: zeros(sum(leaf.n_actions for leaf in actor.leaves)) for agent, actor in policies.items()}
+        self.log_probs = {agent: zeros() for agent in policies}
+        self.active = zeros(len(policies), dtype=th.bool)
+        self.rewards = zeros(n_values)
+        self.values = zeros(n_values)
+        self.returns = zeros(n_values)
+        self.advantages = zeros(n_values)
+        self.episode_starts = zeros()
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new rollout; the tensors are used again."""
+        self.pos = 0
+        self.full = False
+        self.active.fill_(True)
+
+    def add(
+        self,
+        obs: dict[str, th.Tensor],
+        step: JointStep,
+        rewards: np.ndarray,
+        episode_starts: np.ndarray,
+        active: np.ndarray | None,
+    ) -> None:
+        """
+        Append one vectorised step.
+
+        :param obs: Joint observation that the team answered, each entry ``(n_envs, ...)``
+        :param step: What it answered
+        :param rewards: ``(n_envs, n_values)``
+        :param episode_starts: Whether ``obs`` began an episode, ``(n_envs,)``
+        :param active: Which agents were alive and on turn, ``(n_envs, n_agents)``; None for all
+        """
+        for key, stored in self.observations.items():
+            stored[self.pos] = obs[key]
+        for agent, actions in step.actions.items():
+            self.actions[agent][self.pos] = actions
+            self.log_probs[agent][self.pos] = step.log_probs[agent]
+        self.values[self.pos] = step.values
+        self.rewards[self.pos] = th.as_tensor(rewards)
+        self.episode_starts[self.pos] = th.as_tensor(episode_starts)
+        if active is not None:
+            self.active[self.pos] = th.as_tensor(active)
+        self.pos += 1
+        self.full = self.pos == self.buffer_size
+
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+        """
+        Generalised advantage estimation (Schulman et al. 2016), with TD(lambda) returns as the critic's targets.
+
+        :param last_values: Values of the observation after the last step, ``(n_envs, n_values)``
+        :param dones: Whether the last step ended an episode, ``(n_envs,)``
+        """
+        next_values = last_values
+        next_continues = 1.0 - th.as_tensor(dones, dtype=th.float32, device=self.device).unsqueeze(1)
+        advantage = th.zeros_like(last_values)
+        for step in reversed(range(self.buffer_size)):
+            delta = self.rewards[step] + self.gamma * next_values * next_continues - self.values[step]
+            advantage = delta + self.gamma * self.gae_lambda * next_continues * advantage
+            self.advantages[step] = advantage
+            next_values = self.values[step]
+            next_continues = 1.0 - self.episode_starts[step].unsqueeze(1)
+        th.add(self.advantages, self.values, out=self.returns)
+
+    @property
+    def n_rows(self) -> int:
+        """
+        :return: Number of joint transitions, ``n_steps * n_envs``; row ``step * n_envs + env`` in every flat tensor
+        """
+        return self.buffer_size * self.n_envs
+
+    def active_rows(self, agent: str) -> th.Tensor | None:
+        """
+        :param agent: An agent
+        :return: Rows at which it was alive and on turn, or None for all of them
+        """
+        active = self.active[..., self.policy.agents.index(agent)].flatten()  # (n_steps, n_envs) -> (n_rows,)
+        return None if bool(active.all()) else active.nonzero().flatten()
+
+    def agent_advantages(self, agent: str) -> th.Tensor:
+        """
+        :param agent: An agent
+        :return: Its advantages, which without individual values are the team's, ``(n_rows,)``
+        """
+        column = self.policy.agents.index(agent) if self.n_values > 1 else 0
+        return self.advantages[..., column].flatten()
+
+    def agent_data(self, agent: str, factor: th.Tensor) -> ActorBatch:
+        """
+        Everything an agent learns from in this rollout.
+
+        :param agent: An agent
+        :param factor: Product of the ratios of the agents before it, ``(n_rows,)``
+        :return: The rows at which it was active
+        """
+        rows = self.active_rows(agent)
+        flat = {key: stored.flatten(end_dim=1) for key, stored in self.observations.items()}
+        return take(
+            ActorBatch(
+                self.policy.agent_observation(flat, agent),
+                self.actions[agent].flatten(end_dim=1),
+                self.policy.action_masks(flat, agent),
+                self.log_probs[agent].flatten(),
+                self.agent_advantages(agent),
+                factor,
+            ),
+            rows,
+        )
+
+    def critic_data(self) -> CriticBatch:
+        """
+        Everything the critic learns from in this rollout.
+
+        :return: All rows
+        """
+        every_value_counts = self.n_values == 1 or bool(self.active.all())
+        return CriticBatch(
+            {key: self.observations[key].flatten(end_dim=1) for key in self.policy.critic.keys},
+            self.values.flatten(end_dim=1),
+            self.returns.flatten(end_dim=1),
+            None if every_value_counts else self.active.flatten(end_dim=1),
+        )
+
+
+def take(batch: Any, rows: th.Tensor | None) -> Any:
+    """
+    Rows of a batch.
+
+    :param batch: A NamedTuple of tensors, dicts of tensors, and None
+    :param rows: Indices; None for all rows, without a copy
+    :return: A batch of the same type
+    """
+    if rows is None:
+        return batch
+
+    def pick(part: PyTorchObs | None) -> PyTorchObs | None:
+        if isinstance(part, dict):
+            return {key: value[rows] for key, value in part.items()}
+        return None if part is None else part[rows]
+
+    return type(batch)(*(pick(part) for part in batch))
+
+
+def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
+    """
+    Shuffle a batch and cut it up, as SB3 does; the last piece may be smaller.
+
+    :param batch: A NamedTuple as for :func:`take`
+    :param batch_size: Rows per minibatch; None for all at once
+    :return: An iterator over batches of the same type
+    """
+    n_rows = len(batch[1])
+    if batch_size is None or batch_size >= n_rows:
+        # In one piece the order has no meaning, so nothing is shuffled or copied
+        yield batch
+        return
+    for rows in th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device).split(batch_size):
+        yield take(batch, rows)

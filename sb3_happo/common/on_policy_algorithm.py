@@ -1,0 +1,552 @@
+"""The training loop that every algorithm of the family shares."""
+
+import difflib
+import io
+import pathlib
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch.nn import functional as F
+
+from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
+from sb3_happo.common.critics import CentralizedCritic, critic_keys
+from sb3_happo.common.distributions import rows_without_choice
+from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
+from sb3_happo.common.type_aliases import CriticBatch
+from sb3_happo.envs import as_joint_env, check_team_spaces, make_joint_env
+from sb3_happo.vec_env import VecTeamOfOne
+
+SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentOnPolicyAlgorithm")
+
+
+def is_joint(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
+    """
+    :param observation_space: An environment's observation space
+    :param action_space: Its action space
+    :return: Whether they are those of a ``JointEnv``
+    """
+    return (
+        isinstance(action_space, spaces.Dict)
+        and isinstance(observation_space, spaces.Dict)
+        and bool(critic_keys(observation_space))
+    )
+
+
+class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """
+    What the on-policy algorithms share: collecting rollouts of a team, learning the critic, predicting, saving, logging.
+    A subclass says in :meth:`train` how the actors learn.
+
+    See :class:`~sb3_happo.HAPPO` for the parameters.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": JointPolicy,
+        "CnnPolicy": JointPolicy,
+        "MultiInputPolicy": JointPolicy,
+    }
+    policy: JointPolicy  # type: ignore[assignment]
+    rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any,
+        learning_rate: float | Schedule,
+        n_steps: int,
+        batch_size: int | None,
+        gamma: float,
+        gae_lambda: float,
+        ent_coef: float,
+        vf_coef: float,
+        max_grad_norm: float | None,
+        clip_range_vf: float | Schedule | None = None,
+        use_clipped_value_loss: bool = False,
+        critic_learning_rate: float | Schedule | None = None,
+        critic_n_epochs: int = 10,
+        critic_batch_size: int | None = None,
+        normalize_value: bool = True,
+        huber_delta: float | None = None,
+        rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        policy, env = self._sort_out(policy, env)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=float("inf") if max_grad_norm is None else max_grad_norm,
+            use_sde=False,
+            sde_sample_freq=-1,
+            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            device=device,
+            seed=seed,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Dict,),
+        )
+        self.batch_size = batch_size
+        self.clip_range_vf = clip_range_vf
+        self.use_clipped_value_loss = use_clipped_value_loss
+        self.critic_learning_rate = critic_learning_rate
+        self.critic_n_epochs = critic_n_epochs
+        self.critic_batch_size = critic_batch_size
+        self.normalize_value = normalize_value
+        self.huber_delta = huber_delta
+        self._last_active: np.ndarray | None = None
+        if self.env is not None:
+            check_team_spaces(self.observation_space, self.action_space)
+            self._check_batch_sizes(self.env.num_envs)
+            self._check_normalisation()
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- set-up
+
+    def _sort_out(self, policy: Any, env: Any) -> tuple[type[BasePolicy], Any]:
+        """Both ``HAPPO(env)`` and ``HAPPO("MlpPolicy", env)``: tell the policy from the environment."""
+        if env is None and not (isinstance(policy, type) or (isinstance(policy, str) and policy in self.policy_aliases)):
+            policy, env = "MlpPolicy", policy
+        if isinstance(policy, str):
+            if policy not in self.policy_aliases:
+                near = difflib.get_close_matches(policy, self.policy_aliases, n=1, cutoff=0.0)
+                raise ValueError(f"Unknown policy {policy!r}; did you mean {near[0]!r}? There are {list(self.policy_aliases)}.")
+            policy = self.policy_aliases[policy]
+        return policy, make_joint_env(env) if isinstance(env, str) else env
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """
+        Turn any environment into a vectorised joint one.
+
+        :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id, or a ``VecEnv``
+        :param verbose: Verbosity level
+        :param monitor_wrapper: Whether to wrap a single environment in SB3's ``Monitor``
+        :return: A ``VecEnv`` with a joint observation and action space
+        """
+        if isinstance(env, str):
+            env = make_joint_env(env)
+        if isinstance(env, VecEnv):
+            if not is_joint(env.observation_space, env.action_space):
+                env = VecTeamOfOne(env)
+        elif not (isinstance(env, gym.Env) and is_joint(env.observation_space, env.action_space)):
+            env = as_joint_env(env)
+        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+
+    def _check_batch_sizes(self, n_envs: int) -> None:
+        n_rows = n_envs * self.n_steps
+        if n_rows < 2:
+            raise ValueError(f"`n_steps * n_envs` must be greater than 1; here n_steps={self.n_steps} and n_envs={n_envs}.")
+        for name, size in (("batch_size", self.batch_size), ("critic_batch_size", self.critic_batch_size)):
+            if size is not None and size < 2:
+                raise ValueError(f"`{name}` must be greater than 1, not {size}: a single sample cannot be normalised.")
+            if size is not None and size < n_rows and n_rows % size:
+                warnings.warn(
+                    f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last minibatch of every epoch has "
+                    f"only {n_rows % size} samples. We recommend a `{name}` that divides {n_rows} "
+                    f"(n_steps={self.n_steps}, n_envs={n_envs}).",
+                    stacklevel=4,
+                )
+
+    def _check_normalisation(self) -> None:
+        normalize = None if self.env is None else unwrap_vec_normalize(self.env)
+        if isinstance(normalize, VecNormalize) and normalize.norm_obs:
+            keys = normalize.norm_obs_keys or []
+            masks = [key for key in keys if key.endswith("/" + MASK)]
+            if masks:
+                others = [key for key in keys if key not in masks]
+                raise ValueError(f"VecNormalize would normalise the action masks {masks}; pass norm_obs_keys={others} to it.")
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
+        self.critic_lr_schedule = FloatSchedule(rate)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space,
+            self.action_space,
+            self.lr_schedule,
+            critic_lr_schedule=self.critic_lr_schedule,
+            normalize_value=self.normalize_value,
+            **self.policy_kwargs,
+        )
+        self.policy = self.policy.to(self.device)
+        # SB3's console logger cuts keys at 36 characters, and refuses two that look alike then
+        self._log_names = {
+            agent: agent if len(agent) <= 16 else f"{agent[:12]}~{index}" for index, agent in enumerate(self.agents)
+        }
+        self.rollout_buffer = (self.rollout_buffer_class or MultiAgentRolloutBuffer)(  # type: ignore[assignment]
+            self.n_steps,  # type: ignore[arg-type]
+            self.policy,  # type: ignore[arg-type]
+            n_values=self.critic.n_values,
+            device=self.device,
+            gamma=self.gamma,
+            gae_lambda=self.gae_lambda,
+            n_envs=self.n_envs,
+            **self.rollout_buffer_kwargs,
+        )
+
+    # ---------------------------------------------------------------- the team
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """
+        :return: Names of the agents, in the environment's order
+        """
+        return self.policy.agents
+
+    @property
+    def policies(self) -> dict[str, AgentPolicy]:
+        """
+        :return: Each agent's own policy
+        """
+        return self.policy.policies
+
+    @property
+    def critic(self) -> CentralizedCritic:
+        """
+        :return: The critic that the whole team shares
+        """
+        return self.policy.critic
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: dict[str, Any] | np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: dict[str, np.ndarray] | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        The actions of the agents whose observations are given; see :meth:`JointPolicy.predict`.
+
+        :param observation: ``{agent: observation}``, or the observation of a joint environment, one or a batch
+        :param state: Hidden states of recurrent policies
+        :param episode_start: Where these must be reset
+        :param deterministic: Take the most likely actions instead of samples
+        :param action_masks: ``{agent: mask}``, where masks do not come within the observations
+        :return: ``{agent: action}``, or for a batch a structured array with one field per agent; and the next hidden states
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    # ---------------------------------------------------------------- rollouts
+
+    def learn(  # type: ignore[override]
+        self: SelfMultiAgent,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMultiAgent:
+        """
+        Train the team.
+
+        :param total_timesteps: Joint environment steps to train for, at least; ``1e6`` is welcome
+        :param callback: Called at every step with the state of the algorithm
+        :param log_interval: Updates between two logs
+        :param tb_log_name: Name of the run in TensorBoard; the algorithm's by default
+        :param reset_num_timesteps: Count from zero, or go on from an earlier call
+        :param progress_bar: Show a progress bar (needs tqdm and rich)
+        :return: The trained model
+        """
+        return super().learn(
+            int(total_timesteps), callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
+        )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before = self._last_obs
+        result = super()._setup_learn(*args, **kwargs)
+        if self._last_obs is not before:
+            assert self.env is not None and isinstance(self._last_obs, dict)
+            self._last_active = self._reset_activity(np.ones(self.n_envs, dtype=bool), None)
+            self._check_step(self._last_obs, np.zeros(self.n_envs))
+        return result
+
+    def collect_rollouts(  # type: ignore[override]
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: MultiAgentRolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Let the team act for ``n_rollout_steps`` and keep what happened.
+
+        :param env: The training environment
+        :param callback: Called at every step, and at the beginning and end of the rollout
+        :param rollout_buffer: Filled with the rollout
+        :param n_rollout_steps: Steps per environment
+        :return: False if the callback asked to stop
+        """
+        assert isinstance(self._last_obs, dict), "No previous observation was provided"
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+
+        for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
+            obs = self._to_tensors(self._last_obs)
+            with th.no_grad():
+                step = self.policy(obs)
+            new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(step.actions))
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            assert isinstance(new_obs, dict)
+            self._check_step(new_obs, rewards)
+            self._update_info_buffer(infos, dones)
+            returns = self._split_rewards(rewards, infos)
+            self._bootstrap_time_limits(returns, dones, infos)
+            rollout_buffer.add(obs, step, returns, self._last_episode_starts, self._last_active)  # type: ignore[arg-type]
+            self._last_obs = new_obs
+            self._last_episode_starts = dones
+            self._last_active = self._reset_activity(dones, infos)
+
+        with th.no_grad():
+            last_values = self.policy.predict_values(self._to_tensors(self._last_obs))
+        rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)  # type: ignore[arg-type]
+
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _to_tensors(self, obs: dict[str, np.ndarray]) -> dict[str, th.Tensor]:
+        return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}
+
+    def _split_rewards(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+        """
+        What each of the critic's values is the value of: here, the team's reward for all of them.
+
+        :param rewards: Team rewards, ``(n_envs,)``
+        :param infos: Of the step
+        :return: ``(n_envs, n_values)``
+        """
+        return np.repeat(np.asarray(rewards, dtype=np.float32)[:, None], self.critic.n_values, axis=1)
+
+    def _bootstrap_time_limits(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """
+        An episode cut short by a time limit goes on in principle: add the value of where it was cut (in place), as SB3 does.
+
+        :param rewards: ``(n_envs, n_values)``
+        :param dones: ``(n_envs,)``
+        :param infos: With the terminal observations
+        """
+        cut = [
+            index
+            for index in np.flatnonzero(dones)
+            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
+        ]
+        if not cut:
+            return
+        last = [infos[index]["terminal_observation"] for index in cut]
+        stacked = {key: np.stack([obs[key] for obs in last]) for key in self.critic.keys}
+        with th.no_grad():
+            values = self.policy.predict_values(self._to_tensors(stacked))
+        rewards[cut] += self.gamma * values.cpu().numpy()
+
+    def _reset_activity(self, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
+        """
+        Which agents are alive and on turn in the observations that the team answers next.
+
+        :param dones: Environments that have just been reset, ``(n_envs,)``
+        :param infos: Of the last step
+        :return: ``(n_envs, n_agents)``, or None where all are
+        """
+        assert self.env is not None
+        source = [{}] * len(dones) if infos is None else infos
+        flags = [info.get("active") for info in source]
+        if dones.any():
+            reset_infos = self.env.unwrapped.reset_infos
+            for index in np.flatnonzero(dones):
+                flags[index] = reset_infos[index].get("active")
+        if all(flag is None for flag in flags):
+            return None
+        return np.stack([np.ones(len(self.agents), dtype=bool) if flag is None else flag for flag in flags])
+
+    def _check_step(self, obs: dict[str, np.ndarray], rewards: np.ndarray) -> None:
+        """
+        :param obs: What the environment returned
+        :param rewards: Team rewards, ``(n_envs,)``
+        :raises ValueError: On NaN and infinities, and on action masks that allow nothing
+        """
+        for key, value in [*obs.items(), ("the team's reward", rewards)]:
+            # The sum is quicker than looking at every number, and finite whenever they all are (overflow aside)
+            if value.dtype.kind == "f" and not np.isfinite(value.sum()) and not np.isfinite(value).all():
+                index = int(np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))[0])
+                what = f"{key}" if value is rewards else f"observation {key!r}"
+                raise ValueError(
+                    f"The environment returned NaN or infinity in {what} (environment {index}, after {self.num_timesteps} "
+                    "timesteps); run `check_marl_env` on it, or mend the observation or the reward there."
+                )
+        for agent, policy in self.policies.items():
+            if policy.masked:
+                rows = rows_without_choice(policy.action_space, obs[f"{agent}/{MASK}"][..., -policy.n_choices :])
+                if len(rows):
+                    raise ValueError(
+                        f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
+                        "timesteps); an agent that cannot act must be left out of the observations, or have one legal action."
+                    )
+
+    # ---------------------------------------------------------------- learning
+
+    def _update_critic(self) -> None:
+        """Fit the critic to the TD(lambda) returns (the last line of the pseudocode)."""
+        data = self.rollout_buffer.critic_data()
+        targets = self._critic_targets(data)
+        rate = self.critic_lr_schedule(self._current_progress_remaining)
+        update_learning_rate(self.critic.optimizer, rate)
+        losses = []
+        for _ in range(self.critic_n_epochs):
+            for batch in minibatches(targets, self.critic_batch_size):
+                loss = self.vf_coef * self._value_loss(batch)
+                self.critic.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
+                self.critic.optimizer.step()
+                losses.append(loss.detach())
+        variance = data.returns.var()
+        explained = 1 - (data.returns - data.old_values).var() / variance if variance > 0 else th.tensor(float("nan"))
+        self.logger.record("train/value_loss", th.stack(losses).mean().item() / self.vf_coef)
+        self.logger.record("train/explained_variance", explained.item())
+        self.logger.record("train/critic_learning_rate", rate)
+
+    def _critic_targets(self, data: CriticBatch) -> CriticBatch:
+        """The batch in the units in which the critic predicts."""
+        norm = self.critic.value_norm
+        if norm is None:
+            return data
+        old_values = norm.normalize(data.old_values)  # what the network said, before the statistics move
+        norm.update(data.returns, data.active)
+        return data._replace(old_values=old_values, returns=norm.normalize(data.returns))
+
+    def _value_loss(self, batch: CriticBatch) -> th.Tensor:
+        """
+        :param batch: In the critic's own units
+        :return: Mean squared error, or Huber loss, of the values
+        """
+        values = self.critic(batch.observations)
+        errors = [values]
+        if self.clip_range_vf is not None:
+            clip_range = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
+            clipped = batch.old_values + (values - batch.old_values).clamp(-clip_range, clip_range)
+            errors = [values, clipped] if self.use_clipped_value_loss else [clipped]
+        losses = [
+            F.mse_loss(value, batch.returns, reduction="none")
+            if self.huber_delta is None
+            else F.huber_loss(value, batch.returns, reduction="none", delta=self.huber_delta)
+            for value in errors
+        ]
+        loss = losses[0] if len(losses) == 1 else th.maximum(*losses)
+        return loss.mean() if batch.active is None else loss[batch.active].mean()
+
+    # ---------------------------------------------------------------- save and load
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = [f"policy.actors.{index}.optimizer" for index in range(len(self.agents))]
+        return ["policy", "policy.critic.optimizer", *optimizers], []
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """
+        Train on another environment from now on.
+
+        :param env: Anything that the constructor takes, with the same team and number of environments
+        :param force_reset: Reset it before training
+        :raises ValueError: If its team differs
+        """
+        env = self._wrap_env(env, self.verbose)
+        _check_same_team(env, self.observation_space, self.action_space)
+        super().set_env(env, force_reset)
+        self._check_normalisation()
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfMultiAgent],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: Any = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfMultiAgent:
+        """
+        Load a saved model, with its optimisers and normalisers.
+
+        :param path: Where it was saved
+        :param env: What to train it on further, anything that the constructor takes, with any number of environments;
+            not needed for ``predict``
+        :param device: Device on which the model shall run
+        :param custom_objects: Objects to take instead of the saved ones
+        :param print_system_info: Print the versions at saving and now
+        :param force_reset: Reset the environment before training
+        :param kwargs: Attributes to change, such as ``learning_rate``
+        :return: The model
+        :raises ValueError: If ``env`` has another team
+        """
+        if env is not None:
+            env = cls._wrap_env(env)
+            data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
+            if isinstance(path, io.BufferedIOBase):
+                path.seek(0)
+            assert data is not None
+            _check_same_team(env, data["observation_space"], data["action_space"])
+        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+
+def _check_same_team(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """
+    :param env: A vectorised joint environment
+    :param observation_space: What the model was made for
+    :param action_space: Likewise
+    :raises ValueError: If they differ, saying where
+    """
+    assert isinstance(observation_space, spaces.Dict) and isinstance(action_space, spaces.Dict)
+    assert isinstance(env.observation_space, spaces.Dict) and isinstance(env.action_space, spaces.Dict)
+    if tuple(env.action_space.spaces) != tuple(action_space.spaces):
+        raise ValueError(
+            f"The model was trained for the team {list(action_space.spaces)}, but this environment has "
+            f"{list(env.action_space.spaces)}; load it on the environment it was trained on, or train a new model."
+        )
+    for kind, mine, theirs in (
+        ("action", action_space.spaces, env.action_space.spaces),
+        ("observation", observation_space.spaces, env.observation_space.spaces),
+    ):
+        differing = [
+            f"{key!r}: {mine.get(key)} in the model, {theirs.get(key)} here"
+            for key in dict.fromkeys([*mine, *theirs])
+            if mine.get(key) != theirs.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"The model was trained on other {kind} spaces than this environment has ({'; '.join(differing)}); "
+                "make the environment with the same arguments and wrappers as in training."
+            )

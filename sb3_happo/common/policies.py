@@ -1,0 +1,533 @@
+"""The actors: one agent's policy, and the team of them with its critic."""
+
+from typing import Any, Literal
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.utils import FloatSchedule
+from torch import nn
+
+from sb3_happo.common.critics import CentralizedCritic
+from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
+from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, optimizer_defaults
+from sb3_happo.common.type_aliases import JointStep
+from sb3_happo.envs.spaces import joint_action_dtype
+
+LogStdForm = Literal["parameter", "sigmoid", "constant"]
+MASK = "action_mask"
+# What the critic takes over from the policies' keyword arguments
+_CRITIC_KWARGS = {
+    "activation_fn",
+    "ortho_init",
+    "input_layer_norm",
+    "layer_norm",
+    "features_extractor_class",
+    "features_extractor_kwargs",
+    "normalize_images",
+    "optimizer_class",
+    "optimizer_kwargs",
+}
+
+
+class AgentPolicy(BasePolicy, TeamModel):
+    """
+    One agent's actor: a whole SB3 policy that acts on its own observation alone, without team-mates, state or critic.
+
+    Raw actions, as they are sampled, stored and learned from, are float tensors ``(batch, action_dim)``. What ``predict``
+    returns is what the environment takes: Box actions scaled and clipped to their bounds, Discrete ones counted from ``start``.
+
+    :param observation_space: The agent's own observations, without action masks
+    :param action_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these
+    :param lr_schedule: Learning rate over the remaining progress (1 at the start, 0 at the end)
+    :param net_arch: Units of the hidden layers, or SB3's ``dict(pi=..., vf=...)`` of which ``pi`` is used
+    :param activation_fn: Activation function
+    :param ortho_init: Orthogonal initialisation (applied by :func:`~sb3_happo.common.networks.initialise`)
+    :param output_gain: Gain of the output layer's initialisation; small values start near the uniform policy
+    :param input_layer_norm: Layer normalisation of the features that go in
+    :param layer_norm: Layer normalisation after each hidden layer
+    :param log_std_init: Initial logarithm of the standard deviation (for "sigmoid": of its parameter, in units of
+        ``std_x_coef``; SB3's 0 means HARL's own start, 1)
+    :param log_std_form: "parameter" learns the logarithm itself, as SB3 does; "sigmoid" learns ``x`` of
+        ``std = std_y_coef * sigmoid(x / std_x_coef)``, as HARL does, which bounds it; "constant" does not learn
+    :param std_x_coef: Scale of the sigmoid's parameter
+    :param std_y_coef: Upper bound of the sigmoid's standard deviation
+    :param rescale_actions: Let the Gaussian live in [-1, 1] and scale it to the Box; otherwise its actions are taken as
+        they are and clipped to the Box. The same thing where the bounds are [-1, 1]
+    :param masked: Whether the environment gives this agent action masks
+    :param features_extractor_class: Features extractor; by default SB3's choice for the observation space
+    :param features_extractor_kwargs: Keyword arguments of the features extractor
+    :param normalize_images: Divide images by 255
+    :param optimizer_class: Optimiser
+    :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: NetArch | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        ortho_init: bool = True,
+        output_gain: float = 0.01,
+        input_layer_norm: bool = False,
+        layer_norm: bool = False,
+        log_std_init: float = 0.0,
+        log_std_form: LogStdForm = "parameter",
+        std_x_coef: float = 1.0,
+        std_y_coef: float = 0.5,
+        rescale_actions: bool = True,
+        masked: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class or default_features_extractor(observation_space),
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_defaults(optimizer_class, optimizer_kwargs),
+        )
+        self.ortho_init = ortho_init
+        self.output_gain = output_gain
+        self.masked = masked
+        self.rescale_actions = rescale_actions
+        self.net_arch = net_arch
+        self.activation_fn = activation_fn
+        self.input_layer_norm = input_layer_norm
+        self.layer_norm = layer_norm
+        self.log_std_init = log_std_init
+        self.log_std_form = log_std_form
+        self.std_x_coef = std_x_coef
+        self.std_y_coef = std_y_coef
+        self.leaves = list(action_leaves(action_space))
+        self.n_choices = sum(leaf.n_choices for leaf in self.leaves)
+        self.action_dtype = joint_action_dtype(spaces.Dict([("agent", action_space)]))["agent"]
+        self.action_dist = make_action_distribution(action_space, masked)
+
+        self.features_extractor = self.make_features_extractor()
+        self.body, latent_dim = make_mlp(
+            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm
+        )
+        self.head = nn.Linear(latent_dim, sum(leaf.n_params for leaf in self.leaves))
+        self._build_log_std()
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _build_log_std(self) -> None:
+        n_continuous = sum(leaf.n_actions for leaf in self.leaves if isinstance(leaf.space, spaces.Box))
+        self.log_std: th.Tensor | None = None
+        if not n_continuous:
+            return
+        if self.log_std_form == "parameter":
+            self.log_std = nn.Parameter(th.full((n_continuous,), self.log_std_init))
+        elif self.log_std_form == "sigmoid":
+            self.log_std = nn.Parameter(th.full((n_continuous,), (1.0 + self.log_std_init) * self.std_x_coef))
+        elif self.log_std_form == "constant":
+            del self.log_std
+            self.register_buffer("log_std", th.full((n_continuous,), self.log_std_init))
+        else:
+            raise ValueError(f"log_std_form must be 'parameter', 'sigmoid' or 'constant', not {self.log_std_form!r}")
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        names = (
+            "net_arch activation_fn ortho_init output_gain input_layer_norm layer_norm log_std_init log_std_form std_x_coef "
+            "std_y_coef rescale_actions masked features_extractor_class features_extractor_kwargs optimizer_class "
+            "optimizer_kwargs"
+        ).split()
+        # As in SB3, a policy that was saved alone acts, and does not learn on
+        return data | {name: getattr(self, name) for name in names} | {"lr_schedule": self._dummy_schedule}
+
+    def effective_log_std(self) -> th.Tensor | None:
+        """
+        :return: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)``, or None
+        """
+        if self.log_std is not None and self.log_std_form == "sigmoid":
+            return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
+        return self.log_std
+
+    def get_distribution(self, obs: PyTorchObs, action_masks: th.Tensor | None = None) -> Distribution:
+        """
+        The distribution over raw actions. The object is the policy's own: the next call changes it.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
+        :return: SB3's distribution for plain spaces, a maskable one, or a hybrid one
+        """
+        assert self.features_extractor is not None
+        latent = self.body(self.extract_features(obs, self.features_extractor))
+        return set_parameters(self.action_dist, self.head(latent), self.effective_log_std(), action_masks)
+
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param deterministic: Take the most likely action instead of a sample
+        :param action_masks: ``(batch, n_choices)``
+        :return: Raw actions ``(batch, action_dim)`` and the log-probability of each whole action ``(batch,)``
+        """
+        distribution = self.get_distribution(obs, action_masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions.reshape(len(actions), -1), distribution.log_prob(actions)
+
+    def evaluate_actions(
+        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :param action_masks: ``(batch, n_choices)``
+        :return: Log-probability of each whole action and entropy of its distribution, both ``(batch,)``
+        """
+        distribution = self.get_distribution(obs, action_masks)
+        log_prob = distribution.log_prob(actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions)
+        entropy = distribution.entropy()
+        assert entropy is not None
+        return log_prob, entropy
+
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
+    ) -> th.Tensor:
+        return self.forward(observation, deterministic, action_masks)[0]
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        The agent's action for its own observation, one or a batch of them.
+
+        :param observation: Own observation; where the agent has action masks also PettingZoo's form
+            ``{"observation": ..., "action_mask": ...}``
+        :param state: Unused, for SB3's interface
+        :param episode_start: Unused, for SB3's interface
+        :param deterministic: Take the most likely action instead of a sample
+        :param action_masks: 1 where a choice is legal, ``(n_choices,)`` or ``(batch, n_choices)``
+        :return: An action that the environment takes (for a batch: an array of them), and ``state``
+        :raises ValueError: If the agent was trained with action masks and none is given, or a mask allows nothing
+        """
+        self.set_training_mode(False)
+        observation, own_masks = self.split_mask(observation)
+        obs, vectorized = self.obs_to_tensor(observation)
+        with th.no_grad():
+            actions = self._predict(obs, deterministic, self._mask_tensor(own_masks if action_masks is None else action_masks))
+        env_actions = self.to_env_actions(actions.cpu().numpy())
+        return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
+
+    def split_mask(
+        self, observation: np.ndarray | dict[str, np.ndarray]
+    ) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
+        """
+        :param observation: Own observation, or PettingZoo's ``{"observation": ..., "action_mask": ...}``
+        :return: The observation proper, and the mask if there is one
+        """
+        if not isinstance(observation, dict) or MASK not in observation:
+            return observation, None
+        rest = {key: value for key, value in observation.items() if key != MASK}
+        return (rest if isinstance(self.observation_space, spaces.Dict) else rest["observation"]), observation[MASK]
+
+    def _mask_tensor(self, action_masks: np.ndarray | None) -> th.Tensor | None:
+        if not self.masked:
+            return None
+        if action_masks is None:
+            raise ValueError(
+                "This agent was trained with action masks; pass `action_masks=`, or an observation with the key 'action_mask'."
+            )
+        masks = np.asarray(action_masks)[..., -self.n_choices :].reshape(-1, self.n_choices)
+        if len(rows_without_choice(self.action_space, masks)):
+            raise ValueError("The action mask allows no action at all; at least one choice must be legal.")
+        return th.as_tensor(masks, device=self.device)
+
+    def to_env_actions(self, actions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """
+        Turn raw actions into actions of the environment.
+
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :param out: Where to write; a new array by default
+        :return: ``(batch, ...)``, a structured array where the action space is nested
+        """
+        if out is None:
+            out = np.empty(len(actions), self.action_dtype)
+        start = 0
+        for leaf in self.leaves:
+            field = out
+            for name in leaf.path:
+                field = field[name]
+            columns = actions[:, start : start + leaf.n_actions].reshape(field.shape)
+            start += leaf.n_actions
+            space = leaf.space
+            if isinstance(space, spaces.Box):
+                if self.rescale_actions:
+                    columns = space.low + 0.5 * (columns.clip(-1.0, 1.0) + 1.0) * (space.high - space.low)
+                np.clip(columns, space.low, space.high, out=field, casting="same_kind")
+            elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+                np.add(columns.astype(np.int64), space.start, out=field)
+            else:
+                field[...] = columns
+        return out
+
+
+def unbatch(space: spaces.Space, action: Any) -> Any:
+    """
+    One row of an agent's actions as the environment takes it.
+
+    :param space: The agent's action space
+    :param action: The row: a NumPy scalar, an array, or a structured row where the space is nested
+    :return: The same, with structured rows turned into dicts and tuples
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: unbatch(subspace, action[key]) for key, subspace in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(unbatch(subspace, action[str(index)]) for index, subspace in enumerate(space.spaces))
+    return action
+
+
+def agent_keys(observation_space: spaces.Dict, agents: tuple[str, ...]) -> dict[str, list[str]]:
+    """
+    Which entries of the joint observation are an agent's own observation.
+
+    :param observation_space: Joint observation space
+    :param agents: Names of the agents
+    :return: Per agent ``["<agent>"]``, or all its ``"<agent>/<key>"`` except the action mask
+    """
+    keys: dict[str, list[str]] = {agent: [] for agent in agents}
+    for key in observation_space.spaces:
+        # The longest name wins: "a/b" may be an agent beside "a"
+        owners = [agent for agent in agents if key == agent or key.startswith(agent + "/")]
+        if owners and not key.endswith("/" + MASK):
+            keys[max(owners, key=len)].append(key)
+    for agent, own in keys.items():
+        if not own:
+            raise ValueError(
+                f"The joint observation has no entry for agent {agent!r}, only {list(observation_space.spaces)}; "
+                "build the environment with `JointEnv` or `make_joint_env`."
+            )
+    return keys
+
+
+def agent_observation_space(observation_space: spaces.Dict, keys: list[str], agent: str) -> spaces.Space:
+    """
+    :param observation_space: Joint observation space
+    :param keys: The agent's own entries (see :func:`agent_keys`)
+    :param agent: Its name
+    :return: The space of its own observation, a Dict where it has several entries
+    """
+    if keys == [agent]:
+        return observation_space.spaces[agent]
+    return spaces.Dict([(key.removeprefix(agent + "/"), observation_space.spaces[key]) for key in keys])
+
+
+class JointPolicy(BasePolicy):
+    """
+    The team: a policy for each agent, none sharing parameters with another, and one centralized critic.
+
+    Keyword arguments that are not listed go to every :class:`AgentPolicy` and, where it knows them, to the critic.
+
+    :param observation_space: Joint observation space of a :class:`~sb3_happo.envs.JointEnv`
+    :param action_space: One entry per agent, in the agents' order
+    :param lr_schedule: Learning rate of the actors
+    :param critic_lr_schedule: Learning rate of the critic; the actors' by default
+    :param net_arch: Units of the hidden layers of actors and critic, or SB3's ``dict(pi=..., vf=...)``
+    :param normalize_value: Whether the critic predicts normalised returns
+    :param agent_kwargs: Overrides for single agents, ``{agent: {"net_arch": ..., "learning_rate": ..., ...}}``
+    :param critic_kwargs: Overrides for the critic
+    """
+
+    actors: nn.ModuleList
+    critic: CentralizedCritic
+
+    def __init__(
+        self,
+        observation_space: spaces.Dict,
+        action_space: spaces.Dict,
+        lr_schedule: Schedule,
+        critic_lr_schedule: Schedule | None = None,
+        net_arch: NetArch | None = None,
+        normalize_value: bool = True,
+        agent_kwargs: dict[str, dict[str, Any]] | None = None,
+        critic_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        self.agents = tuple(action_space.spaces)
+        agent_kwargs = agent_kwargs or {}
+        for agent in agent_kwargs:
+            self._check_agent(agent, "policy_kwargs['agent_kwargs']")
+        self._init_kwargs: dict[str, Any] = dict(
+            net_arch=net_arch, normalize_value=normalize_value, agent_kwargs=agent_kwargs, critic_kwargs=critic_kwargs, **kwargs
+        )
+        self.lr_schedules: dict[str, Schedule] = {}
+        self._keys = agent_keys(observation_space, self.agents)
+        self._mask_keys = {agent: f"{agent}/{MASK}" for agent in self.agents}
+        actors = []
+        for agent in self.agents:
+            overrides = dict(agent_kwargs.get(agent, {}))
+            rate = overrides.pop("learning_rate", None)
+            self.lr_schedules[agent] = lr_schedule if rate is None else FloatSchedule(rate)
+            actors.append(
+                AgentPolicy(
+                    agent_observation_space(observation_space, self._keys[agent], agent),
+                    action_space.spaces[agent],
+                    self.lr_schedules[agent],
+                    masked=self._mask_keys[agent] in observation_space.spaces,
+                    **({"net_arch": net_arch} | kwargs | overrides),
+                )
+            )
+        self.actors = nn.ModuleList(actors)  # by index: an agent's name need not be a legal module name
+        self.policies: dict[str, AgentPolicy] = dict(zip(self.agents, actors, strict=True))
+        shared = {key: value for key, value in kwargs.items() if key in _CRITIC_KWARGS}
+        self.critic = CentralizedCritic(
+            observation_space,
+            len(self.agents),
+            critic_lr_schedule or lr_schedule,
+            **({"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})),
+        )
+        initialise([*actors, self.critic])
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        spaces_ = dict(observation_space=self.observation_space, action_space=self.action_space)
+        return spaces_ | self._init_kwargs | {"lr_schedule": self._dummy_schedule}
+
+    def _check_agent(self, agent: str, where: str) -> None:
+        if agent not in self.agents:
+            raise ValueError(f"Unknown agent {agent!r} in {where}; this team has {', '.join(map(repr, self.agents))}.")
+
+    def _split_by_agent(self, observation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Sort the entries of an observation, joint or per agent, into own observations and action masks."""
+        own: dict[str, Any] = {}
+        masks: dict[str, Any] = {}
+        for name, value in observation.items():
+            key = str(name)
+            if key in self.agents:
+                own[key] = value
+                continue
+            owners = [agent for agent in self.agents if key.startswith(agent + "/")]
+            if owners:
+                agent = max(owners, key=len)
+                if key == self._mask_keys[agent]:
+                    masks[agent] = value
+                else:
+                    own.setdefault(agent, {})[key.removeprefix(agent + "/")] = value
+            elif key not in self.observation_space.spaces:  # the critic's entries are known, and not needed here
+                self._check_agent(key, "the observation")
+        return own, masks
+
+    def agent_observation(self, observations: dict[str, th.Tensor], agent: str) -> PyTorchObs:
+        """
+        :param observations: Joint observation
+        :param agent: Whose share to take
+        :return: The agent's own observation, a dict where its space is one
+        """
+        keys = self._keys[agent]
+        if keys == [agent]:
+            return observations[agent]
+        return {key.removeprefix(agent + "/"): observations[key] for key in keys}
+
+    def action_masks(self, observations: dict[str, th.Tensor], agent: str) -> th.Tensor | None:
+        """
+        :param observations: Joint observation
+        :param agent: Whose mask to take
+        :return: 1 where a choice is legal, ``(batch, n_choices)``, or None for agents without masks
+        """
+        masks = observations.get(self._mask_keys[agent])
+        # Behind VecFrameStack older masks stand before the present one
+        return None if masks is None else masks[..., -self.policies[agent].n_choices :]
+
+    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False) -> JointStep:  # type: ignore[override]
+        """
+        One decision of the whole team.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param deterministic: Take the most likely actions instead of samples
+        :return: Raw actions, log-probabilities, values
+        """
+        actions, log_probs = {}, {}
+        for agent, policy in self.policies.items():
+            masks = self.action_masks(obs, agent)
+            actions[agent], log_probs[agent] = policy(self.agent_observation(obs, agent), deterministic, masks)
+        return JointStep(actions, log_probs, self.predict_values(obs))
+
+    def predict_values(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param obs: Joint observation, of which the critic reads its keys
+        :return: Values in units of reward, ``(batch, n_values)``
+        """
+        return self.critic.predict_values(obs)
+
+    def to_env_actions(self, actions: dict[str, th.Tensor]) -> np.ndarray:
+        """
+        Join the agents' raw actions to what a vectorised environment takes.
+
+        :param actions: Per agent, ``(n_envs, action_dim)``
+        :return: Structured array ``(n_envs,)`` with one field per agent
+        """
+        n_envs = len(next(iter(actions.values())))
+        joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in actions]))
+        for agent, raw in actions.items():
+            self.policies[agent].to_env_actions(raw.cpu().numpy(), out=joint[agent])
+        return joint
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: dict[str, Any] | np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: dict[str, np.ndarray] | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        The actions of the agents whose observations are given; neither the state nor the critic is needed.
+
+        :param observation: ``{agent: observation}`` in the environment's own form, or the observation of a ``JointEnv`` or of a
+            vectorised one; a team of one also takes its agent's bare observation
+        :param state: Unused, for SB3's interface
+        :param episode_start: Unused, for SB3's interface
+        :param deterministic: Take the most likely actions instead of samples
+        :param action_masks: ``{agent: mask}``, where masks do not come within the observations
+        :return: For one environment ``{agent: action}``; for a batch of them a structured array with one row per
+            environment and one field per agent. And ``state``
+        :raises ValueError: If an agent is unknown, or its mask is missing
+        """
+        if not isinstance(observation, dict):
+            if len(self.agents) > 1:
+                raise ValueError("A team needs a dict of observations, {agent: observation}.")
+            return self.actors[0].predict(observation, state, episode_start, deterministic)  # type: ignore[operator]
+        own, masks = self._split_by_agent(observation)
+        masks.update(action_masks or {})
+        for agent in masks:
+            self._check_agent(agent, "`action_masks`")
+        answers: dict[str, Any] = {}
+        batched = False
+        for agent in self.agents:
+            if agent in own:
+                policy = self.policies[agent]
+                try:
+                    answers[agent] = policy.predict(own[agent], None, None, deterministic, masks.get(agent))[0]
+                except ValueError as error:
+                    raise ValueError(f"agent {agent!r}: {error}") from error
+                batched = batched or policy.is_vectorized_observation(policy.split_mask(own[agent])[0])
+        if not batched:
+            return answers, state
+        n_envs = len(next(iter(answers.values())))
+        joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers]))
+        for agent, actions in answers.items():
+            joint[agent] = actions
+        return joint, state

@@ -1,0 +1,283 @@
+"""HAPPO: Heterogeneous-Agent Proximal Policy Optimisation."""
+
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
+from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderName
+
+
+class HAPPO(MultiAgentOnPolicyAlgorithm):
+    """
+    Heterogeneous-Agent Proximal Policy Optimisation (Algorithm 3 of Kuba et al. 2021, "Trust Region Policy Optimisation in
+    Multi-Agent Reinforcement Learning", https://arxiv.org/abs/2109.11251; Zhong et al. 2024, "Heterogeneous-Agent
+    Reinforcement Learning", JMLR 25).
+
+    The agents are updated one after the other. Each maximises PPO's clipped objective of ``M = factor * A``: the advantage of the
+    joint action, weighted by the product of the probability ratios of the agents updated before it. By the paper's advantage
+    decomposition lemma the team's return then improves with every agent's step, without shared parameters.
+
+    Knowingly different from the paper: the advantages are normalised (``normalize_advantage``), the policies get an entropy bonus
+    (``ent_coef``), an agent makes several passes over minibatches, as PPO does, and an agent that is dead or not on turn at a
+    step has no part in it. From HARL: clipping ``ratio * M`` instead of ``factor * min(...)``, which is the same because the
+    factor is positive; the ratio is that of the whole action (the product over its dimensions); names and meanings of
+    the hyperparameters are SB3's. With one agent, and the same settings, the numbers are those of SB3's ``PPO``.
+
+    :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's network follows its observation
+        space), a subclass of ``JointPolicy``, or the environment itself: ``HAPPO(env)``
+    :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id such as "mpe2/simple_spread_v3", or a ``VecEnv`` of
+        these (see ``make_joint_vec_env``)
+    :param learning_rate: Of the actors, > 0, constant or a schedule of the remaining progress (from 1 to 0); single agents
+        may have their own (``policy_kwargs["agent_kwargs"][agent]["learning_rate"]``)
+    :param n_steps: Steps per environment and update; an update learns from ``n_steps * n_envs`` joint transitions
+    :param batch_size: Minibatch of the actors, in joint transitions; None for all of them at once
+    :param n_epochs: Passes over the rollout that each agent makes
+    :param gamma: Discount factor, in [0, 1]
+    :param gae_lambda: Trade-off of bias against variance in generalised advantage estimation, in [0, 1]
+    :param clip_range: How far from 1 an agent's ratio may profit, > 0, constant or a schedule
+    :param clip_range_vf: How far a value may move in one update, constant or a schedule, in the units in which the critic
+        predicts (standard deviations of the return where ``normalize_value``); None for no limit
+    :param normalize_advantage: Normalise advantages to mean 0 and standard deviation 1: True or "minibatch" within each
+        minibatch, as SB3 does; "rollout" once per update, as HARL does; False not at all. Only steps at which the agent
+        was active count
+    :param ent_coef: Weight of the entropy bonus, >= 0
+    :param vf_coef: Weight of the value loss, > 0; actors and critic have optimisers of their own, so with Adam it matters only
+        for the gradient clipping
+    :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart; None for no clipping
+    :param target_kl: Stop an agent's passes when its approximate KL divergence exceeds 1.5 times this (the critic goes on, where
+        SB3's ``PPO`` stops both); None for never
+    :param critic_learning_rate: Constant or a schedule; None for the actors' ``learning_rate``
+    :param critic_n_epochs: Passes of the critic; None for the actors' ``n_epochs``
+    :param critic_batch_size: Minibatch of the critic; None for the actors' ``batch_size``
+    :param normalize_value: Let the critic predict returns normalised by their running mean and standard deviation
+    :param huber_delta: Where the value loss turns from quadratic to linear (Huber loss), in the critic's units; None for the
+        mean squared error
+    :param use_clipped_value_loss: With ``clip_range_vf``, take the larger of the clipped and the unclipped loss, as HARL and MAPPO
+        do; otherwise the clipped one alone, as SB3 does
+    :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper), "fixed"
+        (the environment's), "reverse", or a callable from the tuple of agents to a sequence of them
+    :param rollout_buffer_class: A subclass of ``MultiAgentRolloutBuffer``
+    :param rollout_buffer_kwargs: Its further keyword arguments
+    :param stats_window_size: Episodes over which the logged return and length are averaged
+    :param tensorboard_log: Folder for TensorBoard; None for no log
+    :param policy_kwargs: Of the networks: ``net_arch``, ``activation_fn``, ``ortho_init``, ``output_gain``, ``input_layer_norm``,
+        ``layer_norm``, ``log_std_init``, ``log_std_form``, ``rescale_actions``, features extractors, optimisers (see
+        :class:`~sb3_happo.common.policies.AgentPolicy`), and overrides in ``agent_kwargs`` and ``critic_kwargs`` (see
+        :class:`~sb3_happo.common.policies.JointPolicy`)
+    :param verbose: 0 for no output, 1 for training information
+    :param seed: Seed of everything random
+    :param device: "auto", "cpu", "cuda", ...
+    :param _init_setup_model: Whether to build the networks now
+    :raises ValueError: If something in the environment or the settings cannot work, before any training
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        env: Any = None,
+        learning_rate: float | Schedule = 5e-4,
+        n_steps: int = 1024,
+        batch_size: int | None = 1024,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | str = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        target_kl: float | None = None,
+        critic_learning_rate: float | Schedule | None = None,
+        critic_n_epochs: int | None = None,
+        critic_batch_size: int | None = None,
+        normalize_value: bool = True,
+        huber_delta: float | None = None,
+        use_clipped_value_loss: bool = False,
+        agent_order: AgentOrder = "random",
+        rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            clip_range_vf=clip_range_vf,
+            use_clipped_value_loss=use_clipped_value_loss,
+            critic_learning_rate=critic_learning_rate,
+            critic_n_epochs=n_epochs if critic_n_epochs is None else critic_n_epochs,
+            critic_batch_size=batch_size if critic_batch_size is None else critic_batch_size,
+            normalize_value=normalize_value,
+            huber_delta=huber_delta,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        if normalize_advantage not in (True, False, "minibatch", "rollout"):
+            raise ValueError(f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {normalize_advantage!r}")
+        if not callable(agent_order) and agent_order not in get_args(AgentOrderName):
+            raise ValueError(f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {agent_order!r}")
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.agent_order = agent_order
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.clip_range = FloatSchedule(self.clip_range)
+
+    def train(self) -> None:
+        """One update of the team from the rollout: lines 7 to 14 of the paper's Algorithm 3."""
+        self.policy.set_training_mode(True)
+        # M^{i_1} = A: before the first agent the factor is 1, and it multiplies the joint advantage
+        factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
+        for agent in self._update_order(factor):
+            data = self.rollout_buffer.agent_data(agent, factor)
+            if len(data.advantages):
+                self._update_actor(agent, data)
+                factor = self._next_factor(agent, data, factor)
+        self._update_critic()
+        self._n_updates += 1
+        self._log_update(factor)
+
+    def _update_order(self, factor: th.Tensor) -> Iterator[str]:
+        """
+        :param factor: As it stands when the next agent is asked for
+        :return: The agents, in the order in which they are updated
+        """
+        agents = self.agents
+        if callable(self.agent_order):
+            order = list(self.agent_order(agents))
+            if sorted(order) != sorted(agents):
+                raise ValueError(f"agent_order must return every agent once; it returned {order} for the team {list(agents)}")
+            yield from order
+        elif self.agent_order == "random":
+            yield from (agents[index] for index in np.random.permutation(len(agents)))
+        else:
+            yield from agents if self.agent_order == "fixed" else reversed(agents)
+
+    def _update_actor(self, agent: str, data: ActorBatch) -> None:
+        """
+        Maximise the agent's clipped objective by gradient steps.
+
+        :param agent: Whose turn it is
+        :param data: Its rows of the rollout, with the factor of the agents before it
+        """
+        policy = self.policies[agent]
+        update_learning_rate(policy.optimizer, self.policy.lr_schedules[agent](self._current_progress_remaining))
+        if self.normalize_advantage == "rollout":
+            data = data._replace(advantages=normalize(data.advantages))
+        logs: dict[str, list[th.Tensor]] = {"policy_loss": [], "entropy": [], "approx_kl": [], "clip_fraction": []}
+        for _ in range(self.n_epochs):
+            for batch in minibatches(data, self.batch_size):
+                log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions, batch.action_masks)
+                policy_loss = self._policy_loss(log_prob, batch)
+                loss = policy_loss - self.ent_coef * entropy.mean()
+
+                with th.no_grad():
+                    # Schulman's estimate of the KL divergence, low in variance (http://joschu.net/blog/kl-approx.html)
+                    log_ratio = log_prob - batch.old_log_prob
+                    approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()
+                    clipped = (log_ratio.exp() - 1).abs() > self._clip_range()
+                for name, value in zip(logs, (policy_loss, entropy.mean(), approx_kl, clipped.float().mean()), strict=True):
+                    logs[name].append(value.detach())
+                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                    return self._log_actor(agent, logs)
+
+                policy.optimizer.zero_grad()
+                loss.backward()
+                th.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+                policy.optimizer.step()
+        self._log_actor(agent, logs)
+
+    def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
+        """
+        PPO's clipped objective of ``M = factor * A``, negated (line 11 of Algorithm 3).
+
+        :param log_prob: Of the actions now, ``(batch,)``
+        :param batch: With their log-probabilities at collection, advantages and factor
+        :return: Scalar
+        """
+        advantages = batch.advantages
+        if self.normalize_advantage in (True, "minibatch"):
+            advantages = normalize(advantages)
+        objective = batch.factor * advantages
+        ratio = th.exp(log_prob - batch.old_log_prob)
+        clip_range = self._clip_range()
+        return -th.min(ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective).mean()
+
+    def _next_factor(self, agent: str, data: ActorBatch, factor: th.Tensor) -> th.Tensor:
+        """
+        Multiply the factor by the agent's new ratio (line 12 of Algorithm 3), at the steps at which it was active.
+
+        :param agent: Who has just been updated
+        :param data: Its rows of the rollout
+        :param factor: Of the agents before it, ``(n_rows,)``
+        :return: Of the agents up to and with it, ``(n_rows,)``
+        """
+        with th.no_grad():
+            log_prob, _ = self.policies[agent].evaluate_actions(data.observations, data.actions, data.action_masks)
+            rows = self.rollout_buffer.active_rows(agent)
+            ratio = th.exp(log_prob - data.old_log_prob)
+            return factor * ratio if rows is None else factor.index_put((rows,), factor[rows] * ratio)
+
+    def _clip_range(self) -> float:
+        return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+
+    def _log_actor(self, agent: str, logs: dict[str, list[th.Tensor]]) -> None:
+        name = self._log_names[agent]
+        for key, values in logs.items():
+            self.logger.record(f"{name}/{key}", th.stack(values).mean().item())
+        log_std = self.policies[agent].effective_log_std()
+        if log_std is not None:
+            self.logger.record(f"{name}/std", log_std.exp().mean().item())
+
+    def _log_update(self, factor: th.Tensor) -> None:
+        self.logger.record("train/factor_mean", factor.mean().item())
+        self.logger.record("train/factor_std", factor.std().item())
+        # Which share of the samples would carry as much information if all had the same weight (Kish)
+        self.logger.record("train/factor_ess", (factor.sum() ** 2 / (factor**2).sum() / len(factor)).item())
+        self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+        self.logger.record("train/clip_range", self._clip_range())
+        if self.clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def normalize(advantages: th.Tensor) -> th.Tensor:
+    """
+    :param advantages: ``(batch,)``
+    :return: The same with mean 0 and standard deviation 1; a single one as it is
+    """
+    if len(advantages) < 2:
+        return advantages
+    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)

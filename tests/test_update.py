@@ -1,0 +1,156 @@
+"""The update is the paper's: re-derived by hand, and held against exact enumeration."""
+
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_happo import HAPPO, JointEnv
+from tests.envs import MatrixGame, RandomTeam
+
+
+def test_one_update_of_three_agents_by_hand() -> None:
+    """Advantage, order, factor after each agent, clipped objective and gradient step, written out a second time."""
+    order = ["agent_2", "agent_0", "agent_1"]
+    action_spaces = {
+        "agent_0": spaces.Discrete(3),
+        "agent_1": spaces.Box(-1, 1, (2,), np.float32),
+        "agent_2": spaces.MultiDiscrete([2, 3]),
+    }
+    epochs, rate, clip, ent, gamma, lam = 3, 0.05, 0.1, 0.02, 0.9, 0.8
+    model = HAPPO(
+        JointEnv(RandomTeam(action_spaces)),
+        learning_rate=rate,
+        n_steps=64,
+        batch_size=None,
+        n_epochs=epochs,
+        gamma=gamma,
+        gae_lambda=lam,
+        clip_range=clip,
+        ent_coef=ent,
+        vf_coef=1.0,
+        max_grad_norm=None,
+        normalize_value=False,
+        agent_order=lambda agents: order,
+        policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD),
+        seed=1,
+    )
+    model._setup_learn(64)
+    assert model.env is not None
+    callback = model._init_callback(None)
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
+    twins = {agent: copy.deepcopy(policy) for agent, policy in model.policies.items()}
+    critic = copy.deepcopy(model.critic)
+    buffer = model.rollout_buffer
+    model.train()
+
+    # Advantages, one step after the other
+    rewards, values, starts = (x.flatten().tolist() for x in (buffer.rewards, buffer.values, buffer.episode_starts))
+    last = {k: th.as_tensor(v) for k, v in model._last_obs.items()}  # type: ignore[union-attr]
+    values.append(critic.predict_values(last).item())
+    starts.append(float(model._last_episode_starts[0]))  # type: ignore[index]
+    advantages = [0.0] * 65
+    for t in reversed(range(64)):
+        alive = 1.0 - starts[t + 1]
+        advantages[t] = rewards[t] + gamma * values[t + 1] * alive - values[t] + gamma * lam * alive * advantages[t + 1]
+    assert any(starts[1:]), "the re-derivation should cross the end of an episode"
+    advantage = th.tensor(advantages[:64])
+    returns = advantage + th.tensor(values[:64])
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+
+    def log_prob_and_entropy(agent: str) -> tuple[th.Tensor, th.Tensor]:
+        twin = twins[agent]
+        out = twin.head(twin.body(buffer.observations[agent].flatten(end_dim=1)))
+        actions = buffer.actions[agent].flatten(end_dim=1)
+        if agent == "agent_0":
+            log_p = out.log_softmax(-1)
+            return log_p.gather(1, actions.long()).squeeze(1), -(log_p.exp() * log_p).sum(-1)
+        if agent == "agent_1":
+            assert twin.log_std is not None
+            std = twin.log_std.exp()
+            log_p = -0.5 * ((actions - out) / std) ** 2 - twin.log_std - 0.5 * np.log(2 * np.pi)
+            return log_p.sum(-1), (0.5 + 0.5 * np.log(2 * np.pi) + twin.log_std).sum().expand(64)
+        heads = [out[:, :2].log_softmax(-1), out[:, 2:].log_softmax(-1)]
+        chosen = [head.gather(1, actions[:, i : i + 1].long()).squeeze(1) for i, head in enumerate(heads)]
+        return chosen[0] + chosen[1], sum(-(h.exp() * h).sum(-1) for h in heads)  # type: ignore[return-value]
+
+    m = advantage.clone()
+    for agent in order:
+        with th.no_grad():
+            old = log_prob_and_entropy(agent)[0]
+        for _ in range(epochs):
+            new, entropy = log_prob_and_entropy(agent)
+            ratio = (new - old).exp()
+            objective = th.minimum(ratio * m, ratio.clamp(1 - clip, 1 + clip) * m).mean() + ent * entropy.mean()
+            params = list(twins[agent].parameters())
+            for param, grad in zip(params, th.autograd.grad(objective, params), strict=True):
+                param.data += rate * grad
+        with th.no_grad():
+            m = m * (log_prob_and_entropy(agent)[0] - old).exp()
+        for mine, theirs in zip(twins[agent].parameters(), model.policies[agent].parameters(), strict=True):
+            assert th.allclose(mine, theirs, atol=1e-6), agent
+    for _ in range(epochs):
+        loss = ((critic(buffer.critic_data().observations).squeeze(1) - returns) ** 2).mean()
+        params = list(critic.parameters())
+        for param, grad in zip(params, th.autograd.grad(loss, params), strict=True):
+            param.data -= rate * grad
+    for mine, theirs in zip(critic.parameters(), model.critic.parameters(), strict=True):
+        assert th.allclose(mine, theirs, atol=1e-6)
+
+
+def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
+    """
+    Lemma 1 of the paper, in expectation and exactly: summing over all joint actions of a one-step game with their old
+    probabilities, ``E[factor * (ratio - 1) * A]`` of the agents in turn adds up to the expected joint advantage of the new
+    joint policy, where factor and ratios are those that ``HAPPO`` computes.
+    """
+    n_agents = 3
+    rng = np.random.default_rng(0)
+    payoff = 3 * rng.normal(size=(2,) * n_agents)
+    model = HAPPO(JointEnv(MatrixGame(n_agents, payoff)), n_steps=2, batch_size=None, policy_kwargs=dict(net_arch=[]), seed=0)
+    model._setup_learn(2)
+    buffer = model.rollout_buffer = model.rollout_buffer.__class__(2**n_agents, model.policy)
+    joint = list(itertools.product(range(2), repeat=n_agents))
+    obs = {key: th.as_tensor(value) for key, value in model._last_obs.items()}  # type: ignore[union-attr]
+    for row, actions in enumerate(joint):
+        for key in buffer.observations:
+            buffer.observations[key][row] = obs[key]
+        for agent, action in zip(model.agents, actions, strict=True):
+            buffer.actions[agent][row] = float(action)
+            log_prob, _ = model.policies[agent].evaluate_actions(obs[agent], th.tensor([[float(action)]]))
+            buffer.log_probs[agent][row] = log_prob.detach()
+    old = sum(buffer.log_probs[agent] for agent in model.agents).exp().flatten()
+    value = (old * th.tensor(payoff.flatten())).sum()
+    advantage = th.tensor(payoff.flatten()).float() - value.float()
+    buffer.advantages[:] = advantage.reshape(-1, 1, 1)
+
+    factor, gains = th.ones(len(joint)), 0.0
+    for agent in ("agent_1", "agent_2", "agent_0"):
+        data = buffer.agent_data(agent, factor)
+        with th.no_grad():
+            model.policies[agent].head.bias.add_(th.tensor(rng.normal(size=2)).float())  # type: ignore[union-attr,operator]
+        following = model._next_factor(agent, data, factor)
+        gains += float((old * (following - factor) * advantage).sum())
+        factor = following
+    new = old * factor
+    assert new.sum().item() == pytest.approx(1.0, abs=1e-5)
+    exact = float((new * th.tensor(payoff.flatten())).sum() - value)
+    assert abs(exact) > 0.05
+    assert gains == pytest.approx(exact, abs=1e-5)
+
+
+def test_counter_example_of_proposition_1() -> None:
+    """Reward only where the first half plays 0 and the second 1, or the mirror: shared parameters cannot exceed 2 / 2^n."""
+    n_agents = 4
+    model = HAPPO(JointEnv(MatrixGame(n_agents)), n_steps=256, batch_size=None, learning_rate=0.01, ent_coef=0.01, seed=0)
+    model.learn(25_000)
+    env = MatrixGame(n_agents)
+    total = 0.0
+    for _ in range(200):
+        obs, _ = env.reset()
+        actions, _ = model.predict(obs)
+        total += env.step(actions)[1]["agent_0"]
+    assert total / 200 >= 0.95

@@ -54,7 +54,9 @@ def _field_dtype(space: spaces.Space) -> np.dtype:
         return np.dtype((np.int8, space.shape))
     if isinstance(space, spaces.Box):
         return np.dtype((np.float32, space.shape))
-    raise TypeError(f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these.")
+    raise TypeError(
+        f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
+    )
 
 
 class _NestedConverter:
@@ -128,7 +130,8 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)) and isinstance(mask, (Mapping, tuple, list)):
         parts = [
-            flatten_mask(subspace, mask.get(key) if isinstance(mask, Mapping) else mask[key]) for _, key, subspace in subspaces(space)
+            flatten_mask(subspace, mask.get(key) if isinstance(mask, Mapping) else mask[key])
+            for _, key, subspace in subspaces(space)
         ]
         return np.concatenate(parts) if parts else np.zeros(0, np.int8)
     size = n_choices(space)
@@ -228,7 +231,9 @@ def check_action_spaces(action_space: spaces.Space) -> None:
     :raises ValueError: If there are no agents, a Box is unbounded, or an agent has nothing to decide
     """
     if not isinstance(action_space, spaces.Dict):
-        raise TypeError(f"A team's action space must be a Dict of the agents' own, not {action_space}; wrap the env with JointEnv.")
+        raise TypeError(
+            f"A team's action space must be a Dict of the agents' own, not {action_space}; wrap the env with JointEnv."
+        )
     if not action_space.spaces:
         raise ValueError("The team has no agents.")
     for agent, space in action_space.spaces.items():
@@ -238,7 +243,9 @@ def check_action_spaces(action_space: spaces.Space) -> None:
 def _check_action_space(owner: str, space: spaces.Space) -> None:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         if not space.spaces:
-            raise ValueError(f"{owner} has an empty action space {space}; give it something to decide, or leave it out of the team.")
+            raise ValueError(
+                f"{owner} has an empty action space {space}; give it something to decide, or leave it out of the team."
+            )
         for name, _, subspace in subspaces(space):
             if not name:
                 raise ValueError(f"{owner} has an action space with an empty key; give the key a name.")
@@ -254,10 +261,8 @@ def _check_action_space(owner: str, space: spaces.Space) -> None:
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(
                 f"{owner} has an infinite Box action space {space}; wrap the env so that its bounds are finite, "
-                "for example with gymnasium.wrappers.RescaleAction or supersuit.clip_actions_v0."
+                "for example with supersuit.action_lambda_v1 or gymnasium.wrappers.TransformAction."
             )
-        if not (space.low < space.high).all():
-            raise ValueError(f"{owner} has a Box action space {space} that is empty in some dimension; leave that dimension out.")
         if not np.prod(space.shape):
             raise ValueError(f"{owner} has a Box action space of shape {space.shape}, with nothing to decide.")
 

@@ -1,0 +1,268 @@
+"""Joint environments from ids, and vectorised ones."""
+
+import difflib
+import importlib
+import importlib.util
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from sb3_happo.envs.joint_env import JointEnv, as_joint_env
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+EnvWrapper = Callable[[Any], Any]
+
+_MAMUJOCO = "mamujoco"
+# The factorisations that Gymnasium-Robotics names; "|" cannot stand in an id of Gymnasium, which gets a "p" instead
+_MAMUJOCO_FACTORISATIONS: dict[str, tuple[str | None, ...]] = {
+    "Ant": (None, "2x4", "2x4d", "4x2"),
+    "HalfCheetah": (None, "2x3", "6x1"),
+    "Hopper": (None, "3x1"),
+    "Humanoid": (None, "9|8"),
+    "HumanoidStandup": (None, "9|8"),
+    "InvertedDoublePendulum": (None,),
+    "InvertedPendulum": (None,),
+    "Pusher": (None, "3p"),
+    "Reacher": (None, "2x1"),
+    "Swimmer": (None, "2x1"),
+    "Walker2d": (None, "2x3"),
+    "CoupledHalfCheetah": (None, "1p1"),
+    "ManySegmentAnt": ("2x3", "6x1", "10x2"),
+    "ManySegmentSwimmer": ("2x3", "6x1", "10x2"),
+}
+_MANY_SEGMENTS = re.compile(rf"{_MAMUJOCO}/(ManySegmentAnt|ManySegmentSwimmer)-(\d+x\d+)-v1")
+
+# What to install for ids of well-known packages
+_INSTALL = {
+    "mpe2": "mpe2",
+    "mamujoco": "gymnasium-robotics mujoco",
+    "pettingzoo.atari": "pettingzoo[atari]",
+    "pettingzoo.butterfly": "pettingzoo[butterfly]",
+    "pettingzoo.classic": "pettingzoo[classic]",
+    "pettingzoo.sisl": "pettingzoo[sisl]",
+    "magent2.environments": "magent2",
+    "lbforaging": "lbforaging",
+    "rware": "rware",
+    "vmas": "vmas",
+}
+
+
+def register_mamujoco() -> None:
+    """Register multi-agent MuJoCo with Gymnasium, as ``"mamujoco/HalfCheetah-2x3-v1"`` and the like; imports no simulator."""
+    for scenario, factorisations in _MAMUJOCO_FACTORISATIONS.items():
+        for agent_conf in factorisations:
+            name = scenario if agent_conf is None else f"{scenario}-{agent_conf.replace('|', 'p')}"
+            _register_mamujoco(f"{_MAMUJOCO}/{name}-v1", scenario, agent_conf)
+
+
+def _register_mamujoco(id: str, scenario: str, agent_conf: str | None) -> None:
+    if id not in gym.registry:
+        gym.register(
+            id,
+            entry_point="sb3_happo.envs.make:make_mamujoco",
+            order_enforce=False,  # the time limit is set inside, and per-step wrappers cost
+            disable_env_checker=True,
+            kwargs={"scenario": scenario, "agent_conf": agent_conf},
+        )
+
+
+def make_mamujoco(
+    scenario: str,
+    agent_conf: str | None,
+    wrappers: Iterable[EnvWrapper] | None = None,
+    joint_kwargs: dict[str, Any] | None = None,
+    **env_kwargs: Any,
+) -> JointEnv:
+    """
+    A joint environment of multi-agent MuJoCo.
+
+    :param scenario: The robot, for example "HalfCheetah"
+    :param agent_conf: Its factorisation, for example "2x3", None for a single agent
+    :param wrappers: Wrappers for the PettingZoo env
+    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
+    :param env_kwargs: ``agent_obsk``, ``render_mode`` and the other arguments of Gymnasium-Robotics' ``mamujoco_v1.parallel_env``
+    :return: The environment
+    """
+    try:
+        from gymnasium_robotics import mamujoco_v1
+    except ImportError as error:
+        raise _missing(f"{_MAMUJOCO}/{scenario}", _MAMUJOCO, error) from error
+    # Gymnasium's checker would look at every step of the single-agent env inside
+    env_kwargs.setdefault("disable_env_checker", True)
+    return JointEnv(_wrap(mamujoco_v1.parallel_env(scenario, agent_conf, **env_kwargs), wrappers), **(joint_kwargs or {}))
+
+
+def make_joint_env(
+    id: str,
+    wrappers: Iterable[EnvWrapper] | None = None,
+    joint_kwargs: dict[str, Any] | None = None,
+    **env_kwargs: Any,
+) -> gym.Env:
+    """
+    Make a joint environment from an id.
+
+    * ``"<package>/<module>"`` is that module's ``parallel_env(**env_kwargs)``, or its ``env(**env_kwargs)`` if it has only that:
+      ``"mpe2/simple_spread_v3"``, ``"pettingzoo.sisl/multiwalker_v9"``, your own ``"my_pkg/my_env_v0"``.
+    * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the rest are keyword arguments.
+    * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one, ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"`` imports
+      ``lbforaging`` first.
+
+    :param id: The id
+    :param wrappers: Callables ``env -> env``, such as SuperSuit's with their arguments bound, applied in this order before the env is
+        joined
+    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
+    :param env_kwargs: Arguments of the env itself, for example ``render_mode``
+    :return: The environment
+    :raises ValueError: If the id does not resolve; the error names the nearest ones
+    :raises ImportError: If something that the env needs is not installed
+    """
+    if id.startswith(_MAMUJOCO + "/"):
+        id = id.replace("|", "p")
+        many_segments = _MANY_SEGMENTS.fullmatch(id)
+        if many_segments:
+            _register_mamujoco(id, many_segments[1], many_segments[2])
+    spec = _gymnasium_spec(id)
+    if spec is not None and spec.namespace == _MAMUJOCO:
+        return gym.make(spec, wrappers=wrappers, joint_kwargs=joint_kwargs, **env_kwargs)
+    if spec is not None:
+        env = gym.make(spec, disable_env_checker=True, **env_kwargs)
+    else:
+        env = _env_function(id)(**env_kwargs)
+    return as_joint_env(_wrap(env, wrappers), **(joint_kwargs or {}))
+
+
+def _wrap(env: Any, wrappers: Iterable[EnvWrapper] | None) -> Any:
+    for wrapper in wrappers or ():
+        env = wrapper(env)
+    return env
+
+
+def _gymnasium_spec(id: str) -> Any:
+    module, _, _ = id.rpartition(":")
+    if module and importlib.util.find_spec(module.partition(".")[0]) is None:
+        raise _unresolved(id, module)
+    try:
+        return gym.spec(id)
+    except gym.error.Error:
+        return None
+
+
+def _env_function(id: str) -> Callable[..., Any]:
+    package, _, module = id.rpartition("/")
+    if not package or not module:
+        raise _unresolved(id, package)
+    name = id.replace("/", ".")
+    try:
+        found = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name + ".").startswith(error.name + "."):
+            raise _unresolved(id, package) from error
+        raise _missing(id, package, error) from error
+    except ImportError as error:
+        raise _missing(id, package, error) from error
+    function = getattr(found, "parallel_env", None) or getattr(found, "env", None)
+    if function is None:
+        raise ValueError(
+            f"The module {name} of the id {id!r} has neither `parallel_env` nor `env`; define one that returns the env."
+        )
+    return function
+
+
+def _unresolved(id: str, package: str) -> ValueError:
+    ids = list(gym.registry)
+    for family in dict.fromkeys([package, *_INSTALL]):
+        ids += _module_ids(family)
+    near = difflib.get_close_matches(id, ids, n=3, cutoff=0.4)
+    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    if package in _INSTALL and package != _MAMUJOCO and not _module_ids(package):
+        hint += f" If it is not installed: pip install {_INSTALL[package]}"
+    elif not near:
+        hint += " Install the package that has it, or put it on the Python path."
+    return ValueError(
+        f"The environment id {id!r} does not resolve: neither Gymnasium knows it, nor is there such a module "
+        f"('<package>/<module>' means that module's parallel_env).{hint}"
+    )
+
+
+def _module_ids(package: str) -> list[str]:
+    try:
+        spec = importlib.util.find_spec(package.replace("/", ".")) if package else None
+    except (ImportError, ValueError):
+        return []
+    locations = spec.submodule_search_locations if spec is not None else None
+    return [f"{package}/{module.name}" for module in pkgutil.iter_modules(locations or [])]
+
+
+def _missing(id: str, package: str, error: ImportError) -> ImportError:
+    install = _INSTALL.get(package, error.name)
+    return ImportError(
+        f"The environment {id!r} needs something that is not installed ({error}): pip install {install}", name=error.name
+    )
+
+
+def make_joint_vec_env(
+    env: str | Callable[..., Any],
+    n_envs: int = 1,
+    seed: int | None = None,
+    start_index: int = 0,
+    monitor_dir: str | None = None,
+    wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
+    env_kwargs: dict[str, Any] | None = None,
+    vec_env_cls: "type[VecEnv] | None" = None,
+    vec_env_kwargs: dict[str, Any] | None = None,
+    monitor_kwargs: dict[str, Any] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    joint_kwargs: dict[str, Any] | None = None,
+    wrappers: Sequence[EnvWrapper] | None = None,
+) -> "VecEnv":
+    """
+    Several copies of a joint environment as one ``VecEnv``: SB3's ``make_vec_env`` for teams.
+
+    :param env: An id of :func:`make_joint_env`, or a callable that returns a new env of any kind that
+        :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
+    :param n_envs: Number of copies
+    :param seed: Seed of the first copy's first reset; the following copies' are counted up
+    :param start_index: Rank of the first copy
+    :param monitor_dir: Folder for the monitors' files; by default they are not written
+    :param wrapper_class: Wrapper for each joint environment, after ``Monitor``
+    :param env_kwargs: Arguments of the env
+    :param vec_env_cls: Class of the ``VecEnv``, by default ``DummyVecEnv``
+    :param vec_env_kwargs: Its arguments
+    :param monitor_kwargs: Arguments of ``Monitor``
+    :param wrapper_kwargs: Arguments of ``wrapper_class``
+    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
+    :param wrappers: Callables ``env -> env`` for each env before it is joined
+    :return: The vectorised environment
+    """
+    from stable_baselines3.common.env_util import make_vec_env  # brings torch with it, which this room does without
+
+    return make_vec_env(
+        partial(_make_from, env, wrappers, joint_kwargs),
+        n_envs,
+        seed,
+        start_index,
+        monitor_dir,
+        wrapper_class,
+        env_kwargs,
+        vec_env_cls,  # type: ignore[arg-type]
+        vec_env_kwargs,
+        monitor_kwargs,
+        wrapper_kwargs,
+    )
+
+
+def _make_from(
+    env: str | Callable[..., Any],
+    wrappers: Sequence[EnvWrapper] | None,
+    joint_kwargs: dict[str, Any] | None,
+    **env_kwargs: Any,
+) -> gym.Env:
+    if isinstance(env, str):
+        return make_joint_env(env, wrappers, joint_kwargs, **env_kwargs)
+    return as_joint_env(_wrap(env(**env_kwargs), wrappers), **(joint_kwargs or {}))

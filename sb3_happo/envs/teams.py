@@ -1,0 +1,381 @@
+"""Everything that can be joined, behind PettingZoo's parallel interface: turns, Gymnasium envs, and a team among others."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Protocol, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from sb3_happo.envs.spaces import ACTION_MASK, OBSERVATION, flatten_mask, split_mask
+
+OtherPolicy: TypeAlias = Any
+"""Who plays the agents outside the team; see :class:`PartialTeam`."""
+Flags: TypeAlias = dict[Any, bool]
+TeamStep: TypeAlias = tuple[dict[Any, Any], dict[Any, float], Flags, Flags, dict[Any, dict]]
+
+
+class Team(Protocol):
+    """
+    The part of PettingZoo's parallel interface that :class:`~sb3_happo.envs.JointEnv` needs.
+
+    An agent that is missing from the observations does not act in the next step.
+    """
+
+    @property
+    def possible_agents(self) -> Sequence[Any]: ...
+
+    @property
+    def agents(self) -> Sequence[Any]: ...
+
+    def observation_space(self, agent: Any) -> spaces.Space: ...
+
+    def action_space(self, agent: Any) -> spaces.Space: ...
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict]]: ...
+
+    def step(self, actions: dict[Any, Any]) -> TeamStep: ...
+
+    def state(self) -> np.ndarray: ...
+
+
+def agent_ids(env: Any) -> list[Any]:
+    """
+    :param env: A PettingZoo env that has been reset
+    :return: All its agents, in its own order
+    """
+    return list(getattr(env, "possible_agents", None) or env.agents)
+
+
+def has_ended(agents: Sequence[Any], terminations: Flags, truncations: Flags) -> bool:
+    """
+    :param agents: The env's agents after a step
+    :param terminations: That step's flags
+    :param truncations: That step's flags
+    :return: Whether nobody is left
+    """
+    return all(terminations.get(agent, False) or truncations.get(agent, False) for agent in agents)
+
+
+class TurnBased:
+    """
+    A PettingZoo ``AECEnv`` as a team of which one agent acts per step.
+
+    Only the agent on turn is observed. A step's rewards are all that the env emitted for it, so that their sum over an episode is
+    PettingZoo's; the steps of dead agents are made in here.
+
+    :param env: The env, wrapped or not
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    @property
+    def possible_agents(self) -> Sequence[Any]:
+        return agent_ids(self.env)
+
+    @property
+    def agents(self) -> Sequence[Any]:
+        return self.env.agents
+
+    def observation_space(self, agent: Any) -> spaces.Space:
+        return self.env.observation_space(agent)
+
+    def action_space(self, agent: Any) -> spaces.Space:
+        return self.env.action_space(agent)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+        self.env.reset(seed=seed, options=options)
+        self._bury()
+        return self._turn(), self.env.infos
+
+    def step(self, actions: dict[Any, Any]) -> TeamStep:
+        env = self.env
+        env.step(actions[env.agent_selection])
+        rewards = dict(env.rewards)
+        terminations, truncations = dict(env.terminations), dict(env.truncations)
+        # At the end of the episode the dead stay, so that the terminal observation can still be asked for
+        if not has_ended(env.agents, terminations, truncations):
+            self._bury()
+        return self._turn(), rewards, terminations, truncations, env.infos
+
+    def _turn(self) -> dict[Any, Any]:
+        agent = self.env.agent_selection
+        return {agent: self.env.observe(agent)} if agent in self.env.agents else {}
+
+    def _bury(self) -> None:
+        env = self.env
+        while env.agents and (env.terminations[env.agent_selection] or env.truncations[env.agent_selection]):
+            env.step(None)
+
+    def observe_all(self) -> dict[Any, Any]:
+        """
+        :return: What all living agents would see now, whoever is on turn
+        """
+        return {agent: self.env.observe(agent) for agent in self.env.agents}
+
+    def state(self) -> np.ndarray:
+        return self.env.state()
+
+
+class GymnasiumTeam:
+    """
+    A Gymnasium env as a team: one agent per part of its Dict or Tuple action space, or a team of one.
+
+    Observations are split by key or index where the observation space matches the action space; otherwise every agent
+    sees the env's observation. Rewards and flags may be one for all, or one per agent.
+
+    :param env: The env
+    :param per_agent: Whether the action space holds one action per agent. None decides: it does if the observation space is a Dict
+        of the same keys, or a Tuple of the same length
+    """
+
+    def __init__(self, env: gym.Env, per_agent: bool | None = None) -> None:
+        self.env = env
+        self.info: dict[str, Any] = {}
+        action_space, observation_space = env.action_space, env.observation_space
+        self._keys: list[Any] | None = None
+        self._split_observations = False
+        if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
+            keys = (
+                list(action_space.spaces) if isinstance(action_space, spaces.Dict) else list(range(len(action_space.spaces)))
+            )
+            if type(observation_space) is type(action_space):
+                assert isinstance(observation_space, (spaces.Dict, spaces.Tuple))
+                inner = observation_space.spaces
+                self._split_observations = len(inner) == len(keys) and (isinstance(inner, tuple) or set(inner) == set(keys))
+            if self._split_observations if per_agent is None else per_agent:
+                self._keys = keys
+        if per_agent and self._keys is None:
+            raise ValueError(f"per_agent=True needs an env with a Dict or Tuple action space, not {action_space}.")
+        if self._keys is None:
+            self._split_observations = False
+            self.possible_agents: list[str] = ["agent_0"]
+        else:
+            self.possible_agents = [f"agent_{key}" if isinstance(key, int) else key for key in self._keys]
+            # What stands in for the action of an agent that has ended before the others
+            self._idle = {agent: self.action_space(agent).sample() for agent in self.possible_agents}
+        self.agents = self.possible_agents
+
+    def _key(self, agent: str) -> Any:
+        assert self._keys is not None
+        return self._keys[self.possible_agents.index(agent)]
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        space = self.env.observation_space
+        return space[self._key(agent)] if self._split_observations else space  # type: ignore[index]
+
+    def action_space(self, agent: str) -> spaces.Space:
+        space = self.env.action_space
+        return space if self._keys is None else space[self._key(agent)]  # type: ignore[index]
+
+    def _per_agent(self, values: Any) -> dict[str, Any]:
+        """Hand out something that is the same for all, or a sequence or dict with one entry per agent."""
+        if self._keys is None:
+            return {"agent_0": values}
+        if isinstance(values, Mapping):
+            return {agent: values[key] for agent, key in zip(self.possible_agents, self._keys, strict=True)}
+        if np.ndim(values):
+            return dict(zip(self.possible_agents, values, strict=True))
+        return dict.fromkeys(self.possible_agents, values)
+
+    def _observations(self, observation: Any) -> dict[str, Any]:
+        if not self._split_observations:
+            return dict.fromkeys(self.possible_agents, observation)
+        assert self._keys is not None
+        return {agent: observation[key] for agent, key in zip(self.possible_agents, self._keys, strict=True)}
+
+    def _infos(self, info: dict[str, Any]) -> dict[str, dict]:
+        self.info = info
+        masks = info.get(ACTION_MASK) if isinstance(info, dict) else None
+        if masks is None:
+            return {}
+        if self._keys is None:
+            return {"agent_0": {ACTION_MASK: masks}}
+        pairs = zip(self.possible_agents, self._keys, strict=True)
+        by_key = isinstance(masks, Mapping)
+        return {agent: {ACTION_MASK: masks[key if by_key else i]} for i, (agent, key) in enumerate(pairs)}
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._observations(observation), self._infos(info)
+
+    def step(self, actions: dict[str, Any]) -> TeamStep:
+        if self._keys is None:
+            observation, reward, terminated, truncated, info = self.env.step(actions["agent_0"])
+            flags = {"agent_0": bool(terminated)}, {"agent_0": bool(truncated)}
+            return {"agent_0": observation}, {"agent_0": float(reward)}, *flags, self._infos(info)
+        joint = [actions.get(agent, self._idle[agent]) for agent in self.possible_agents]
+        by_key = isinstance(self.env.action_space, spaces.Dict)
+        observation, rewards, terminated, truncated, info = self.env.step(
+            dict(zip(self._keys, joint, strict=True)) if by_key else tuple(joint)
+        )
+        return (
+            self._observations(observation),
+            self._per_agent(rewards),
+            self._per_agent(terminated),
+            self._per_agent(truncated),
+            self._infos(info),
+        )
+
+    def state(self) -> np.ndarray:
+        state = getattr(self.env.unwrapped, "state", None)
+        # Classic control envs keep their physical state in an attribute of that name, which is none of the critic's business
+        if not callable(state):
+            raise NotImplementedError
+        return state()
+
+
+class PartialTeam:
+    """
+    Some agents of a team; the others are played by given policies, and belong to the environment.
+
+    An episode ends when none of the team is left. Where turns are taken, the others play until one of the team is on turn;
+    episodes that end before the team ever is are started anew.
+
+    :param env: The whole team
+    :param agents: Names of the agents to keep
+    :param others: Who plays the rest, one of
+
+        * ``"random"``: uniformly among the legal actions;
+        * a callable ``(agent, observation, action_space, action_mask) -> action``. ``observation`` is the env's own,
+          ``action_space`` the agent's, seeded by ``reset(seed)``: draw from it, or from its ``np_random``, to be reproducible.
+          ``action_mask`` is ``(n_choices,)`` int8, or None;
+        * anything with SB3's ``predict``, such as a saved agent, which is asked for stochastic actions; or a model with
+          ``policies``, such as ``HAPPO``, of which each agent's own is taken;
+        * a mapping ``{agent: policy}`` of these;
+        * a list of any of these: a mixture, of which each episode draws one.
+    """
+
+    def __init__(self, env: Team, agents: Sequence[Any], others: OtherPolicy) -> None:
+        self.env = env
+        everyone = agent_ids(env)
+        names = {str(agent) for agent in agents}
+        self.possible_agents = [agent for agent in everyone if str(agent) in names]
+        self._others = [agent for agent in everyone if str(agent) not in names]
+        unknown = names - {str(agent) for agent in everyone}
+        if unknown or not names:
+            raise ValueError(f"agents={list(agents)} must name some of {[str(agent) for agent in everyone]}.")
+        if self._others and others is None:
+            raise ValueError(f"Say who plays {[str(agent) for agent in self._others]}, for example others='random'.")
+        for agent in self._others:
+            _check_policy(others, str(agent))
+        self.others = others
+        self._mine = set(self.possible_agents)
+        self._spaces = {agent: deepcopy(env.action_space(agent)) for agent in self._others}
+        self._rng = np.random.default_rng()
+        self._policies: dict[Any, Any] = {}
+        self._memories: dict[Any, Any] = {}
+        self._seen: tuple[dict[Any, Any], dict[Any, dict]] = ({}, {})
+        self._done: set[Any] = set()
+
+    @property
+    def agents(self) -> Sequence[Any]:
+        return [agent for agent in self.env.agents if agent in self._mine]
+
+    def observation_space(self, agent: Any) -> spaces.Space:
+        return self.env.observation_space(agent)
+
+    def action_space(self, agent: Any) -> spaces.Space:
+        return self.env.action_space(agent)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+            for space in self._spaces.values():
+                space.seed(int(self._rng.integers(2**31)))
+        for _ in range(1000):
+            self._policies = _draw(self.others, self._others, self._rng)
+            self._memories = {}
+            self._done = set()
+            self._seen = self.env.reset(seed=seed, options=options)
+            ended = False
+            while not ended:
+                observations, infos = self._seen
+                if not self._mine.isdisjoint(observations):
+                    return {agent: value for agent, value in observations.items() if agent in self._mine}, infos
+                _, _, terminations, truncations, _ = self._step({})
+                ended = has_ended(self.env.agents, terminations, truncations)
+            seed = None
+        raise RuntimeError(f"None of {self.possible_agents} was ever on turn in 1000 episodes; check `agents` and the env.")
+
+    def step(self, actions: dict[Any, Any]) -> TeamStep:
+        rewards = dict.fromkeys(self.possible_agents, 0.0)
+        terminations: Flags = {}
+        truncations: Flags = {}
+        while True:
+            observations, step_rewards, step_terminations, step_truncations, infos = self._step(actions)
+            for agent, reward in step_rewards.items():
+                if agent in self._mine:
+                    rewards[agent] += reward
+            terminations.update((agent, flag) for agent, flag in step_terminations.items() if agent in self._mine)
+            truncations.update((agent, flag) for agent, flag in step_truncations.items() if agent in self._mine)
+            mine = {agent: value for agent, value in observations.items() if agent in self._mine}
+            if mine or has_ended(self.agents, terminations, truncations):
+                return mine, rewards, terminations, truncations, infos
+            actions = {}
+
+    def _step(self, actions: dict[Any, Any]) -> TeamStep:
+        observations, infos = self._seen
+        acting = [agent for agent in self._others if agent in observations and agent not in self._done]
+        step = self.env.step({**actions, **{agent: self._act(agent, observations[agent], infos) for agent in acting}})
+        self._seen = (step[0], step[4])
+        self._done = {agent for agent in step[0] if step[2].get(agent, False) or step[3].get(agent, False)}
+        return step
+
+    def _act(self, agent: Any, observation: Any, infos: dict[Any, dict]) -> Any:
+        space, policy, name = self._spaces[agent], self._policies[agent], str(agent)
+        in_observation = isinstance(observation, dict) and ACTION_MASK in observation
+        raw_mask = observation[ACTION_MASK] if in_observation else infos.get(agent, {}).get(ACTION_MASK)
+        mask = None if raw_mask is None else flatten_mask(space, raw_mask)
+        if policy == "random":
+            return space.sample(None if mask is None else split_mask(space, mask))
+        policy = getattr(policy, "policies", {}).get(name, policy)
+        if not hasattr(policy, "predict"):
+            return policy(name, observation, space, mask)
+        if in_observation:
+            rest = {key: value for key, value in observation.items() if key != ACTION_MASK}
+            observation = rest[OBSERVATION] if list(rest) == [OBSERVATION] else rest
+        kwargs = {} if mask is None else {"action_masks": mask}
+        if self._memories.get(agent) is not None:
+            kwargs["state"] = self._memories[agent]
+        action, self._memories[agent] = policy.predict(observation, deterministic=False, **kwargs)
+        return action
+
+    def observe_all(self) -> dict[Any, Any]:
+        """
+        :return: What all living agents of the team would see now, whoever is on turn
+        """
+        return {agent: value for agent, value in self.env.observe_all().items() if agent in self._mine}  # type: ignore[attr-defined]
+
+    def state(self) -> np.ndarray:
+        return self.env.state()
+
+
+def _check_policy(policy: OtherPolicy, agent: str) -> None:
+    if isinstance(policy, Mapping):
+        if agent not in policy:
+            raise ValueError(f"`others` has no policy for agent {agent!r}.")
+        _check_policy(policy[agent], agent)
+    elif isinstance(policy, (list, tuple)):
+        if not policy:
+            raise ValueError("A mixture of `others` needs at least one policy.")
+        for part in policy:
+            _check_policy(part, agent)
+    elif not (policy == "random" or callable(policy) or hasattr(policy, "predict")):
+        raise TypeError(
+            f"{policy!r} cannot play agent {agent!r}: `others` takes 'random', a callable (agent, observation, action_space, "
+            "action_mask) -> action, anything with `predict`, a mapping {agent: policy}, or a list of these."
+        )
+
+
+def _draw(policy: OtherPolicy, agents: Sequence[Any], rng: np.random.Generator) -> dict[Any, Callable[..., Any] | Any]:
+    """Settle which policy plays each agent for one episode; one draw of a mixture holds for all the agents it stands for."""
+    if isinstance(policy, (list, tuple)):
+        return _draw(policy[int(rng.integers(len(policy)))], agents, rng)
+    if isinstance(policy, Mapping):
+        return {agent: _draw(policy[str(agent)], [agent], rng)[agent] for agent in agents}
+    return dict.fromkeys(agents, policy)

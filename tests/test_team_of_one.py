@@ -16,7 +16,7 @@ SETTINGS = dict(
 
 def pairs(happo: HAPPO, ppo: PPO) -> list[tuple[th.Tensor, th.Tensor]]:
     """The two models' parameters side by side."""
-    actor, critic, theirs = happo.policies["agent_0"], happo.critic, ppo.policy
+    actor, critic, theirs = happo.policies["agent_0"], happo.critic.networks[0], ppo.policy
     mine = [*actor.body.parameters(), *actor.head.parameters(), *critic.body.parameters(), *critic.head.parameters()]
     other = [
         *theirs.mlp_extractor.policy_net.parameters(),

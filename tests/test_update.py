@@ -129,10 +129,10 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
 
     factor, gains = th.ones(len(joint)), 0.0
     for agent in ("agent_1", "agent_2", "agent_0"):
-        data = buffer.agent_data(agent, factor)
+        data = {agent: buffer.agent_data(agent, factor)}
         with th.no_grad():
             model.policies[agent].head.bias.add_(th.tensor(rng.normal(size=2)).float())  # type: ignore[union-attr,operator]
-        following = model._next_factor(agent, data, factor)
+        following = model._next_factor(data, factor)
         gains += float((old * (following - factor) * advantage).sum())
         factor = following
     new = old * factor

@@ -218,3 +218,20 @@ def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
         return
     for rows in th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device).split(batch_size):
         yield take(batch, rows)
+
+
+def joint_minibatches(data: dict[str, ActorBatch], batch_size: int | None) -> Iterator[dict[str, ActorBatch]]:
+    """
+    Minibatches of several agents side by side. An agent that was active less often has fewer of them.
+
+    :param data: Per agent, its rows
+    :param batch_size: Rows of each agent per minibatch; None for all at once
+    :return: An iterator over dicts of the agents that have rows left
+    """
+    iterators = {agent: minibatches(rows, batch_size) for agent, rows in data.items() if len(rows.advantages)}
+    while iterators:
+        batch = {agent: next(iterator, None) for agent, iterator in iterators.items()}
+        batch = {agent: rows for agent, rows in batch.items() if rows is not None}
+        iterators = {agent: iterators[agent] for agent in batch}
+        if batch:
+            yield batch

@@ -1,11 +1,12 @@
-"""Centralized critics: they see the state, and live only in training."""
+"""Critics: they live only in training. The centralized one sees the state, local ones what their agents see."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, optimizer_defaults
@@ -26,7 +27,102 @@ def critic_keys(observation_space: spaces.Dict) -> list[str]:
     return [key for key in observation_space.spaces if key == STATE or key.startswith(STATE + "/")]
 
 
-class CentralizedCritic(TeamModel):
+class ValueNet(TeamModel):
+    """
+    A network that values an observation.
+
+    :param observation_space: What it sees
+    :param net_arch: Units of the hidden layers, or SB3's ``dict(pi=..., vf=...)`` of which ``vf`` is used
+    :param activation_fn: Activation function
+    :param ortho_init: Orthogonal initialisation
+    :param output_gain: Gain of the output layer's initialisation
+    :param input_layer_norm: Layer normalisation of the features that go in
+    :param layer_norm: Layer normalisation after each hidden layer
+    :param features_extractor_class: Features extractor; by default SB3's choice for the space
+    :param features_extractor_kwargs: Keyword arguments of the features extractor
+    :param normalize_images: Divide images by 255
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        net_arch: NetArch | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        ortho_init: bool = True,
+        output_gain: float = 1.0,
+        input_layer_norm: bool = False,
+        layer_norm: bool = False,
+        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+    ) -> None:
+        super().__init__(
+            observation_space,
+            spaces.Discrete(1),  # a critic does not act, SB3's base class only wants some space
+            features_extractor_class or default_features_extractor(observation_space),
+            features_extractor_kwargs,
+            normalize_images=normalize_images,
+        )
+        self.ortho_init = ortho_init
+        self.output_gain = output_gain
+        self.features_extractor = self.make_features_extractor()
+        self.body, latent_dim = make_mlp(
+            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm
+        )
+        self.head = nn.Linear(latent_dim, 1)
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: ``(batch, ...)``
+        :return: ``(batch, 1)``
+        """
+        assert self.features_extractor is not None
+        return self.head(self.body(self.extract_features(observations, self.features_extractor)))
+
+
+class Critic(nn.Module):
+    """
+    What an algorithm needs of a critic.
+
+    :param networks: Its value networks
+    :param keys: Entries of the joint observation that it reads
+    :param n_values: Columns of its values: 1, or one per agent
+    :param n_norms: Separate statistics for the normalisation of values; 0 for none
+    :param lr_schedule: Learning rate over the remaining progress
+    :param optimizer_class: Optimiser
+    :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    """
+
+    optimizer: th.optim.Optimizer
+
+    def __init__(
+        self,
+        networks: list[ValueNet],
+        keys: list[str],
+        n_values: int,
+        n_norms: int,
+        lr_schedule: Schedule,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.keys = keys
+        self.n_values = n_values
+        self.value_norm = ValueNorm(n_norms) if n_norms else None
+        kwargs = optimizer_defaults(optimizer_class, optimizer_kwargs)
+        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+
+    def predict_values(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: Joint observation, each entry ``(batch, ...)``
+        :return: Values in units of reward, ``(batch, n_values)``
+        """
+        values = self(observations)
+        return values if self.value_norm is None else self.value_norm.denormalize(values)
+
+
+class CentralizedCritic(Critic):
     """
     The value of the state, shared by the whole team.
 
@@ -36,18 +132,11 @@ class CentralizedCritic(TeamModel):
     :param observation_space: Joint observation space
     :param n_agents: Number of agents of the team
     :param lr_schedule: Learning rate over the remaining progress
-    :param net_arch: Units of the hidden layers, or SB3's ``dict(pi=..., vf=...)`` of which ``vf`` is used
-    :param activation_fn: Activation function
-    :param ortho_init: Orthogonal initialisation
-    :param output_gain: Gain of the output layer's initialisation
-    :param input_layer_norm: Layer normalisation of the features that go in
-    :param layer_norm: Layer normalisation after each hidden layer
     :param normalize_value: Predict normalised returns (see :class:`~sb3_happo.common.networks.ValueNorm`)
-    :param features_extractor_class: Features extractor; by default SB3's choice for the state's space
-    :param features_extractor_kwargs: Keyword arguments of the features extractor
-    :param normalize_images: Divide images by 255
     :param optimizer_class: Optimiser
     :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    :param kwargs: Of the network (see :class:`ValueNet`)
+    :raises ValueError: If the joint observation holds no state
     """
 
     def __init__(
@@ -55,52 +144,28 @@ class CentralizedCritic(TeamModel):
         observation_space: spaces.Dict,
         n_agents: int,
         lr_schedule: Schedule,
-        net_arch: NetArch | None = None,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        ortho_init: bool = True,
-        output_gain: float = 1.0,
-        input_layer_norm: bool = False,
-        layer_norm: bool = False,
         normalize_value: bool = True,
-        features_extractor_class: type[BaseFeaturesExtractor] | None = None,
-        features_extractor_kwargs: dict[str, Any] | None = None,
-        normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        self.keys = critic_keys(observation_space)
-        if not self.keys:
+        keys = critic_keys(observation_space)
+        if not keys:
             raise ValueError(
                 f"The joint observation has no state for the critic, only {list(observation_space.spaces)}; "
                 "build the environment with `JointEnv` or `make_joint_env`."
             )
-        space: spaces.Space = observation_space.spaces[self.keys[0]]
-        self.agent_specific = self.keys == [AGENT_STATES]
+        space: spaces.Space = observation_space.spaces[keys[0]]
+        self.agent_specific = keys == [AGENT_STATES]
         if self.agent_specific:
             assert isinstance(space, spaces.Box)
             # One agent's row is what the network sees
             space = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
-        elif self.keys != [STATE]:
-            space = spaces.Dict([(key.removeprefix(STATE + "/"), observation_space.spaces[key]) for key in self.keys])
-        super().__init__(
-            space,
-            spaces.Discrete(1),  # a critic does not act, SB3's base class only wants some space
-            features_extractor_class or default_features_extractor(space),
-            features_extractor_kwargs,
-            normalize_images=normalize_images,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_defaults(optimizer_class, optimizer_kwargs),
-        )
-        self.ortho_init = ortho_init
-        self.output_gain = output_gain
-        self.n_values = n_agents if self.agent_specific else 1
-        self.features_extractor = self.make_features_extractor()
-        self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm
-        )
-        self.head = nn.Linear(latent_dim, 1)
-        self.value_norm = ValueNorm(1) if normalize_value else None
-        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        elif keys != [STATE]:
+            space = spaces.Dict([(key.removeprefix(STATE + "/"), observation_space.spaces[key]) for key in keys])
+        n_values = n_agents if self.agent_specific else 1
+        network = ValueNet(space, **kwargs)
+        super().__init__([network], keys, n_values, int(normalize_value), lr_schedule, optimizer_class, optimizer_kwargs)
 
     def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -112,14 +177,46 @@ class CentralizedCritic(TeamModel):
             state = state.flatten(end_dim=1)  # (batch, n_agents, dim) -> (batch * n_agents, dim)
         elif self.keys != [STATE]:
             state = {key.removeprefix(STATE + "/"): observations[key] for key in self.keys}
-        assert self.features_extractor is not None
-        features = self.extract_features(state, self.features_extractor)
-        return self.head(self.body(features)).reshape(-1, self.n_values)
+        return self.networks[0](state).reshape(-1, self.n_values)
 
-    def predict_values(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+
+class LocalCritics(Critic):
+    """
+    A critic for each agent, on the agent's own observation (IPPO).
+
+    :param observation_spaces: Per agent, the space of its own observation
+    :param lr_schedule: Learning rate over the remaining progress
+    :param normalize_value: Predict normalised returns, each agent's by its own statistics
+    :param optimizer_class: Optimiser
+    :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    :param kwargs: Of each network (see :class:`ValueNet`)
+    """
+
+    def __init__(
+        self,
+        observation_spaces: Mapping[str, spaces.Space],
+        lr_schedule: Schedule,
+        normalize_value: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._own_keys = {
+            agent: [f"{agent}/{key}" for key in space.spaces] if isinstance(space, spaces.Dict) else [agent]
+            for agent, space in observation_spaces.items()
+        }
+        networks = [ValueNet(space, **kwargs) for space in observation_spaces.values()]
+        keys = [key for own in self._own_keys.values() for key in own]
+        n_norms = len(networks) if normalize_value else 0
+        super().__init__(networks, keys, len(networks), n_norms, lr_schedule, optimizer_class, optimizer_kwargs)
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
-        :return: Values in units of reward, ``(batch, n_values)``
+        :return: Values as the networks give them, ``(batch, n_agents)``
         """
-        values = self(observations)
-        return values if self.value_norm is None else self.value_norm.denormalize(values)
+        values = []
+        for (agent, keys), network in zip(self._own_keys.items(), self.networks, strict=True):
+            own: Any = {key.removeprefix(agent + "/"): observations[key] for key in keys}
+            values.append(network(observations[agent] if keys == [agent] else own))
+        return th.cat(values, dim=1)

@@ -44,6 +44,7 @@ def make_mlp(
     activation_fn: type[nn.Module],
     input_layer_norm: bool = False,
     layer_norm: bool = False,
+    n_extra: int = 0,
 ) -> tuple[nn.Sequential, int]:
     """
     The hidden layers of a policy or a critic.
@@ -54,11 +55,12 @@ def make_mlp(
     :param activation_fn: Activation after each layer
     :param input_layer_norm: Layer normalisation of the features (HARL's ``use_feature_normalization``)
     :param layer_norm: Layer normalisation after each activation, as HARL's networks have
+    :param n_extra: Inputs beside the features
     :return: The layers, and the number of features that come out of them
     """
     if net_arch is None:
         net_arch = [] if isinstance(features_extractor, NatureCNN) else [128, 128]
-    dim = features_extractor.features_dim
+    dim = features_extractor.features_dim + n_extra
     layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
     for n_units in net_arch.get(part, []) if isinstance(net_arch, dict) else net_arch:
         layers += [nn.Linear(dim, n_units), activation_fn()]

@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_no
 from torch.nn import functional as F
 
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
-from sb3_happo.common.critics import CentralizedCritic, critic_keys
+from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
 from sb3_happo.common.type_aliases import CriticBatch
@@ -232,9 +232,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return self.policy.policies
 
     @property
-    def critic(self) -> CentralizedCritic:
+    def critic(self) -> Critic:
         """
-        :return: The critic that the whole team shares
+        :return: The critic that the whole team shares (IPPO: one for each agent, in one module)
         """
         return self.policy.critic
 
@@ -471,7 +471,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- save and load
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        optimizers = [f"policy.actors.{index}.optimizer" for index in range(len(self.agents))]
+        # Agents that share parameters share the optimiser too
+        optimizers = [f"policy.actors.{self.agents.index(group[0])}.optimizer" for group in self.policy.groups]
         return ["policy", "policy.critic.optimizer", *optimizers], []
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_happo.common.critics import CentralizedCritic
+from sb3_happo.common.critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, optimizer_defaults
 from sb3_happo.common.type_aliases import JointStep
@@ -59,6 +59,8 @@ class AgentPolicy(BasePolicy, TeamModel):
     :param rescale_actions: Let the Gaussian live in [-1, 1] and scale it to the Box; otherwise its actions are taken as
         they are and clipped to the Box. The same thing where the bounds are [-1, 1]
     :param masked: Whether the environment gives this agent action masks
+    :param agent_id: ``(index, n)``: append a one-hot of the agent's index among ``n`` to the features, for policies that share
+        parameters; None to append nothing
     :param features_extractor_class: Features extractor; by default SB3's choice for the observation space
     :param features_extractor_kwargs: Keyword arguments of the features extractor
     :param normalize_images: Divide images by 255
@@ -83,6 +85,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         std_y_coef: float = 0.5,
         rescale_actions: bool = True,
         masked: bool = False,
+        agent_id: tuple[int, int] | None = None,
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
@@ -101,6 +104,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.ortho_init = ortho_init
         self.output_gain = output_gain
         self.masked = masked
+        self.agent_id = agent_id
         self.rescale_actions = rescale_actions
         self.net_arch = net_arch
         self.activation_fn = activation_fn
@@ -116,9 +120,12 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.action_dist = make_action_distribution(action_space, masked)
 
         self.features_extractor = self.make_features_extractor()
+        n_ids = 0 if agent_id is None else agent_id[1]
         self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm
+            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm, n_ids
         )
+        if agent_id is not None:
+            self.register_buffer("_one_hot", nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float(), persistent=False)
         self.head = nn.Linear(latent_dim, sum(leaf.n_params for leaf in self.leaves))
         self._build_log_std()
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -142,11 +149,23 @@ class AgentPolicy(BasePolicy, TeamModel):
         data = super()._get_constructor_parameters()
         names = (
             "net_arch activation_fn ortho_init output_gain input_layer_norm layer_norm log_std_init log_std_form std_x_coef "
-            "std_y_coef rescale_actions masked features_extractor_class features_extractor_kwargs optimizer_class "
+            "std_y_coef rescale_actions masked agent_id features_extractor_class features_extractor_kwargs optimizer_class "
             "optimizer_kwargs"
         ).split()
         # As in SB3, a policy that was saved alone acts, and does not learn on
         return data | {name: getattr(self, name) for name in names} | {"lr_schedule": self._dummy_schedule}
+
+    def share_parameters_with(self, other: "AgentPolicy") -> None:
+        """
+        Use another agent's networks and optimiser from now on.
+
+        :param other: A policy of the same form
+        """
+        self.features_extractor = other.features_extractor
+        self.body = other.body
+        self.head = other.head
+        self.log_std = other.log_std
+        self.optimizer = other.optimizer
 
     def effective_log_std(self) -> th.Tensor | None:
         """
@@ -165,7 +184,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         :return: SB3's distribution for plain spaces, a maskable one, or a hybrid one
         """
         assert self.features_extractor is not None
-        latent = self.body(self.extract_features(obs, self.features_extractor))
+        features = self.extract_features(obs, self.features_extractor)
+        if self.agent_id is not None:
+            features = th.cat([features, self._one_hot.expand(len(features), -1)], dim=1)
+        latent = self.body(features)
         return set_parameters(self.action_dist, self.head(latent), self.effective_log_std(), action_masks)
 
     def forward(
@@ -334,7 +356,7 @@ def agent_observation_space(observation_space: spaces.Dict, keys: list[str], age
 
 class JointPolicy(BasePolicy):
     """
-    The team: a policy for each agent, none sharing parameters with another, and one centralized critic.
+    The team: a policy for each agent, as a rule with parameters of its own, and one centralized critic.
 
     Keyword arguments that are not listed go to every :class:`AgentPolicy` and, where it knows them, to the critic.
 
@@ -344,12 +366,13 @@ class JointPolicy(BasePolicy):
     :param critic_lr_schedule: Learning rate of the critic; the actors' by default
     :param net_arch: Units of the hidden layers of actors and critic, or SB3's ``dict(pi=..., vf=...)``
     :param normalize_value: Whether the critic predicts normalised returns
+    :param share_parameters: Which agents share one network: False, none; True, all whose spaces agree; or groups of agents'
+        names, ``[["agent_0", "agent_1"], ...]`` (the others share with nobody)
+    :param append_agent_id: Tell shared networks by a one-hot input which of their agents they act for
+    :param local_critics: Instead of the shared centralized critic, one for each agent that sees only what the agent sees (IPPO)
     :param agent_kwargs: Overrides for single agents, ``{agent: {"net_arch": ..., "learning_rate": ..., ...}}``
     :param critic_kwargs: Overrides for the critic
     """
-
-    actors: nn.ModuleList
-    critic: CentralizedCritic
 
     def __init__(
         self,
@@ -359,6 +382,9 @@ class JointPolicy(BasePolicy):
         critic_lr_schedule: Schedule | None = None,
         net_arch: NetArch | None = None,
         normalize_value: bool = True,
+        share_parameters: bool | list[list[str]] = False,
+        append_agent_id: bool = False,
+        local_critics: bool = False,
         agent_kwargs: dict[str, dict[str, Any]] | None = None,
         critic_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -369,35 +395,82 @@ class JointPolicy(BasePolicy):
         for agent in agent_kwargs:
             self._check_agent(agent, "policy_kwargs['agent_kwargs']")
         self._init_kwargs: dict[str, Any] = dict(
-            net_arch=net_arch, normalize_value=normalize_value, agent_kwargs=agent_kwargs, critic_kwargs=critic_kwargs, **kwargs
+            net_arch=net_arch,
+            normalize_value=normalize_value,
+            share_parameters=share_parameters,
+            append_agent_id=append_agent_id,
+            local_critics=local_critics,
+            agent_kwargs=agent_kwargs,
+            critic_kwargs=critic_kwargs,
+            **kwargs,
         )
-        self.lr_schedules: dict[str, Schedule] = {}
         self._keys = agent_keys(observation_space, self.agents)
         self._mask_keys = {agent: f"{agent}/{MASK}" for agent in self.agents}
-        actors = []
-        for agent in self.agents:
-            overrides = dict(agent_kwargs.get(agent, {}))
-            rate = overrides.pop("learning_rate", None)
-            self.lr_schedules[agent] = lr_schedule if rate is None else FloatSchedule(rate)
-            actors.append(
-                AgentPolicy(
-                    agent_observation_space(observation_space, self._keys[agent], agent),
+        own_spaces = {
+            agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents
+        }
+        self.groups = self._make_groups(share_parameters, own_spaces, agent_kwargs)
+        self.lr_schedules: dict[str, Schedule] = {}
+        self.policies: dict[str, AgentPolicy] = {}
+        for group in self.groups:
+            for index, agent in enumerate(group):
+                overrides = dict(agent_kwargs.get(agent, {}))
+                rate = overrides.pop("learning_rate", None)
+                self.lr_schedules[agent] = lr_schedule if rate is None else FloatSchedule(rate)
+                self.policies[agent] = AgentPolicy(
+                    own_spaces[agent],
                     action_space.spaces[agent],
                     self.lr_schedules[agent],
                     masked=self._mask_keys[agent] in observation_space.spaces,
+                    agent_id=(index, len(group)) if append_agent_id and len(group) > 1 else None,
                     **({"net_arch": net_arch} | kwargs | overrides),
                 )
-            )
-        self.actors = nn.ModuleList(actors)  # by index: an agent's name need not be a legal module name
-        self.policies: dict[str, AgentPolicy] = dict(zip(self.agents, actors, strict=True))
+                if index:
+                    self.policies[agent].share_parameters_with(self.policies[group[0]])
+        self.policies = {agent: self.policies[agent] for agent in self.agents}
+        self.actors = nn.ModuleList(self.policies.values())  # by index: an agent's name need not be a legal module name
         shared = {key: value for key, value in kwargs.items() if key in _CRITIC_KWARGS}
-        self.critic = CentralizedCritic(
-            observation_space,
-            len(self.agents),
-            critic_lr_schedule or lr_schedule,
-            **({"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})),
+        critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
+        rate = critic_lr_schedule or lr_schedule
+        self.critic: Critic = (
+            LocalCritics(own_spaces, rate, **critic_kwargs)
+            if local_critics
+            else CentralizedCritic(observation_space, len(self.agents), rate, **critic_kwargs)
         )
-        initialise([*actors, self.critic])
+        initialise([*(self.policies[group[0]] for group in self.groups), *self.critic.networks])
+
+    def _make_groups(
+        self,
+        share_parameters: bool | list[list[str]],
+        own_spaces: dict[str, spaces.Space],
+        agent_kwargs: dict[str, dict[str, Any]],
+    ) -> list[tuple[str, ...]]:
+        """The agents that share parameters, in the order of their first ones; most groups are one agent."""
+        assert isinstance(self.action_space, spaces.Dict)
+        forms = {
+            agent: (own_spaces[agent], self.action_space.spaces[agent], agent_kwargs.get(agent, {})) for agent in self.agents
+        }
+        groups: list[list[str]] = []
+        for agent in self.agents if share_parameters is True else ():
+            fitting = [group for group in groups if forms[group[0]] == forms[agent]]
+            if fitting:
+                fitting[0].append(agent)
+            else:
+                groups.append([agent])
+        if not isinstance(share_parameters, bool):
+            groups = [list(group) for group in share_parameters]
+            for group in groups:
+                for agent in group:
+                    self._check_agent(agent, "policy_kwargs['share_parameters']")
+                    if forms[agent] != forms[group[0]]:
+                        raise ValueError(
+                            f"agents {group[0]!r} and {agent!r} cannot share parameters: their spaces or `agent_kwargs` differ "
+                            f"({forms[group[0]]} against {forms[agent]}); put them into different groups."
+                        )
+        named = [agent for group in groups for agent in group]
+        if len(named) != len(set(named)):
+            raise ValueError(f"policy_kwargs['share_parameters'] names an agent twice: {groups}")
+        return [tuple(group) for group in groups] + [(agent,) for agent in self.agents if agent not in named]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_ = dict(observation_space=self.observation_space, action_space=self.action_space)

@@ -1,6 +1,6 @@
 """HAPPO: Heterogeneous-Agent Proximal Policy Optimisation."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -8,8 +8,9 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
-from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
+from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from sb3_happo.common.policies import AgentPolicy
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderName
 
 
@@ -160,64 +161,72 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # M^{i_1} = A: before the first agent the factor is 1, and it multiplies the joint advantage
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
-        for agent in self._update_order(factor):
-            data = self.rollout_buffer.agent_data(agent, factor)
-            if len(data.advantages):
-                self._update_actor(agent, data)
-                factor = self._next_factor(agent, data, factor)
+        for agents in self._update_order():  # one at a time
+            data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
+            self._update_actors(data)
+            factor = self._next_factor(data, factor)
         self._update_critic()
         self._n_updates += 1
         self._log_update(factor)
 
-    def _update_order(self, factor: th.Tensor) -> Iterator[str]:
+    def _update_order(self) -> Iterator[tuple[str, ...]]:
         """
-        :param factor: As it stands when the next agent is asked for
-        :return: The agents, in the order in which they are updated
+        :return: Who is updated next, until everybody was: one agent at a time (line 8 of Algorithm 3)
         """
-        agents = self.agents
+        order: Sequence[str] = self.agents
         if callable(self.agent_order):
-            order = list(self.agent_order(agents))
-            if sorted(order) != sorted(agents):
-                raise ValueError(f"agent_order must return every agent once; it returned {order} for the team {list(agents)}")
-            yield from order
+            order = list(self.agent_order(self.agents))
+            if sorted(order) != sorted(self.agents):
+                raise ValueError(f"agent_order must return every agent once; it returned {order} for {list(self.agents)}")
         elif self.agent_order == "random":
-            yield from (agents[index] for index in np.random.permutation(len(agents)))
-        else:
-            yield from agents if self.agent_order == "fixed" else reversed(agents)
+            order = [self.agents[index] for index in np.random.permutation(len(self.agents))]
+        elif self.agent_order == "reverse":
+            order = self.agents[::-1]
+        return ((agent,) for agent in order)
 
-    def _update_actor(self, agent: str, data: ActorBatch) -> None:
+    def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """
-        Maximise the agent's clipped objective by gradient steps.
+        Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
 
-        :param agent: Whose turn it is
-        :param data: Its rows of the rollout, with the factor of the agents before it
+        :param data: Per agent that is updated, its rows of the rollout with the factor of the agents before; several agents are
+            updated at once only if they share parameters
         """
-        policy = self.policies[agent]
-        update_learning_rate(policy.optimizer, self.policy.lr_schedules[agent](self._current_progress_remaining))
+        policies = {agent: self.policies[agent] for agent in data}
+        leader, policy = next(iter(policies.items()))
+        update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
         if self.normalize_advantage == "rollout":
-            data = data._replace(advantages=normalize(data.advantages))
-        logs: dict[str, list[th.Tensor]] = {"policy_loss": [], "entropy": [], "approx_kl": [], "clip_fraction": []}
+            data = {agent: rows._replace(advantages=normalize(rows.advantages)) for agent, rows in data.items()}
+        logs: list[th.Tensor] = []
         for _ in range(self.n_epochs):
-            for batch in minibatches(data, self.batch_size):
-                log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions, batch.action_masks)
-                policy_loss = self._policy_loss(log_prob, batch)
-                loss = policy_loss - self.ent_coef * entropy.mean()
-
-                with th.no_grad():
-                    # Schulman's estimate of the KL divergence, low in variance (http://joschu.net/blog/kl-approx.html)
-                    log_ratio = log_prob - batch.old_log_prob
-                    approx_kl = (log_ratio.exp() - 1 - log_ratio).mean()
-                    clipped = (log_ratio.exp() - 1).abs() > self._clip_range()
-                for name, value in zip(logs, (policy_loss, entropy.mean(), approx_kl, clipped.float().mean()), strict=True):
-                    logs[name].append(value.detach())
+            for batch in joint_minibatches(data, self.batch_size):
+                terms = [self._actor_terms(policies[agent], rows) for agent, rows in batch.items()]
+                sizes = th.tensor([len(rows.advantages) for rows in batch.values()], device=self.device)
+                policy_loss, entropy, approx_kl, clip_fraction = (th.stack(terms) * (sizes / sizes.sum())[:, None]).sum(dim=0)
+                logs.append(th.stack([policy_loss, entropy, approx_kl, clip_fraction]).detach())
                 if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
-                    return self._log_actor(agent, logs)
+                    return self._log_actors(list(data), logs)
 
                 policy.optimizer.zero_grad()
-                loss.backward()
+                (policy_loss - self.ent_coef * entropy).backward()
                 th.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
                 policy.optimizer.step()
-        self._log_actor(agent, logs)
+        self._log_actors(list(data), logs)
+
+    def _actor_terms(self, policy: AgentPolicy, batch: ActorBatch) -> th.Tensor:
+        """
+        :param policy: An agent's policy
+        :param batch: A minibatch of its rows
+        :return: Policy loss, entropy, approximate KL divergence from the policy at collection, share of clipped samples, ``(4,)``
+        """
+        log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions, batch.action_masks)
+        policy_loss = self._policy_loss(log_prob, batch)
+        with th.no_grad():
+            # Schulman's estimate of the KL divergence, low in variance (http://joschu.net/blog/kl-approx.html)
+            log_ratio = log_prob - batch.old_log_prob
+            change = log_ratio.exp() - 1
+            approx_kl = (change - log_ratio).mean()
+            clip_fraction = (change.abs() > self._clip_range()).float().mean()
+        return th.stack([policy_loss, entropy.mean(), approx_kl, clip_fraction])
 
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
@@ -235,31 +244,36 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         clip_range = self._clip_range()
         return -th.min(ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective).mean()
 
-    def _next_factor(self, agent: str, data: ActorBatch, factor: th.Tensor) -> th.Tensor:
+    def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
         """
-        Multiply the factor by the agent's new ratio (line 12 of Algorithm 3), at the steps at which it was active.
+        Multiply the factor by the new ratio of the agents just updated, at the steps at which they were active
+        (line 12 of Algorithm 3).
 
-        :param agent: Who has just been updated
-        :param data: Its rows of the rollout
-        :param factor: Of the agents before it, ``(n_rows,)``
-        :return: Of the agents up to and with it, ``(n_rows,)``
+        :param data: Their rows of the rollout
+        :param factor: Of the agents before them, ``(n_rows,)``
+        :return: Of the agents up to and with them, ``(n_rows,)``
         """
-        with th.no_grad():
-            log_prob, _ = self.policies[agent].evaluate_actions(data.observations, data.actions, data.action_masks)
+        factor = factor.clone()
+        for agent, batch in data.items():
+            with th.no_grad():
+                log_prob, _ = self.policies[agent].evaluate_actions(batch.observations, batch.actions, batch.action_masks)
+            ratio = th.exp(log_prob - batch.old_log_prob)
             rows = self.rollout_buffer.active_rows(agent)
-            ratio = th.exp(log_prob - data.old_log_prob)
-            return factor * ratio if rows is None else factor.index_put((rows,), factor[rows] * ratio)
+            factor[slice(None) if rows is None else rows] *= ratio
+        return factor
 
     def _clip_range(self) -> float:
         return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
 
-    def _log_actor(self, agent: str, logs: dict[str, list[th.Tensor]]) -> None:
-        name = self._log_names[agent]
-        for key, values in logs.items():
-            self.logger.record(f"{name}/{key}", th.stack(values).mean().item())
-        log_std = self.policies[agent].effective_log_std()
-        if log_std is not None:
-            self.logger.record(f"{name}/std", log_std.exp().mean().item())
+    def _log_actors(self, agents: list[str], logs: list[th.Tensor]) -> None:
+        means = th.stack(logs).mean(dim=0).tolist() if logs else [float("nan")] * 4
+        for agent in agents:
+            name = self._log_names[agent]
+            for key, value in zip(("policy_loss", "entropy", "approx_kl", "clip_fraction"), means, strict=True):
+                self.logger.record(f"{name}/{key}", value)
+            log_std = self.policies[agent].effective_log_std()
+            if log_std is not None:
+                self.logger.record(f"{name}/std", log_std.exp().mean().item())
 
     def _log_update(self, factor: th.Tensor) -> None:
         self.logger.record("train/factor_mean", factor.mean().item())

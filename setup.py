@@ -1,0 +1,75 @@
+"""Packaging of sb3_happo. Tool settings are in ``pyproject.toml``, the versions that were tested in ``constraints.txt``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+version = re.search(r'__version__ = "(.+)"', (ROOT / "sb3_happo" / "version.py").read_text())
+assert version is not None, "sb3_happo/version.py holds no version"
+readme = ROOT / "README.md"
+
+setup(
+    name="sb3_happo",
+    version=version.group(1),
+    description="Heterogeneous-agent trust-region learning (HAPPO and its siblings) for Stable-Baselines3",
+    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="MIT",
+    keywords="multi-agent reinforcement-learning HAPPO stable-baselines3 pettingzoo gymnasium pytorch",
+    packages=find_packages(include=["sb3_happo", "sb3_happo.*"]),
+    package_data={"sb3_happo": ["py.typed"]},
+    python_requires=">=3.10",
+    install_requires=[
+        "cloudpickle",
+        "gymnasium>=1.0,<2",
+        "numpy>=1.24,<3",
+        "pettingzoo>=1.24.3",
+        "sb3-contrib>=2.9,<3",
+        "stable-baselines3>=2.9,<3",
+        "torch>=2.8,<3",
+    ],
+    extras_require={
+        # Environment families that install from wheels; the README has recipes for the rest
+        "envs": [
+            "gymnasium-robotics>=1.3",
+            "lbforaging>=2.0",
+            "mpe2>=1.0",
+            "mujoco>=3.0",
+            "pettingzoo[butterfly,sisl]",
+            "rlcard>=1.0.5",
+            "rware>=2.0",
+            "supersuit>=3.9",
+        ],
+        # The scripts under zoo/: training, plots, films, tuning
+        "zoo": [
+            "imageio",
+            "matplotlib",
+            "optuna>=3.0",
+            "pillow",
+            "psutil",
+            "pyyaml",
+            "rich",
+            "rl-zoo3>=2.9,<3",
+            "rliable>=1.2",
+            "tensorboard",
+            "tqdm",
+        ],
+        "tests": [
+            "mypy>=1.9",
+            "pytest>=8",
+            "ruff>=0.8",
+            "types-psutil",
+            "types-pyyaml",
+        ],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

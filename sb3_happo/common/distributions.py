@@ -6,8 +6,17 @@ from typing import NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from sb3_contrib.common.maskable.distributions import MaskableDistribution, make_masked_proba_distribution
-from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution, make_proba_distribution
+from sb3_contrib.common.maskable.distributions import (
+    MaskableDistribution,
+    MaskableMultiCategoricalDistribution,
+    make_masked_proba_distribution,
+)
+from stable_baselines3.common.distributions import (
+    DiagGaussianDistribution,
+    Distribution,
+    make_proba_distribution,
+    sum_independent_dims,
+)
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
 
@@ -227,3 +236,31 @@ def rows_without_choice(action_space: spaces.Space, action_masks: np.ndarray) ->
             heads.append(leaf.n_choices)
     starts = np.cumsum([0, *heads[:-1]])
     return np.flatnonzero(~np.logical_or.reduceat(action_masks.astype(bool), starts, axis=1).all(axis=1))
+
+
+def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
+    """
+    KL divergence between two distributions over the same agent's actions, of whole actions: summed over their dimensions.
+    (SB3's ``kl_divergence`` leaves the dimensions apart, and does not know masked and hybrid distributions.)
+
+    :param old: The reference
+    :param new: What to measure
+    :return: ``KL(old || new)``, ``(batch,)``
+    """
+    if isinstance(old, HybridDistribution):
+        assert isinstance(new, HybridDistribution)
+        return th.stack([kl_divergence(*parts) for parts in zip(old.parts, new.parts, strict=True)]).sum(dim=0)
+    divergences = [
+        # A Gaussian's and a Bernoulli's dimensions come apart, (batch, n); a Categorical has none
+        sum_independent_dims(th.distributions.kl_divergence(*heads).unsqueeze(1).flatten(start_dim=1))
+        for heads in zip(_heads(old), _heads(new), strict=True)
+    ]
+    return th.stack(divergences).sum(dim=0)
+
+
+def _heads(distribution: Distribution) -> list[th.distributions.Distribution]:
+    """The PyTorch distributions that a plain one consists of: one, or one per choice of a MultiDiscrete."""
+    if isinstance(distribution, MaskableMultiCategoricalDistribution):
+        return list(distribution.distributions)
+    inner = distribution.distribution
+    return list(inner) if isinstance(inner, (list, tuple)) else [inner]

@@ -1,0 +1,34 @@
+"""IPPO: Independent PPO."""
+
+from typing import Any
+
+import numpy as np
+
+from sb3_happo.mappo.mappo import MAPPO
+
+
+class IPPO(MAPPO):
+    """
+    Independent Proximal Policy Optimisation (de Witt et al. 2020, "Is Independent Learning All You Need in the StarCraft
+    Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
+
+    Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and learns from its own reward
+    (``info["agent_rewards"]``, which ``VecNormalize`` does not normalise).
+
+    :param policy: As for ``HAPPO``
+    :param env: As for ``HAPPO``
+    :param policy_kwargs: As for ``MAPPO``
+    :param kwargs: As for ``HAPPO``
+    """
+
+    def __init__(self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
+        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
+
+    def _split_rewards(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+        """
+        :param rewards: Team rewards, unused
+        :param infos: With each agent's own reward
+        :return: ``(n_envs, n_agents)``
+        """
+        return np.stack([info["agent_rewards"] for info in infos]).astype(np.float32)

@@ -1,0 +1,44 @@
+"""MAPPO: Multi-Agent PPO."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch as th
+
+from sb3_happo.common.type_aliases import ActorBatch
+from sb3_happo.happo.happo import HAPPO
+
+
+class MAPPO(HAPPO):
+    """
+    Multi-Agent Proximal Policy Optimisation (Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Multi-Agent
+    Games", https://arxiv.org/abs/2103.01955).
+
+    Like :class:`~sb3_happo.HAPPO`, but all agents learn from the same joint advantage at once: the factor stays 1, and agents whose spaces
+    agree share one network, which learns from all their samples together. ``policy_kwargs["share_parameters"]``
+    takes False or groups of agents instead, and ``policy_kwargs["append_agent_id"]`` tells a shared network for whom it acts. A
+    minibatch of ``batch_size`` joint transitions holds ``batch_size`` samples of every agent that shares.
+
+    :param policy: As for ``HAPPO``
+    :param env: As for ``HAPPO``
+    :param policy_kwargs: As for ``HAPPO``, with ``share_parameters=True`` by default
+    :param kwargs: As for ``HAPPO``; ``agent_order`` has no effect on the objective
+    """
+
+    def __init__(self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
+        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
+
+    def _update_order(self) -> Iterator[tuple[str, ...]]:
+        """
+        :return: The groups of agents that share parameters
+        """
+        return iter(self.policy.groups)
+
+    def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
+        """
+        :param data: Rows of the agents just updated
+        :param factor: All 1
+        :return: The same: nobody's change is taken into account
+        """
+        return factor

@@ -1,6 +1,7 @@
 """One team as one Gymnasium environment."""
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import gymnasium as gym
@@ -23,8 +24,11 @@ from sb3_happo.envs.teams import Flags, GymnasiumTeam, OtherPolicy, PartialTeam,
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
 State: TypeAlias = str | Callable[[Any, Observations], np.ndarray] | None
 
-# Where an env's state() is by construction its agents' observations side by side: computing them a second time costs
+# What the default, state=None, knows of other people's state(): MPE's computes all observations a second time, a twelfth of
+# its step, to put them side by side ...
 _STATE_IS_OBSERVATIONS = {"mpe2._mpe_utils.simple_env.SimpleEnv.state"}
+# ... and multiwalker's raises as soon as a walker has fallen
+_STATE_FAILS = {"pettingzoo.sisl.multiwalker.multiwalker.raw_env.state"}
 
 
 class _AgentPlan(NamedTuple):
@@ -40,7 +44,7 @@ class _AgentPlan(NamedTuple):
     """
 
     agent: Any
-    leaves: tuple[tuple[str, tuple, tuple[int, ...], np.dtype], ...]
+    leaves: list[tuple[str, tuple, tuple[int, ...], np.dtype]]
     mask_key: str | None
     mask_in_observation: bool
     action_space: spaces.Space
@@ -49,48 +53,53 @@ class _AgentPlan(NamedTuple):
 
 class JointEnv(gym.Env):
     """
-    One team as one Gymnasium environment, for PettingZoo's ``ParallelEnv`` and ``AECEnv``, Gymnasium envs with a Dict or Tuple action
-    space, and single-agent Gymnasium envs (a team of one, ``"agent_0"``).
+    One team as one Gymnasium environment, for PettingZoo's ``ParallelEnv`` and ``AECEnv``, Gymnasium envs with a Dict or
+    Tuple action space, and single-agent Gymnasium envs (a team of one, ``"agent_0"``).
 
-    **Spaces.** ``agents`` is the team in the env's own order. ``action_space`` is a Dict of the agents' own spaces, in that order.
-    ``observation_space`` is a flat Dict: ``"<agent>"``, or ``"<agent>/<key>"`` for each part of an agent's Dict or Tuple observation;
-    ``"<agent>/action_mask"`` where the env gives masks, in the observation or in the info (1 where a choice is legal; the heads of
-    MultiDiscrete and of nested actions one after the other); and the critic's ``"state"``. float64 becomes float32.
+    **Spaces.** ``agents`` is the team in the env's own order. ``action_space`` is a Dict of the agents' own spaces, in that
+    order. ``observation_space`` is a flat Dict: ``"<agent>"``, or ``"<agent>/<key>"`` for each part of an agent's Dict or
+    Tuple observation; ``"<agent>/action_mask"`` where the env gives masks, in the observation or in the info (1 where a
+    choice is legal; the heads of MultiDiscrete and of nested actions one after the other); and the critic's ``"state"``.
+    float64 becomes float32.
 
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype
     :func:`~sb3_happo.envs.spaces.joint_action_dtype`, as ``VecEnv`` hands them out.
 
-    **Life, death and turns.** An agent that is missing from the env's observations (dead, not yet born, not on turn) is inactive:
-    its observation is zeros, its mask all ones, its action ignored. ``info["active"]``, bool ``(n_agents,)``, describes the observation
-    that comes with it and is there only if somebody is inactive. An agent that ends while others go on is inactive from then on; the
-    reward of that step counts.
-    With an ``AECEnv`` one agent acts per step, and the others' own entries are zeros, but a critic's state made of observations
-    holds what every living agent would see. Each step's rewards are all that were emitted in it, for whichever agent.
+    **Life, death and turns.** An agent that is missing from the env's observations (dead, not yet born, not on turn) is
+    inactive: its observation is zeros, its mask all ones, its action ignored. ``info["active"]``, bool ``(n_agents,)``,
+    describes the observation that comes with it and is there only if somebody is inactive. An agent that ends while others go
+    on is inactive from then on; the reward of that step counts.
+    With an ``AECEnv`` one agent acts per step, and the others' own entries are zeros, but a critic's state made of
+    observations holds what every living agent would see. Each step's rewards are all that were emitted in it, for whichever
+    agent.
 
     **The end.** An episode ends when nobody of the team is left. It counts as truncated, which means that its last value is
-    bootstrapped, if any agent that was still there in the last step was truncated and not terminated: somebody's game was cut off.
-    Otherwise, also if agents had been truncated one by one before, it counts as terminated. Agents that end in the last step
-    keep their last observation, so that its value can be estimated.
+    bootstrapped, if any agent that was still there in the last step was truncated and not terminated: somebody's game was cut
+    off. Otherwise, also if agents had been truncated one by one before, it counts as terminated. Agents that end in the last
+    step keep their last observation, so that its value can be estimated.
 
-    **Rewards.** ``info["agent_rewards"]``, float ``(n_agents,)``, are the agents' own at every step, in the order of ``agents``.
-    The infos of a PettingZoo env are in ``info["agent_infos"]`` where they are not empty; a Gymnasium env's info is passed on.
+    **Rewards.** ``info["agent_rewards"]``, float ``(n_agents,)``, are the agents' own at every step, in the order of
+    ``agents``. The infos of a PettingZoo env are in ``info["agent_infos"]`` where they are not empty; a Gymnasium env's info
+    is passed on.
 
     The constructor resets the env once, unseeded, to learn of masks and of the state's shape.
 
     :param env: The environment
-    :param team_reward: The team's reward: the ``"mean"`` over all agents (inactive ones count 0), the ``"sum"``, an agent's name, or a
-        callable of the array of rewards ``(n_agents,)``
-    :param state: What the critic sees. ``"env"``: the env's ``state()``. ``"observations"``: the agents' observations side by side (one
-        float32 vector, Discrete ones one-hot encoded; images of one shape stacked along channels; for images and other things in one
-        team, keys ``"state/<agent>"`` or ``"state/<agent>/<key>"``), zeros for inactive agents. None: the env's ``state()`` if it has
-        one that works, otherwise the observations. ``"agent"``: agent-specific state (HARL's "FP"), key ``"agent_states"``
-        of shape ``(n_agents, D)``: as for None, and then the agent's own observation and its one-hot id. Or a callable
-        ``state(env, observations)`` that returns an array, given ``env`` and the joint observation without state.
+    :param team_reward: The team's reward: the ``"mean"`` over all agents (inactive ones count 0), the ``"sum"``, an agent's
+        name, or a callable of the array of rewards ``(n_agents,)``
+    :param state: What the critic sees. ``"env"``: the env's ``state()``. ``"observations"``: the agents' observations side by
+        side (one float32 vector, Discrete ones one-hot encoded; images of one shape stacked along channels; for images and
+        other things in one team, keys ``"state/<agent>"`` or ``"state/<agent>/<key>"``), zeros for inactive agents. None: the
+        env's ``state()`` if it has one that works, otherwise the observations. ``"agent"``: agent-specific state (HARL's
+        "FP"), key ``"agent_states"`` of shape ``(n_agents, D)``: as for None, and then the agent's own observation and its
+        one-hot id. Or a callable ``state(env, observations)`` that returns an array, given ``env`` and the joint observation
+        without state.
     :param agents: The agents of the team, if not all; the rest belong to the environment
-    :param others: Who plays the rest: "random", a callable, anything with ``predict``, ``{agent: policy}``, or a list of which each
-        episode draws one; see :class:`~sb3_happo.envs.teams.PartialTeam`
-    :param per_agent: For Gymnasium envs with a Dict or Tuple action space: whether it holds one action per agent, or one agent's
-        hybrid action. None decides: per agent if the observation space is a Dict of the same keys or a Tuple of the same length
+    :param others: Who plays the rest: "random", a callable, anything with ``predict``, ``{agent: policy}``, or a list of
+        which each episode draws one; see :class:`~sb3_happo.envs.teams.PartialTeam`
+    :param per_agent: For Gymnasium envs with a Dict or Tuple action space: whether it holds one action per agent, or one
+        agent's hybrid action. None decides: per agent if the observation space is a Dict of the same keys or a Tuple of the
+        same length
     :raises TypeError: If ``env`` is nothing that can be joined, or a space is unsupported
     :raises ValueError: If names collide or an argument does not fit the env
     """
@@ -130,7 +139,7 @@ class JointEnv(gym.Env):
             [(name, action_space) for name, (_, action_space) in zip(self.agents, self._spaces, strict=True)]
         )
         self._converters = [action_converter(action_space) for _, action_space in self._spaces]
-        self._simple_actions = all(converter is None for converter in self._converters)
+        self._plain_actions = all(converter is None for converter in self._converters)
         self._leaves: list[Leaf] = []
         self._plans = [self._plan(index, observations, infos) for index in range(self.n_agents)]
         self._active: np.ndarray | None = None
@@ -192,13 +201,13 @@ class JointEnv(gym.Env):
         named = [("/".join([name, *map(str, path)]), prefix + path, space) for path, space in leaves]
         self._leaves.extend(Leaf(key, index, space) for key, _, space in named)
         mask_key = f"{name}/{ACTION_MASK}" if masked else None
-        blank = {key: np.zeros(space.shape, space.dtype) for key, _, space in named}
+        layout = [(key, path, space.shape or (), np.dtype(space.dtype)) for key, path, space in named]
+        blank = {key: np.zeros(shape, dtype) for key, _, shape, dtype in layout}
         if mask_key is not None:
             blank[mask_key] = np.ones(n_choices(action_space), np.int8)
         for array in blank.values():
             array.flags.writeable = False  # they are handed out again and again
-        layout = tuple((key, path, space.shape, np.dtype(space.dtype)) for key, path, space in named)
-        return _AgentPlan(agent, layout, mask_key, mask_in_observation, action_space, blank)  # type: ignore[arg-type]
+        return _AgentPlan(agent, layout, mask_key, mask_in_observation, action_space, blank)
 
     def _check_keys(self, keys: list[str]) -> None:
         for name in self.agents:
@@ -240,9 +249,9 @@ class JointEnv(gym.Env):
             )
             return
         self._state = concatenated_observations(self._leaves)
-        if state == "env" or (state != "observations" and self._has_state()):
-            if state == "env" and not self._has_state():
-                raise ValueError("The env has no working state(); use state='observations' or a callable.")
+        if state == "env" and not self._has_state():
+            raise ValueError("The env has no working state(); use state='observations' or a callable.")
+        if state == "env" or (state != "observations" and self._state_function() not in _STATE_FAILS and self._has_state()):
             from_env = ComputedState(self._call_env_state, self._call_env_state(joint), "The env's state()")
             if state == "env" or not self._state_is_observations(from_env, joint, active):
                 self._state = from_env
@@ -258,16 +267,20 @@ class JointEnv(gym.Env):
 
     def _has_state(self) -> bool:
         try:
-            return self._team.state() is not None
+            state = np.asarray(self._team.state())
         except (NotImplementedError, AttributeError):
             return False
-        except Exception as error:
+        except Exception as error:  # someone else's code; PettingZoo's own envs have failed here with several kinds
             gym.logger.warn(f"The env's state() fails ({error!r}); the critic sees the observations instead.")
             return False
+        return state.dtype.kind in "biuf"
+
+    def _state_function(self) -> str:
+        function = getattr(type(getattr(self.env, "unwrapped", None)), "state", None)
+        return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
     def _state_is_observations(self, state: ComputedState, joint: Observations, active: np.ndarray | None) -> bool:
-        function = getattr(type(getattr(self.env, "unwrapped", None)), "state", None)
-        if f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}" not in _STATE_IS_OBSERVATIONS:
+        if self._state_function() not in _STATE_IS_OBSERVATIONS:
             return False
         joint = dict(joint)
         self._state(joint, active)
@@ -297,15 +310,13 @@ class JointEnv(gym.Env):
             ):
                 if new is not old and new != old:
                     raise ValueError(
-                        f"The {kind} space of agent {name!r} has changed from {old} to {new} at a reset; it must stay the same. "
-                        "Pad it to the largest, for example with supersuit."
+                        f"The {kind} space of agent {name!r} has changed from {old} to {new} at a reset; it must stay the "
+                        "same. Pad it to the largest, for example with supersuit."
                     )
         self._active = self._activity(observations, {}, {})
         return self._observe(observations, infos, self._active), self._info(infos, self._active)
 
-    def step(  # type: ignore[override]
-        self, action: dict[str, Any] | np.void
-    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(self, action: dict[str, Any] | np.void) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """
         One step of the team.
 
@@ -354,27 +365,28 @@ class JointEnv(gym.Env):
 
     def _split(self, action: dict[str, Any] | np.void) -> dict[Any, Any]:
         """The actions of the active agents, by the env's own ids."""
-        values: Sequence[Any]
         if isinstance(action, dict):
+            pairs = zip(self._ids, self.agents, strict=True)
+            active = repeat(True) if self._active is None else self._active
             try:
-                if self._active is None:
-                    return {agent: action[name] for agent, name in zip(self._ids, self.agents, strict=True)}
-                triples = zip(self._ids, self.agents, self._active, strict=True)
-                return {agent: action[name] for agent, name, is_active in triples if is_active}
+                return {agent: action[name] for (agent, name), is_active in zip(pairs, active, strict=False) if is_active}
             except KeyError as error:
                 raise ValueError(
                     f"No action for agent {error.args[0]!r}; it is active, and the action has {list(action)}."
                 ) from None
-        if getattr(getattr(action, "dtype", None), "names", None) != self.agents:
+        try:
+            fits = action.dtype.names == self.agents
+        except AttributeError:
+            fits = False
+        if not fits:
             raise ValueError(
-                f"A joint action is a dict {{agent: action}}, or one row of an array of joint_action_dtype(env.action_space), for the "
-                f"agents {list(self.agents)}; this is {action!r}."
+                f"A joint action is a dict {{agent: action}}, or one row of an array of joint_action_dtype(env.action_space), "
+                f"for the agents {list(self.agents)}; this is {action!r}."
             )
-        values = action.item()
-        if not self._simple_actions:
-            values = [
-                value if convert is None else convert(value) for value, convert in zip(values, self._converters, strict=True)
-            ]
+        values: Sequence[Any] = action.item()
+        if not self._plain_actions:
+            converters = zip(values, self._converters, strict=True)
+            values = [value if convert is None else convert(value) for value, convert in converters]
         if self._active is None:
             return dict(zip(self._ids, values, strict=True))
         return {agent: value for agent, value, is_active in zip(self._ids, values, self._active, strict=True) if is_active}
@@ -412,8 +424,8 @@ class JointEnv(gym.Env):
                         array = np.asarray(array)
                     if array.shape != shape:  # NumPy would broadcast it where it is stored
                         raise ValueError(
-                            f"agent {self.agents[index]!r}: an observation of shape {array.shape} (entry {key!r}), where its space has "
-                            f"{shape}; correct the env's observation_space or what it returns."
+                            f"agent {self.agents[index]!r}: an observation of shape {array.shape} (entry {key!r}), where its "
+                            f"space has {shape}; correct the env's observation_space or what it returns."
                         )
                     joint[key] = array if array.dtype is dtype else array.astype(dtype)
                 if mask_key is not None:

@@ -7,6 +7,7 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -86,11 +87,12 @@ def make_mamujoco(
     :param agent_conf: Its factorisation, for example "2x3", None for a single agent
     :param wrappers: Wrappers for the PettingZoo env
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
-    :param env_kwargs: ``agent_obsk``, ``render_mode`` and the other arguments of Gymnasium-Robotics' ``mamujoco_v1.parallel_env``
+    :param env_kwargs: ``agent_obsk``, ``render_mode`` and the other arguments of Gymnasium-Robotics'
+        ``mamujoco_v1.parallel_env``
     :return: The environment
     """
     try:
-        from gymnasium_robotics import mamujoco_v1
+        from gymnasium_robotics import mamujoco_v1  # type: ignore[import-untyped]
     except ImportError as error:
         raise _missing(f"{_MAMUJOCO}/{scenario}", _MAMUJOCO, error) from error
     # Gymnasium's checker would look at every step of the single-agent env inside
@@ -107,15 +109,15 @@ def make_joint_env(
     """
     Make a joint environment from an id.
 
-    * ``"<package>/<module>"`` is that module's ``parallel_env(**env_kwargs)``, or its ``env(**env_kwargs)`` if it has only that:
-      ``"mpe2/simple_spread_v3"``, ``"pettingzoo.sisl/multiwalker_v9"``, your own ``"my_pkg/my_env_v0"``.
+    * ``"<package>/<module>"`` is that module's ``parallel_env(**env_kwargs)``, or its ``env(**env_kwargs)`` if it has only
+      that: ``"mpe2/simple_spread_v3"``, ``"pettingzoo.sisl/multiwalker_v9"``, your own ``"my_pkg/my_env_v0"``.
     * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the rest are keyword arguments.
-    * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one, ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"`` imports
-      ``lbforaging`` first.
+    * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one, ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"``
+      imports ``lbforaging`` first.
 
     :param id: The id
-    :param wrappers: Callables ``env -> env``, such as SuperSuit's with their arguments bound, applied in this order before the env is
-        joined
+    :param wrappers: Callables ``env -> env``, such as SuperSuit's with their arguments bound, applied in this order before
+        the env is joined
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param env_kwargs: Arguments of the env itself, for example ``render_mode``
     :return: The environment
@@ -129,7 +131,8 @@ def make_joint_env(
             _register_mamujoco(id, many_segments[1], many_segments[2])
     spec = _gymnasium_spec(id)
     if spec is not None and spec.namespace == _MAMUJOCO:
-        return gym.make(spec, wrappers=wrappers, joint_kwargs=joint_kwargs, **env_kwargs)
+        # Past gym.make, which would keep `max_episode_steps` for itself
+        return make_mamujoco(**spec.kwargs, wrappers=wrappers, joint_kwargs=joint_kwargs, **env_kwargs)
     if spec is not None:
         env = gym.make(spec, disable_env_checker=True, **env_kwargs)
     else:
@@ -144,13 +147,24 @@ def _wrap(env: Any, wrappers: Iterable[EnvWrapper] | None) -> Any:
 
 
 def _gymnasium_spec(id: str) -> Any:
-    module, _, _ = id.rpartition(":")
-    if module and importlib.util.find_spec(module.partition(".")[0]) is None:
-        raise _unresolved(id, module)
+    module, _, name = id.rpartition(":")
+    if module:
+        _import(id, module, module)
     try:
-        return gym.spec(id)
+        return gym.spec(name)
     except gym.error.Error:
         return None
+
+
+def _import(id: str, package: str, module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module + ".").startswith(error.name + "."):
+            raise _unresolved(id, package) from error
+        raise _missing(id, package, error) from error
+    except ImportError as error:
+        raise _missing(id, package, error) from error
 
 
 def _env_function(id: str) -> Callable[..., Any]:
@@ -158,14 +172,7 @@ def _env_function(id: str) -> Callable[..., Any]:
     if not package or not module:
         raise _unresolved(id, package)
     name = id.replace("/", ".")
-    try:
-        found = importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is not None and (name + ".").startswith(error.name + "."):
-            raise _unresolved(id, package) from error
-        raise _missing(id, package, error) from error
-    except ImportError as error:
-        raise _missing(id, package, error) from error
+    found = _import(id, package, name)
     function = getattr(found, "parallel_env", None) or getattr(found, "env", None)
     if function is None:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Spaces of a team: joint actions as structured arrays, action masks, and the checks of what can be learned on."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,12 +34,13 @@ def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
     """
     The dtype of a team's joint actions: a structured array with one row per environment and one field per agent.
 
-    Discrete becomes an int64 scalar, MultiDiscrete int64 of its shape, MultiBinary int8 of its shape, Box float32 of its shape,
-    and a Dict or Tuple a nested structured field whose sub-fields are named by key, or "0", "1", ... The fields hold actions of
-    the agents' own spaces: a Discrete with ``start=5`` counts from 5.
+    Discrete becomes an int64 scalar, MultiDiscrete int64 of its shape, MultiBinary int8 of its shape, Box float32 of its
+    shape, and a Dict or Tuple a nested structured field whose sub-fields are named by key, or "0", "1", ... The fields hold
+    actions of the agents' own spaces: a Discrete with ``start=5`` counts from 5.
 
     :param action_space: The agents' action spaces
-    :return: The dtype; ``actions["agent_0"]`` is then that agent's batch, and ``actions[i]`` the joint action of environment ``i``
+    :return: The dtype; ``actions["agent_0"]`` is then that agent's batch, and ``actions[i]`` the joint action of environment
+        ``i``
     :raises TypeError: If a space has no such form
     """
     return _field_dtype(action_space)
@@ -95,8 +96,8 @@ def joint_action_to_dict(action_space: spaces.Dict, joint_action: np.void | np.n
     :param joint_action: One row of an array of dtype :func:`joint_action_dtype`
     :return: ``{agent: action}`` in the agents' own spaces (Discrete actions as ``int``)
     """
-    convert = _NestedConverter(action_space)
-    return convert(joint_action.item())  # type: ignore[return-value]
+    values: Any = joint_action.item()
+    return cast(dict[str, Any], _NestedConverter(action_space)(values))
 
 
 # ---------------------------------------------------------------- action masks
@@ -107,7 +108,8 @@ def n_choices(space: spaces.Space) -> int:
     Length of an agent's action mask.
 
     :param space: The agent's action space
-    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict and Tuple, 0 for the others
+    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict and Tuple, 0 for the
+        others
     """
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -123,8 +125,8 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     Lay out an environment's action mask flat, one head after the other, as sb3-contrib does.
 
     :param space: The agent's action space
-    :param mask: A flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per MultiDiscrete head, a Dict or
-        Tuple of masks for a Dict or Tuple space), in which None allows everything
+    :param mask: A flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per MultiDiscrete head, a
+        Dict or Tuple of masks for a Dict or Tuple space), in which None allows everything
     :return: 1 where a choice is legal, ``(n_choices,)``, int8
     :raises ValueError: If the mask has another length
     """
@@ -213,8 +215,8 @@ def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tupl
         return [leaf for _, key, subspace in subspaces(space) for leaf in observation_leaves(subspace, (*path, key))]
     if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
         raise TypeError(
-            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of "
-            "these, for example with a wrapper that pads sequences"
+            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
+            "Tuple of these, for example with a wrapper that pads sequences"
         )
     return [(path, float32_space(space))]
 
@@ -280,8 +282,13 @@ def check_observation_spaces(observation_space: spaces.Space) -> None:
     for key, space in observation_space.spaces.items():
         if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
             raise TypeError(
-                f"Entry {key!r} of the joint observation has an unsupported space {space}; the Dict must be flat, of Box, Discrete, "
-                "MultiDiscrete and MultiBinary. JointEnv makes it so."
+                f"Entry {key!r} of the joint observation has an unsupported space {space}; the Dict must be flat, of Box, "
+                "Discrete, MultiDiscrete and MultiBinary. JointEnv makes it so."
+            )
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+            raise ValueError(
+                f"Entry {key!r} of the joint observation counts from {space.start}, and SB3 encodes such observations from 0; "
+                "let the env subtract it."
             )
     if not any(key in (STATE, AGENT_STATES) or key.startswith(STATE + "/") for key in observation_space.spaces):
         raise ValueError(f"The joint observation has no entry {STATE!r} for the critic; wrap the env with JointEnv.")

@@ -29,8 +29,8 @@ class StateSource(Protocol):
     """
     Computes the critic's entries of the joint observation.
 
-    ``spaces`` are those entries' spaces. Calling it adds the entries to the observations given: the joint observation without them,
-    in which absent agents' parts are zeros; ``present``, ``(n_agents,)``, says who is not absent, None if nobody is.
+    ``spaces`` are those entries' spaces. Calling it adds the entries to the observations given: the joint observation without
+    them, in which absent agents' parts are zeros; ``present``, ``(n_agents,)``, says who is not absent, None if nobody is.
     """
 
     spaces: dict[str, spaces.Space]
@@ -149,8 +149,8 @@ def concatenated_observations(leaves: list[Leaf]) -> StateSource:
     The state that consists of all agents' observations.
 
     :param leaves: The observations
-    :return: One vector if there are no images, the images' stack if there is nothing else and they have the same shape, or each
-        observation under a key of its own
+    :return: One vector if there are no images, the images' stack if there is nothing else and they have the same shape, or
+        each observation under a key of its own
     """
     images = [is_image(leaf.space) for leaf in leaves]
     if not any(images):
@@ -180,16 +180,21 @@ class ComputedState:
         image = array.dtype == np.uint8 and array.ndim == 3
         self._dtype = np.dtype(np.uint8 if image else np.float32)
         low, high = (0, 255) if image else (-np.inf, np.inf)
-        self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(low, high, array.shape, self._dtype.type)}  # type: ignore[arg-type]
+        self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(low, high, array.shape, self._dtype.type)}
 
     def value(self, observations: Observations) -> np.ndarray:
-        state = np.asarray(self._function(observations))
+        try:
+            state = np.asarray(self._function(observations))
+        except Exception as error:
+            raise RuntimeError(
+                f"{self._name} failed; state='observations' makes the state from the observations instead."
+            ) from error
         if state.shape != self._shape:
             raise ValueError(
                 f"{self._name} returned shape {state.shape}, where it had {self._shape} at the first reset; "
                 "it must not change. state='observations' makes the state from the observations instead."
             )
-        return state.astype(self._dtype, copy=False)
+        return state.astype(self._dtype)  # a copy: a view of the env's insides would change at its next step
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = self.value(observations)

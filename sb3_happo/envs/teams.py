@@ -64,8 +64,8 @@ class TurnBased:
     """
     A PettingZoo ``AECEnv`` as a team of which one agent acts per step.
 
-    Only the agent on turn is observed. A step's rewards are all that the env emitted for it, so that their sum over an episode is
-    PettingZoo's; the steps of dead agents are made in here.
+    Only the agent on turn is observed. A step's rewards are all that the env emitted for it, so that their sum over an
+    episode is PettingZoo's; the steps of dead agents are made in here.
 
     :param env: The env, wrapped or not
     """
@@ -129,8 +129,8 @@ class GymnasiumTeam:
     sees the env's observation. Rewards and flags may be one for all, or one per agent.
 
     :param env: The env
-    :param per_agent: Whether the action space holds one action per agent. None decides: it does if the observation space is a Dict
-        of the same keys, or a Tuple of the same length
+    :param per_agent: Whether the action space holds one action per agent. None decides: it does if the observation space is a
+        Dict of the same keys, or a Tuple of the same length
     """
 
     def __init__(self, env: gym.Env, per_agent: bool | None = None) -> None:

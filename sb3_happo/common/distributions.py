@@ -87,7 +87,7 @@ def set_parameters(
 
     :param distribution: The distribution, changed in place
     :param params: Output of the policy network (means, logits), ``(batch, n_params)``
-    :param log_std: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)``
+    :param log_std: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)`` or one row per sample
     :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
     :return: ``distribution``
     """
@@ -150,7 +150,7 @@ class HybridDistribution(Distribution):
             leaf_std = None
             if isinstance(leaf.space, spaces.Box):
                 assert log_std is not None
-                leaf_std = log_std[start : start + leaf.n_actions]
+                leaf_std = log_std[..., start : start + leaf.n_actions]
                 start += leaf.n_actions
             set_parameters(part, leaf_params, leaf_std, mask)
         return self

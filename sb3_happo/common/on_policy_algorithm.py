@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
+from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.envs import as_joint_env, check_team_spaces, make_joint_env
@@ -308,13 +309,13 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         assert isinstance(self._last_obs, dict), "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        team = RolloutTeam(self.policy)
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
             obs = self._to_tensors(self._last_obs)
-            with th.no_grad():
-                step = self.policy(obs)
-            new_obs, rewards, dones, infos = env.step(self.policy.to_env_actions(step.actions))
+            step = team(obs)
+            new_obs, rewards, dones, infos = env.step(team.to_env_actions(step))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())

@@ -124,8 +124,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.body, latent_dim = make_mlp(
             self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm, n_ids
         )
-        if agent_id is not None:
-            self.register_buffer("_one_hot", nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float(), persistent=False)
+        one_hot = None if agent_id is None else nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
+        self.one_hot: th.Tensor | None
+        self.register_buffer("one_hot", one_hot, persistent=False)
         self.head = nn.Linear(latent_dim, sum(leaf.n_params for leaf in self.leaves))
         self._build_log_std()
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -185,8 +186,8 @@ class AgentPolicy(BasePolicy, TeamModel):
         """
         assert self.features_extractor is not None
         features = self.extract_features(obs, self.features_extractor)
-        if self.agent_id is not None:
-            features = th.cat([features, self._one_hot.expand(len(features), -1)], dim=1)
+        if self.one_hot is not None:
+            features = th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
         latent = self.body(features)
         return set_parameters(self.action_dist, self.head(latent), self.effective_log_std(), action_masks)
 
@@ -391,6 +392,7 @@ class JointPolicy(BasePolicy):
     ) -> None:
         super().__init__(observation_space, action_space)
         self.agents = tuple(action_space.spaces)
+        self.action_dtype = joint_action_dtype(action_space)
         agent_kwargs = agent_kwargs or {}
         for agent in agent_kwargs:
             self._check_agent(agent, "policy_kwargs['agent_kwargs']")
@@ -541,19 +543,6 @@ class JointPolicy(BasePolicy):
         :return: Values in units of reward, ``(batch, n_values)``
         """
         return self.critic.predict_values(obs)
-
-    def to_env_actions(self, actions: dict[str, th.Tensor]) -> np.ndarray:
-        """
-        Join the agents' raw actions to what a vectorised environment takes.
-
-        :param actions: Per agent, ``(n_envs, action_dim)``
-        :return: Structured array ``(n_envs,)`` with one field per agent
-        """
-        n_envs = len(next(iter(actions.values())))
-        joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in actions]))
-        for agent, raw in actions.items():
-            self.policies[agent].to_env_actions(raw.cpu().numpy(), out=joint[agent])
-        return joint
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")

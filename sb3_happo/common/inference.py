@@ -1,0 +1,161 @@
+"""The team's decisions during collection: agents of the same form are evaluated in one batched call."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.preprocessing import preprocess_obs
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_happo.common.distributions import make_action_distribution, set_parameters
+from sb3_happo.common.policies import AgentPolicy, JointPolicy
+from sb3_happo.common.type_aliases import JointStep
+
+_ELEMENTWISE = (nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Softplus, nn.Identity)
+
+
+def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
+    """What two policies must have in common to be stacked; None for a policy that can only be evaluated by itself."""
+    plain = type(policy) is AgentPolicy and type(policy.features_extractor) is FlattenExtractor
+    if not plain or not all(isinstance(layer, (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)) for layer in policy.body):
+        return None
+    return (
+        str(policy.observation_space),
+        str(policy.action_space),
+        str(policy.body),
+        policy.masked,
+        policy.log_std_form,
+        policy.std_x_coef,
+        policy.std_y_coef,
+        policy.rescale_actions,
+        policy.normalize_images,
+    )
+
+
+class StackedPolicies:
+    """
+    Some agents' policies as one network with one more dimension: agents. A snapshot of their weights.
+
+    :param policies: Policies of the same form, at least one
+    """
+
+    def __init__(self, policies: Sequence[AgentPolicy]) -> None:
+        self.leader = policies[0]
+        self.n_agents = len(policies)
+        self.layers: list[tuple[nn.Module, th.Tensor | None, th.Tensor | None]] = []
+        for layers in zip(*(policy.body for policy in policies), strict=True):
+            if isinstance(layers[0], (nn.Linear, nn.LayerNorm)):
+                self._add(layers)
+            else:
+                self.layers.append((layers[0], None, None))
+        self._add([policy.head for policy in policies])
+        stds = [std for policy in policies if (std := policy.effective_log_std()) is not None]
+        self.log_std = th.stack(stds).detach() if stds else None  # (n_agents, n_continuous)
+        ids = [policy.one_hot for policy in policies if policy.one_hot is not None]
+        self.ids = th.stack(ids).unsqueeze(1) if ids else None  # (n_agents, 1, n_ids)
+        self.distribution = make_action_distribution(self.leader.action_space, self.leader.masked)
+
+    def _add(self, layers: Sequence[nn.Module]) -> None:
+        weights = th.stack([layer.weight.detach() for layer in layers])  # type: ignore[arg-type]
+        # Linear: (n_agents, out, in) -> (n_agents, in, out), for the product with (n_agents, n_envs, in)
+        weights = weights.transpose(1, 2).contiguous() if isinstance(layers[0], nn.Linear) else weights.unsqueeze(1)
+        biases = th.stack([layer.bias.detach() for layer in layers]).unsqueeze(1)  # type: ignore[arg-type,union-attr]
+        self.layers.append((layers[0], weights, biases))
+
+    def __call__(
+        self, observations: Sequence[th.Tensor], masks: Sequence[th.Tensor] | None, deterministic: bool = False
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param observations: Of each agent, ``(n_envs, ...)``
+        :param masks: Of each agent, ``(n_envs, n_choices)``
+        :param deterministic: Take the most likely actions instead of samples
+        :return: Raw actions ``(n_agents, n_envs, action_dim)`` and log-probabilities ``(n_agents, n_envs)``
+        """
+        n_envs = len(observations[0])
+        leader = self.leader
+        flat = preprocess_obs(th.cat(list(observations)), leader.observation_space, normalize_images=leader.normalize_images)
+        assert isinstance(flat, th.Tensor)
+        x = flat.reshape(self.n_agents, n_envs, -1)
+        if self.ids is not None:
+            x = th.cat([x, self.ids.expand(-1, n_envs, -1)], dim=2)
+        for layer, weights, biases in self.layers:
+            if isinstance(layer, nn.LayerNorm):
+                assert weights is not None and biases is not None
+                x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps) * weights + biases
+            elif weights is not None:
+                assert biases is not None
+                x = th.baddbmm(biases, x, weights)
+            else:
+                x = layer(x)
+        # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution agents are so many more rows
+        log_std = None if self.log_std is None else self.log_std.repeat_interleave(n_envs, dim=0)
+        distribution = set_parameters(
+            self.distribution, x.flatten(end_dim=1), log_std, None if masks is None else th.cat(list(masks))
+        )
+        actions = distribution.get_actions(deterministic=deterministic)
+        log_probs = distribution.log_prob(actions)
+        return actions.reshape(self.n_agents, n_envs, -1), log_probs.reshape(self.n_agents, n_envs)
+
+
+class RolloutTeam:
+    """
+    The team as it acts during one rollout. Agents whose spaces and networks have the same form are evaluated together, the rest one
+    by one. Weights are those at construction.
+
+    :param policy: The team
+    """
+
+    def __init__(self, policy: JointPolicy) -> None:
+        self.policy = policy
+        groups: dict[object, list[str]] = {}
+        for agent, member in policy.policies.items():
+            groups.setdefault(_form(member) or agent, []).append(agent)
+        self.stacks = {
+            tuple(agents): StackedPolicies([policy.policies[agent] for agent in agents])
+            for agents in groups.values()
+            if len(agents) > 1
+        }
+        self.singles = [agents[0] for agents in groups.values() if len(agents) == 1]
+
+    @th.no_grad()
+    def __call__(self, obs: dict[str, th.Tensor]) -> JointStep:
+        """
+        One decision of the whole team, without gradients.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :return: Raw actions, log-probabilities, values
+        """
+        policy = self.policy
+        actions: dict[str, th.Tensor] = {}
+        log_probs: dict[str, th.Tensor] = {}
+        for agents, stack in self.stacks.items():
+            masks = [policy.action_masks(obs, agent) for agent in agents] if stack.leader.masked else None
+            acts, logs = stack([obs[agent] for agent in agents], masks)  # type: ignore[arg-type]
+            actions.update(zip(agents, acts.unbind(), strict=True))
+            log_probs.update(zip(agents, logs.unbind(), strict=True))
+        for agent in self.singles:
+            masks = policy.action_masks(obs, agent)
+            actions[agent], log_probs[agent] = policy.policies[agent](
+                policy.agent_observation(obs, agent), action_masks=masks
+            )
+        return JointStep(actions, log_probs, policy.predict_values(obs))
+
+    def to_env_actions(self, step: JointStep) -> np.ndarray:
+        """
+        Join a decision to what a vectorised environment takes.
+
+        :param step: The decision
+        :return: Structured array ``(n_envs,)`` with one field per agent
+        """
+        joint = np.empty(len(step.values), self.policy.action_dtype)
+        for agents, stack in self.stacks.items():
+            raw = th.stack([step.actions[agent] for agent in agents]).flatten(end_dim=1).cpu().numpy()
+            together = stack.leader.to_env_actions(raw).reshape(len(agents), len(joint), -1)
+            for agent, own in zip(agents, together, strict=True):
+                joint[agent] = own.reshape(joint[agent].shape)
+        for agent in self.singles:
+            self.policy.policies[agent].to_env_actions(step.actions[agent].cpu().numpy(), out=joint[agent])
+        return joint

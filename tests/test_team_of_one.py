@@ -10,7 +10,14 @@ from sb3_happo import HAPPO
 
 N_ENVS, N_STEPS = 4, 128
 SETTINGS = dict(
-    learning_rate=1e-3, n_steps=N_STEPS, batch_size=N_ENVS * N_STEPS, n_epochs=4, gamma=0.98, ent_coef=0.01, seed=3, device="cpu"
+    learning_rate=1e-3,
+    n_steps=N_STEPS,
+    batch_size=N_ENVS * N_STEPS,
+    n_epochs=4,
+    gamma=0.98,
+    ent_coef=0.01,
+    seed=3,
+    device="cpu",
 )
 
 

@@ -230,8 +230,8 @@ def joint_minibatches(data: dict[str, ActorBatch], batch_size: int | None) -> It
     """
     iterators = {agent: minibatches(rows, batch_size) for agent, rows in data.items() if len(rows.advantages)}
     while iterators:
-        batch = {agent: next(iterator, None) for agent, iterator in iterators.items()}
-        batch = {agent: rows for agent, rows in batch.items() if rows is not None}
+        drawn = ((agent, next(iterator, None)) for agent, iterator in iterators.items())
+        batch = {agent: rows for agent, rows in drawn if rows is not None}
         iterators = {agent: iterators[agent] for agent in batch}
         if batch:
             yield batch

@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, optimizer_defaults
+from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, make_optimizer
 
 STATE = "state"
 AGENT_STATES = "agent_states"
@@ -66,9 +66,7 @@ class ValueNet(TeamModel):
         self.ortho_init = ortho_init
         self.output_gain = output_gain
         self.features_extractor = self.make_features_extractor()
-        self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm
-        )
+        self.body, latent_dim = make_mlp(self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm)
         self.head = nn.Linear(latent_dim, 1)
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
@@ -110,8 +108,7 @@ class Critic(nn.Module):
         self.keys = keys
         self.n_values = n_values
         self.value_norm = ValueNorm(n_norms) if n_norms else None
-        kwargs = optimizer_defaults(optimizer_class, optimizer_kwargs)
-        self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **kwargs)  # type: ignore[call-arg]
+        self.optimizer = make_optimizer(self, lr_schedule, optimizer_class, optimizer_kwargs)
 
     def predict_values(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -126,8 +123,8 @@ class CentralizedCritic(Critic):
     """
     The value of the state, shared by the whole team.
 
-    With an agent-specific state (HARL's "FP": one row per agent, key ``"agent_states"``), the same network values each row, and
-    ``n_values`` is the number of agents; otherwise it is 1.
+    With an agent-specific state (HARL's "FP": one row per agent, key ``"agent_states"``), the same network values each row,
+    and ``n_values`` is the number of agents; otherwise it is 1.
 
     :param observation_space: Joint observation space
     :param n_agents: Number of agents of the team

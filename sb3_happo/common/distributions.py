@@ -87,7 +87,8 @@ def set_parameters(
 
     :param distribution: The distribution, changed in place
     :param params: Output of the policy network (means, logits), ``(batch, n_params)``
-    :param log_std: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)`` or one row per sample
+    :param log_std: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)`` or one row per
+        sample
     :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
     :return: ``distribution``
     """
@@ -191,7 +192,7 @@ class HybridDistribution(Distribution):
         """
         return self._join([part.mode() for part in self.parts])
 
-    def actions_from_params(  # type: ignore[override]
+    def actions_from_params(
         self,
         params: th.Tensor,
         log_std: th.Tensor | None = None,
@@ -207,7 +208,7 @@ class HybridDistribution(Distribution):
         """
         return self.proba_distribution(params, log_std, action_masks).get_actions(deterministic)
 
-    def log_prob_from_params(  # type: ignore[override]
+    def log_prob_from_params(
         self, params: th.Tensor, log_std: th.Tensor | None = None, action_masks: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
         """

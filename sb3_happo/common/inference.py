@@ -1,10 +1,10 @@
 """The team's decisions during collection: agents of the same form are evaluated in one batched call."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.preprocessing import preprocess_obs
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
@@ -14,7 +14,19 @@ from sb3_happo.common.distributions import make_action_distribution, set_paramet
 from sb3_happo.common.policies import AgentPolicy, JointPolicy
 from sb3_happo.common.type_aliases import JointStep
 
-_ELEMENTWISE = (nn.Tanh, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Sigmoid, nn.Softplus, nn.Identity)
+_ELEMENTWISE = (
+    nn.Tanh,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.ELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Sigmoid,
+    nn.Softplus,
+    nn.Identity,
+)
 
 
 def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
@@ -59,10 +71,10 @@ class StackedPolicies:
         self.distribution = make_action_distribution(self.leader.action_space, self.leader.masked)
 
     def _add(self, layers: Sequence[nn.Module]) -> None:
-        weights = th.stack([layer.weight.detach() for layer in layers])  # type: ignore[arg-type]
+        weights = th.stack([cast(nn.Linear, layer).weight.detach() for layer in layers])
         # Linear: (n_agents, out, in) -> (n_agents, in, out), for the product with (n_agents, n_envs, in)
         weights = weights.transpose(1, 2).contiguous() if isinstance(layers[0], nn.Linear) else weights.unsqueeze(1)
-        biases = th.stack([layer.bias.detach() for layer in layers]).unsqueeze(1)  # type: ignore[arg-type,union-attr]
+        biases = th.stack([cast(nn.Linear, layer).bias.detach() for layer in layers]).unsqueeze(1)
         self.layers.append((layers[0], weights, biases))
 
     def __call__(
@@ -102,8 +114,8 @@ class StackedPolicies:
 
 class RolloutTeam:
     """
-    The team as it acts during one rollout. Agents whose spaces and networks have the same form are evaluated together, the rest one
-    by one. Weights are those at construction.
+    The team as it acts during one rollout. Agents whose spaces and networks have the same form are evaluated together, the
+    rest one by one. Weights are those at construction.
 
     :param policy: The team
     """
@@ -137,10 +149,8 @@ class RolloutTeam:
             actions.update(zip(agents, acts.unbind(), strict=True))
             log_probs.update(zip(agents, logs.unbind(), strict=True))
         for agent in self.singles:
-            masks = policy.action_masks(obs, agent)
-            actions[agent], log_probs[agent] = policy.policies[agent](
-                policy.agent_observation(obs, agent), action_masks=masks
-            )
+            own, mask = policy.agent_observation(obs, agent), policy.action_masks(obs, agent)
+            actions[agent], log_probs[agent] = policy.policies[agent](own, action_masks=mask)
         return JointStep(actions, log_probs, policy.predict_values(obs))
 
     def to_env_actions(self, step: JointStep) -> np.ndarray:

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 NetArch = list[int] | dict[str, list[int]]
@@ -26,15 +27,22 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
     return NatureCNN if is_image_space(space) else FlattenExtractor
 
 
-def optimizer_defaults(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+def make_optimizer(
+    network: nn.Module,
+    lr_schedule: Schedule,
+    optimizer_class: type[th.optim.Optimizer],
+    optimizer_kwargs: dict[str, Any] | None,
+) -> th.optim.Optimizer:
     """
+    :param network: Whose parameters to optimise
+    :param lr_schedule: Learning rate over the remaining progress
     :param optimizer_class: Optimiser
-    :param kwargs: What the user asked for, if anything
-    :return: ``kwargs``, or SB3's own default, a larger epsilon that avoids NaN in Adam
+    :param optimizer_kwargs: Its keyword arguments; by default SB3's own, a larger epsilon that avoids NaN in Adam
+    :return: The optimiser, at the schedule's first rate
     """
-    if kwargs is None:
-        return {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
-    return kwargs
+    if optimizer_kwargs is None:
+        optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
+    return optimizer_class(network.parameters(), lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
 
 
 def make_mlp(

@@ -138,7 +138,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if isinstance(policy, str):
             if policy not in self.policy_aliases:
                 near = difflib.get_close_matches(policy, self.policy_aliases, n=1, cutoff=0.0)
-                raise ValueError(f"Unknown policy {policy!r}; did you mean {near[0]!r}? There are {list(self.policy_aliases)}.")
+                raise ValueError(
+                    f"Unknown policy {policy!r}; did you mean {near[0]!r}? There are {list(self.policy_aliases)}."
+                )
             policy = self.policy_aliases[policy]
         return policy, make_joint_env(env) if isinstance(env, str) else env
 
@@ -170,8 +172,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 raise ValueError(f"`{name}` must be greater than 1, not {size}: a single sample cannot be normalised.")
             if size is not None and size < n_rows and n_rows % size:
                 warnings.warn(
-                    f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last minibatch of every epoch has "
-                    f"only {n_rows % size} samples. We recommend a `{name}` that divides {n_rows} "
+                    f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last minibatch of every epoch "
+                    f"has only {n_rows % size} samples. We recommend a `{name}` that divides {n_rows} "
                     f"(n_steps={self.n_steps}, n_envs={n_envs}).",
                     stacklevel=4,
                 )
@@ -205,9 +207,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._log_names = {
             agent: agent if len(agent) <= 16 else f"{agent[:12]}~{index}" for index, agent in enumerate(self.agents)
         }
-        self.rollout_buffer = (self.rollout_buffer_class or MultiAgentRolloutBuffer)(  # type: ignore[assignment]
-            self.n_steps,  # type: ignore[arg-type]
-            self.policy,  # type: ignore[arg-type]
+        buffer_class: type[MultiAgentRolloutBuffer] = self.rollout_buffer_class or MultiAgentRolloutBuffer  # type: ignore[assignment]
+        self.rollout_buffer = buffer_class(
+            self.n_steps,
+            self.policy,
             n_values=self.critic.n_values,
             device=self.device,
             gamma=self.gamma,
@@ -239,7 +242,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         return self.policy.critic
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: dict[str, Any] | np.ndarray,
         state: tuple[np.ndarray, ...] | None = None,
@@ -261,7 +264,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     # ---------------------------------------------------------------- rollouts
 
-    def learn(  # type: ignore[override]
+    def learn(
         self: SelfMultiAgent,
         total_timesteps: float,
         callback: MaybeCallback = None,
@@ -490,7 +493,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._check_normalisation()
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfMultiAgent],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: Any = None,

@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_happo.common.critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
-from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, optimizer_defaults
+from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import JointStep
 from sb3_happo.envs.spaces import joint_action_dtype
 
@@ -39,7 +39,7 @@ class AgentPolicy(BasePolicy, TeamModel):
     One agent's actor: a whole SB3 policy that acts on its own observation alone, without team-mates, state or critic.
 
     Raw actions, as they are sampled, stored and learned from, are float tensors ``(batch, action_dim)``. What ``predict``
-    returns is what the environment takes: Box actions scaled and clipped to their bounds, Discrete ones counted from ``start``.
+    returns is what the environment takes: Box actions scaled and clipped to their bounds, Discrete ones from ``start`` on.
 
     :param observation_space: The agent's own observations, without action masks
     :param action_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these
@@ -99,7 +99,7 @@ class AgentPolicy(BasePolicy, TeamModel):
             features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_defaults(optimizer_class, optimizer_kwargs),
+            optimizer_kwargs=optimizer_kwargs,
         )
         self.ortho_init = ortho_init
         self.output_gain = output_gain
@@ -129,7 +129,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.register_buffer("one_hot", one_hot, persistent=False)
         self.head = nn.Linear(latent_dim, sum(leaf.n_params for leaf in self.leaves))
         self._build_log_std()
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.optimizer = make_optimizer(self, lr_schedule, optimizer_class, optimizer_kwargs)
 
     def _build_log_std(self) -> None:
         n_continuous = sum(leaf.n_actions for leaf in self.leaves if isinstance(leaf.space, spaces.Box))
@@ -148,11 +148,11 @@ class AgentPolicy(BasePolicy, TeamModel):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        names = (
-            "net_arch activation_fn ortho_init output_gain input_layer_norm layer_norm log_std_init log_std_form std_x_coef "
-            "std_y_coef rescale_actions masked agent_id features_extractor_class features_extractor_kwargs optimizer_class "
-            "optimizer_kwargs"
-        ).split()
+        names = [
+            *("net_arch", "activation_fn", "ortho_init", "output_gain", "input_layer_norm", "layer_norm", "log_std_init"),
+            *("log_std_form", "std_x_coef", "std_y_coef", "rescale_actions", "masked", "agent_id", "optimizer_class"),
+            *("features_extractor_class", "features_extractor_kwargs", "optimizer_kwargs"),
+        ]
         # As in SB3, a policy that was saved alone acts, and does not learn on
         return data | {name: getattr(self, name) for name in names} | {"lr_schedule": self._dummy_schedule}
 
@@ -224,7 +224,7 @@ class AgentPolicy(BasePolicy, TeamModel):
     ) -> th.Tensor:
         return self.forward(observation, deterministic, action_masks)[0]
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
         state: tuple[np.ndarray, ...] | None = None,
@@ -370,7 +370,8 @@ class JointPolicy(BasePolicy):
     :param share_parameters: Which agents share one network: False, none; True, all whose spaces agree; or groups of agents'
         names, ``[["agent_0", "agent_1"], ...]`` (the others share with nobody)
     :param append_agent_id: Tell shared networks by a one-hot input which of their agents they act for
-    :param local_critics: Instead of the shared centralized critic, one for each agent that sees only what the agent sees (IPPO)
+    :param local_critics: Instead of the shared centralized critic, one for each agent that sees only what the agent sees
+        (IPPO)
     :param agent_kwargs: Overrides for single agents, ``{agent: {"net_arch": ..., "learning_rate": ..., ...}}``
     :param critic_kwargs: Overrides for the critic
     """
@@ -408,9 +409,7 @@ class JointPolicy(BasePolicy):
         )
         self._keys = agent_keys(observation_space, self.agents)
         self._mask_keys = {agent: f"{agent}/{MASK}" for agent in self.agents}
-        own_spaces = {
-            agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents
-        }
+        own_spaces = {agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents}
         self.groups = self._make_groups(share_parameters, own_spaces, agent_kwargs)
         self.lr_schedules: dict[str, Schedule] = {}
         self.policies: dict[str, AgentPolicy] = {}
@@ -466,7 +465,7 @@ class JointPolicy(BasePolicy):
                     self._check_agent(agent, "policy_kwargs['share_parameters']")
                     if forms[agent] != forms[group[0]]:
                         raise ValueError(
-                            f"agents {group[0]!r} and {agent!r} cannot share parameters: their spaces or `agent_kwargs` differ "
+                            f"agents {group[0]!r} and {agent!r} cannot share parameters; their spaces or kwargs differ "
                             f"({forms[group[0]]} against {forms[agent]}); put them into different groups."
                         )
         named = [agent for group in groups for agent in group]
@@ -484,6 +483,8 @@ class JointPolicy(BasePolicy):
 
     def _split_by_agent(self, observation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sort the entries of an observation, joint or per agent, into own observations and action masks."""
+        assert isinstance(self.observation_space, spaces.Dict)
+        joint_keys = self.observation_space.spaces
         own: dict[str, Any] = {}
         masks: dict[str, Any] = {}
         for name, value in observation.items():
@@ -498,7 +499,7 @@ class JointPolicy(BasePolicy):
                     masks[agent] = value
                 else:
                     own.setdefault(agent, {})[key.removeprefix(agent + "/")] = value
-            elif key not in self.observation_space.spaces:  # the critic's entries are known, and not needed here
+            elif key not in joint_keys:  # the critic's entries are known, and not needed here
                 self._check_agent(key, "the observation")
         return own, masks
 
@@ -523,7 +524,7 @@ class JointPolicy(BasePolicy):
         # Behind VecFrameStack older masks stand before the present one
         return None if masks is None else masks[..., -self.policies[agent].n_choices :]
 
-    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False) -> JointStep:  # type: ignore[override]
+    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False) -> JointStep:
         """
         One decision of the whole team.
 
@@ -547,7 +548,7 @@ class JointPolicy(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")
 
-    def predict(  # type: ignore[override]
+    def predict(
         self,
         observation: dict[str, Any] | np.ndarray,
         state: tuple[np.ndarray, ...] | None = None,
@@ -558,8 +559,8 @@ class JointPolicy(BasePolicy):
         """
         The actions of the agents whose observations are given; neither the state nor the critic is needed.
 
-        :param observation: ``{agent: observation}`` in the environment's own form, or the observation of a ``JointEnv`` or of a
-            vectorised one; a team of one also takes its agent's bare observation
+        :param observation: ``{agent: observation}`` in the environment's own form, or the observation of a ``JointEnv`` or of
+            a vectorised one; a team of one also takes its agent's bare observation
         :param state: Unused, for SB3's interface
         :param episode_start: Unused, for SB3's interface
         :param deterministic: Take the most likely actions instead of samples

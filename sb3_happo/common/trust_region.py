@@ -29,8 +29,8 @@ def hessian_vector_product(
     divergence: th.Tensor, params: Sequence[th.Tensor], damping: float = 0.0
 ) -> Callable[[th.Tensor], th.Tensor]:
     """
-    The exact Hessian of a divergence as a function of vectors, by differentiating twice. At the old parameters the Hessian of the
-    mean KL divergence is the Fisher information matrix.
+    The exact Hessian of a divergence as a function of vectors, by differentiating twice. At the old parameters the Hessian of
+    the mean KL divergence is the Fisher information matrix.
 
     :param divergence: Mean divergence of the policy from itself at the old parameters, scalar
     :param params: The policy's parameters
@@ -41,9 +41,7 @@ def hessian_vector_product(
     return lambda vector: flat_gradient(gradient @ vector, params) + damping * vector
 
 
-def natural_step(
-    gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor], bound: float, max_iter: int
-) -> th.Tensor:
+def natural_step(gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor], bound: float, max_iter: int) -> th.Tensor:
     """
     The step along the natural gradient that reaches the bound on the divergence to second order
     (lines 11 and 12 of Algorithm 2).

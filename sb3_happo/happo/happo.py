@@ -20,20 +20,20 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     Multi-Agent Reinforcement Learning", https://arxiv.org/abs/2109.11251; Zhong et al. 2024, "Heterogeneous-Agent
     Reinforcement Learning", JMLR 25).
 
-    The agents are updated one after the other. Each maximises PPO's clipped objective of ``M = factor * A``: the advantage of the
-    joint action, weighted by the product of the probability ratios of the agents updated before it. By the paper's advantage
-    decomposition lemma the team's return then improves with every agent's step, without shared parameters.
+    The agents are updated one after the other. Each maximises PPO's clipped objective of ``M = factor * A``: the advantage of
+    the joint action, weighted by the product of the probability ratios of the agents updated before it. By the paper's
+    advantage decomposition lemma the team's return then improves with every agent's step, without shared parameters.
 
-    Knowingly different from the paper: the advantages are normalised (``normalize_advantage``), the policies get an entropy bonus
-    (``ent_coef``), an agent makes several passes over minibatches, as PPO does, and an agent that is dead or not on turn at a
-    step has no part in it. From HARL: clipping ``ratio * M`` instead of ``factor * min(...)``, which is the same because the
-    factor is positive; the ratio is that of the whole action (the product over its dimensions); names and meanings of
-    the hyperparameters are SB3's. With one agent, and the same settings, the numbers are those of SB3's ``PPO``.
+    Knowingly different from the paper: the advantages are normalised (``normalize_advantage``), the policies get an entropy
+    bonus (``ent_coef``), an agent makes several passes over minibatches, as PPO does, and an agent that is dead or not on
+    turn at a step has no part in it. From HARL: clipping ``ratio * M`` instead of ``factor * min(...)``, which is the same
+    because the factor is positive; the ratio is that of the whole action (the product over its dimensions); names and
+    meanings of the hyperparameters are SB3's. With one agent, and the same settings, the numbers are those of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's network follows its observation
         space), a subclass of ``JointPolicy``, or the environment itself: ``HAPPO(env)``
-    :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id such as "mpe2/simple_spread_v3", or a ``VecEnv`` of
-        these (see ``make_joint_vec_env``)
+    :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id such as "mpe2/simple_spread_v3", or a ``VecEnv``
+        of these (see ``make_joint_vec_env``)
     :param learning_rate: Of the actors, > 0, constant or a schedule of the remaining progress (from 1 to 0); single agents
         may have their own (``policy_kwargs["agent_kwargs"][agent]["learning_rate"]``)
     :param n_steps: Steps per environment and update; an update learns from ``n_steps * n_envs`` joint transitions
@@ -51,24 +51,25 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param vf_coef: Weight of the value loss, > 0; actors and critic have optimisers of their own, so with Adam it matters only
         for the gradient clipping
     :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart; None for no clipping
-    :param target_kl: Stop an agent's passes when its approximate KL divergence exceeds 1.5 times this (the critic goes on, where
-        SB3's ``PPO`` stops both); None for never
+    :param target_kl: Stop an agent's passes when its approximate KL divergence exceeds 1.5 times this (the critic goes on,
+        where SB3's ``PPO`` stops both); None for never
     :param critic_learning_rate: Constant or a schedule; None for the actors' ``learning_rate``
     :param critic_n_epochs: Passes of the critic; None for the actors' ``n_epochs``
     :param critic_batch_size: Minibatch of the critic; None for the actors' ``batch_size``
     :param normalize_value: Let the critic predict returns normalised by their running mean and standard deviation
     :param huber_delta: Where the value loss turns from quadratic to linear (Huber loss), in the critic's units; None for the
         mean squared error
-    :param use_clipped_value_loss: With ``clip_range_vf``, take the larger of the clipped and the unclipped loss, as HARL and MAPPO
-        do; otherwise the clipped one alone, as SB3 does
-    :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper), "fixed"
-        (the environment's), "reverse", or a callable from the tuple of agents to a sequence of them
+    :param use_clipped_value_loss: With ``clip_range_vf``, take the larger of the clipped and the unclipped loss, as HARL and
+        MAPPO do; otherwise the clipped one alone, as SB3 does
+    :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper),
+        "fixed" (the environment's), "reverse", or a callable from the tuple of agents to a sequence of them
     :param rollout_buffer_class: A subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Its further keyword arguments
     :param stats_window_size: Episodes over which the logged return and length are averaged
     :param tensorboard_log: Folder for TensorBoard; None for no log
-    :param policy_kwargs: Of the networks: ``net_arch``, ``activation_fn``, ``ortho_init``, ``output_gain``, ``input_layer_norm``,
-        ``layer_norm``, ``log_std_init``, ``log_std_form``, ``rescale_actions``, features extractors, optimisers (see
+    :param policy_kwargs: Of the networks: ``net_arch``, ``activation_fn``, ``ortho_init``, ``output_gain``,
+        ``input_layer_norm``, ``layer_norm``, ``log_std_init``, ``log_std_form``, ``rescale_actions``, features extractors,
+        optimisers (see
         :class:`~sb3_happo.common.policies.AgentPolicy`), and overrides in ``agent_kwargs`` and ``critic_kwargs`` (see
         :class:`~sb3_happo.common.policies.JointPolicy`)
     :param verbose: 0 for no output, 1 for training information
@@ -188,8 +189,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
 
-        :param data: Per agent that is updated, its rows of the rollout with the factor of the agents before; several agents are
-            updated at once only if they share parameters
+        :param data: Per agent that is updated, its rows of the rollout with the factor of the agents before; several agents
+            are updated at once only if they share parameters
         """
         policies = {agent: self.policies[agent] for agent in data}
         leader, policy = next(iter(policies.items()))
@@ -204,7 +205,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 policy_loss, entropy, approx_kl, clip_fraction = (th.stack(terms) * (sizes / sizes.sum())[:, None]).sum(dim=0)
                 logs.append(th.stack([policy_loss, entropy, approx_kl, clip_fraction]).detach())
                 if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
-                    return self._log_actors(list(data), logs)
+                    self._log_actors(list(data), logs)
+                    return
 
                 policy.optimizer.zero_grad()
                 (policy_loss - self.ent_coef * entropy).backward()
@@ -216,7 +218,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         :param policy: An agent's policy
         :param batch: A minibatch of its rows
-        :return: Policy loss, entropy, approximate KL divergence from the policy at collection, share of clipped samples, ``(4,)``
+        :return: Policy loss, entropy, approximate KL divergence from the policy at collection, share of clipped samples,
+            ``(4,)``
         """
         log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions, batch.action_masks)
         policy_loss = self._policy_loss(log_prob, batch)

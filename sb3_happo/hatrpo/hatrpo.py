@@ -19,12 +19,12 @@ class HATRPO(HAPPO):
 
     Like :class:`~sb3_happo.HAPPO`, but each agent makes one natural gradient step of the objective ``mean(ratio * M)`` under a
     bound on its mean KL divergence, found by conjugate gradients and a backtracking line search, in place of PPO's epochs.
-    Without an entropy bonus: ``ent_coef``, ``clip_range`` and ``batch_size`` have no effect on the actors, which take the whole
-    rollout at once, and ``learning_rate`` and ``n_epochs`` are the critic's.
+    Without an entropy bonus: ``ent_coef``, ``clip_range`` and ``batch_size`` have no effect on the actors, which take the
+    whole rollout at once, and ``learning_rate`` and ``n_epochs`` are the critic's.
 
-    Knowingly different from the paper: advantages are normalised; the Hessian is damped. From sb3-contrib's ``TRPO``: the divergence is
-    that of whole actions (summed over their dimensions, not averaged), and the line search asks for a share of the expected
-    improvement, as the paper does, not for any improvement.
+    Knowingly different from the paper: advantages are normalised; the Hessian is damped. From sb3-contrib's ``TRPO``: the
+    divergence is that of whole actions (summed over their dimensions, not averaged), and the line search asks for a share of
+    the expected improvement, as the paper does, not for any improvement.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``

@@ -21,9 +21,11 @@ class IPPO(MAPPO):
     :param kwargs: As for ``HAPPO``
     """
 
-    def __init__(self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
-        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
+        super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
     def _split_rewards(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """

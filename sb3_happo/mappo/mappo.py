@@ -14,10 +14,10 @@ class MAPPO(HAPPO):
     Multi-Agent Proximal Policy Optimisation (Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Multi-Agent
     Games", https://arxiv.org/abs/2103.01955).
 
-    Like :class:`~sb3_happo.HAPPO`, but all agents learn from the same joint advantage at once: the factor stays 1, and agents whose spaces
-    agree share one network, which learns from all their samples together. ``policy_kwargs["share_parameters"]``
-    takes False or groups of agents instead, and ``policy_kwargs["append_agent_id"]`` tells a shared network for whom it acts. A
-    minibatch of ``batch_size`` joint transitions holds ``batch_size`` samples of every agent that shares.
+    Like :class:`~sb3_happo.HAPPO`, but all agents learn from the same joint advantage at once: the factor stays 1, and agents
+    whose spaces agree share one network, which learns from all their samples together. ``policy_kwargs["share_parameters"]``
+    takes False or groups of agents instead, and ``policy_kwargs["append_agent_id"]`` tells a shared network for whom it acts.
+    A minibatch of ``batch_size`` joint transitions holds ``batch_size`` samples of every agent that shares.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
@@ -25,9 +25,11 @@ class MAPPO(HAPPO):
     :param kwargs: As for ``HAPPO``; ``agent_order`` has no effect on the objective
     """
 
-    def __init__(self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
-        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
+        super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
     def _update_order(self) -> Iterator[tuple[str, ...]]:
         """

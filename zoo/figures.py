@@ -92,8 +92,8 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     wall = time.time() - start
 
     eval_env = make_env(args.env, entry, args.n_eval_envs, EVAL_SEED + seed, training=False)
-    if isinstance(eval_env, VecNormalize):
-        eval_env.obs_rms = env.obs_rms
+    if isinstance(env, VecNormalize):
+        sync_envs_normalization(env, eval_env)
     sums: dict[int, float] = defaultdict(float)
     agent_sums: list[float] = []
 

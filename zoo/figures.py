@@ -29,6 +29,7 @@ from torch import nn
 
 import sb3_happo
 from sb3_happo import make_joint_vec_env
+from sb3_happo.vec_env import JointDummyVecEnv
 
 ZOO = Path(__file__).resolve().parent
 RESULTS = ZOO / "results.jsonl"
@@ -65,7 +66,14 @@ def make_env(env_id: str, entry: dict[str, Any], n_envs: int, seed: int, trainin
     :param training: Whether normalisation statistics are collected
     :return: Vectorised, and normalised where the entry says so
     """
-    env = make_joint_vec_env(env_id, n_envs, seed, env_kwargs=entry.get("env_kwargs"), joint_kwargs=entry.get("joint_kwargs"))
+    env = make_joint_vec_env(
+        env_id,
+        n_envs,
+        seed,
+        env_kwargs=entry.get("env_kwargs"),
+        joint_kwargs=entry.get("joint_kwargs"),
+        vec_env_cls=JointDummyVecEnv,  # seeds side by side use the cores better than workers of one run
+    )
     if entry.get("normalize"):
         kwargs: dict[str, Any] = {"norm_reward": False} | (entry["normalize"] if isinstance(entry["normalize"], dict) else {})
         env = VecNormalize(env, training=training, **kwargs)

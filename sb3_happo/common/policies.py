@@ -137,12 +137,12 @@ class AgentPolicy(BasePolicy, TeamModel):
         if not n_continuous:
             return
         if self.log_std_form == "parameter":
-            self.log_std = nn.Parameter(th.full((n_continuous,), self.log_std_init))
+            self.log_std = nn.Parameter(th.full((n_continuous,), float(self.log_std_init)))
         elif self.log_std_form == "sigmoid":
             self.log_std = nn.Parameter(th.full((n_continuous,), (1.0 + self.log_std_init) * self.std_x_coef))
         elif self.log_std_form == "constant":
             del self.log_std
-            self.register_buffer("log_std", th.full((n_continuous,), self.log_std_init))
+            self.register_buffer("log_std", th.full((n_continuous,), float(self.log_std_init)))
         else:
             raise ValueError(f"log_std_form must be 'parameter', 'sigmoid' or 'constant', not {self.log_std_form!r}")
 

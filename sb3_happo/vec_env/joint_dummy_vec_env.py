@@ -1,0 +1,139 @@
+"""Joint environments in the current process."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_happo.envs.spaces import joint_action_dtype
+from sb3_happo.vec_env.actions import as_joint_actions
+
+JointObs = dict[str, np.ndarray]
+
+
+class VecEnvChoice(NamedTuple):
+    """
+    What :func:`~sb3_happo.vec_env.choose_vec_env` has found.
+
+    :param n_workers: Number of worker processes, 0 for none: the environments run in the current process
+    :param in_process: Environment steps per second in the current process, None if not measured
+    :param in_workers: Environment steps per second in worker processes, None if not measured
+    """
+
+    n_workers: int
+    in_process: float | None
+    in_workers: float | None
+
+    def __str__(self) -> str:
+        place = f"{self.n_workers} worker processes" if self.n_workers else "the current process"
+        rates = [
+            f"{rate:,.0f} steps/s {where}"
+            for rate, where in ((self.in_process, "in the current process"), (self.in_workers, "in worker processes"))
+            if rate is not None
+        ]
+        return f"{place} ({', '.join(rates) or 'not measured'})"
+
+
+class JointDummyVecEnv(DummyVecEnv):
+    """
+    Joint environments one after the other in the current process: SB3's ``DummyVecEnv`` without its deep copies.
+
+    The arrays that :meth:`reset` and :meth:`step` return belong to the caller: each call makes new ones. The infos are new
+    dicts, of the very values that the environments put into theirs.
+
+    :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new one each, all of one team
+    :raises TypeError: If an environment is not joint
+    :raises ValueError: If the environments are not of one team, or one is there twice
+    """
+
+    observation_space: spaces.Dict
+    action_space: spaces.Dict
+    #: What was measured, if ``choose_vec_env`` has made this
+    choice: VecEnvChoice | None = None
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
+        super().__init__(list(env_fns))
+        for index, env in enumerate(self.envs):
+            check_same_team(index, (env.observation_space, env.action_space), (self.observation_space, self.action_space))
+        self._action_dtype = joint_action_dtype(self.action_space)
+        #: The environment that is running, for who has to say which one failed
+        self.env_index = 0
+
+    def step_async(self, actions: np.ndarray | Sequence[Mapping[str, Any]]) -> None:
+        """
+        Take the joint actions of the next :meth:`step_wait`.
+
+        :param actions: Structured array ``(n_envs,)`` with one field per agent, or one ``{agent: action}`` per environment
+        """
+        self.actions = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
+
+    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """
+        Step every environment, and reset those whose episode has ended.
+
+        :return: Joint observation, each entry ``(n_envs, ...)``; team rewards, float32, and dones, ``(n_envs,)`` each; infos
+        """
+        batch = self._new_batch()
+        rewards = np.empty(self.num_envs, np.float32)
+        dones = np.empty(self.num_envs, bool)
+        infos: list[dict[str, Any]] = []
+        for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
+            self.env_index = index
+            obs, rewards[index], terminated, truncated, info = env.step(action)
+            done = dones[index] = terminated or truncated
+            info = {**info, "TimeLimit.truncated": truncated and not terminated}
+            if done:
+                # A copy, for an environment may write its next observation over the last
+                info["terminal_observation"] = {key: np.array(obs[key], rows.dtype) for key, rows in batch.items()}
+                obs, self.reset_infos[index] = env.reset()
+            for key, rows in batch.items():
+                rows[index] = obs[key]
+            infos.append(info)
+        return batch, rewards, dones, infos
+
+    def reset(self) -> JointObs:
+        """
+        Start an episode in every environment.
+
+        :return: Joint observation, each entry ``(n_envs, ...)``
+        """
+        batch = self._new_batch()
+        for index, env in enumerate(self.envs):
+            self.env_index = index
+            options = {"options": self._options[index]} if self._options[index] else {}
+            obs, self.reset_infos[index] = env.reset(seed=self._seeds[index], **options)
+            for key, rows in batch.items():
+                rows[index] = obs[key]
+        self._reset_seeds()
+        self._reset_options()
+        return batch
+
+    def _new_batch(self) -> JointObs:
+        """Where the next observations go, ``(n_envs, ...)`` each."""
+        return {key: np.empty_like(buffer) for key, buffer in self.buf_obs.items()}
+
+
+def check_same_team(index: int, team: tuple[spaces.Space, spaces.Space], first: tuple[spaces.Space, spaces.Space]) -> None:
+    """
+    Check that an environment can stand beside the others in a ``VecEnv``.
+
+    :param index: Which environment it is
+    :param team: Its observation space and action space
+    :param first: Those of the first environment
+    :raises TypeError: If it is not joint
+    :raises ValueError: If it is of another team than the first one
+    """
+    if not all(isinstance(space, spaces.Dict) for space in team):
+        raise TypeError(
+            f"Environment {index} has the observation space {team[0]} and the action space {team[1]}, "
+            "where a joint environment has two Dicts; wrap it with JointEnv."
+        )
+    for kind, space, other in zip(("observation", "action"), team, first, strict=True):
+        if space != other or list(space) != list(other):  # type: ignore[call-overload]
+            raise ValueError(
+                f"Environment {index} has the joint {kind} space {space}, and environment 0 has {other}; "
+                "all environments of a VecEnv must be of one team."
+            )

@@ -258,6 +258,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         factor = factor.clone()
         for agent, batch in data.items():
+            if not len(batch.advantages):
+                continue  # never active in this rollout, and PyTorch's distributions refuse an empty batch
             with th.no_grad():
                 log_prob, _ = self.policies[agent].evaluate_actions(batch.observations, batch.actions, batch.action_masks)
             ratio = th.exp(log_prob - batch.old_log_prob)

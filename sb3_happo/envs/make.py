@@ -92,7 +92,7 @@ def make_mamujoco(
     :return: The environment
     """
     try:
-        from gymnasium_robotics import mamujoco_v1  # type: ignore[import-untyped]
+        from gymnasium_robotics import mamujoco_v1
     except ImportError as error:
         raise _missing(f"{_MAMUJOCO}/{scenario}", _MAMUJOCO, error) from error
     # Gymnasium's checker would look at every step of the single-agent env inside
@@ -182,15 +182,14 @@ def _env_function(id: str) -> Callable[..., Any]:
 
 
 def _unresolved(id: str, package: str) -> ValueError:
-    ids = list(gym.registry)
-    for family in dict.fromkeys([package, *_INSTALL]):
-        ids += _module_ids(family)
-    near = difflib.get_close_matches(id, ids, n=3, cutoff=0.4)
+    own = _module_ids(package)
+    others = [other for family in _INSTALL if family != package for other in _module_ids(family)]
+    ids = [*gym.registry, *own, *others]
+    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(id, ids, n=3)
     hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
-    if package in _INSTALL and package != _MAMUJOCO and not _module_ids(package):
-        hint += f" If it is not installed: pip install {_INSTALL[package]}"
-    elif not near:
-        hint += " Install the package that has it, or put it on the Python path."
+    if not own and package != _MAMUJOCO:
+        install = f"pip install {_INSTALL[package]}" if package in _INSTALL else "install the package that has it"
+        hint += f" If it is not installed, {install}, or put it on the Python path." if package else ""
     return ValueError(
         f"The environment id {id!r} does not resolve: neither Gymnasium knows it, nor is there such a module "
         f"('<package>/<module>' means that module's parallel_env).{hint}"

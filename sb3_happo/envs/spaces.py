@@ -1,6 +1,7 @@
 """Spaces of a team: joint actions as structured arrays, action masks, and the checks of what can be learned on."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -84,7 +85,7 @@ def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _NestedConverter(space)
     if isinstance(space, spaces.Box) and (space.dtype != np.float32 or space.shape == ()):
-        return space.dtype.type
+        return partial(np.asarray, dtype=space.dtype)
     return None
 
 

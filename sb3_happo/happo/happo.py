@@ -11,6 +11,7 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderName
 
 
@@ -162,18 +163,26 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.policy.set_training_mode(True)
         # M^{i_1} = A: before the first agent the factor is 1, and it multiplies the joint advantage
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
-        for agents in self._update_order():  # one at a time
+        for agents in self._update_order(factor):  # one at a time
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             self._update_actors(data)
-            factor = self._next_factor(data, factor)
+            factor.copy_(self._next_factor(data, factor))  # in place: a greedy order looks at it
         self._update_critic()
         self._n_updates += 1
         self._log_update(factor)
 
-    def _update_order(self) -> Iterator[tuple[str, ...]]:
+    def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """
+        :param factor: Of the agents updated so far, ``(n_rows,)``, as it stands whenever the next one is asked for
         :return: Who is updated next, until everybody was: one agent at a time (line 8 of Algorithm 3)
         """
+        if self.agent_order == "greedy":
+            remaining = list(self.agents)
+            while remaining:
+                steepest = max(remaining, key=lambda agent: self._steepness(agent, factor))
+                remaining.remove(steepest)
+                yield (steepest,)
+            return
         order: Sequence[str] = self.agents
         if callable(self.agent_order):
             order = list(self.agent_order(self.agents))
@@ -183,7 +192,26 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             order = [self.agents[index] for index in np.random.permutation(len(self.agents))]
         elif self.agent_order == "reverse":
             order = self.agents[::-1]
-        return ((agent,) for agent in order)
+        yield from ((agent,) for agent in order)
+
+    def _steepness(self, agent: str, factor: th.Tensor) -> float:
+        """
+        How fast the agent's surrogate advantage rises: the norm of the gradient of its objective at the policy of the rollout.
+
+        The surrogate advantages themselves, ``mean(ratio * factor * A)``, cannot rank agents that share one advantage: before
+        its own update every agent's ratio is 1.
+
+        :param agent: An agent that was not updated yet
+        :param factor: Of the agents updated so far, ``(n_rows,)``
+        :return: >= 0
+        """
+        data = self.rollout_buffer.agent_data(agent, factor)
+        if not len(data.advantages):
+            return 0.0
+        policy = self.policies[agent]
+        log_prob, _ = policy.evaluate_actions(data.observations, data.actions, data.action_masks)
+        params = [param for param in policy.parameters() if param.requires_grad]
+        return flat_gradient(self._policy_loss(log_prob, data), params).norm().item()
 
     def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """

@@ -31,8 +31,9 @@ class MAPPO(HAPPO):
         policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
         super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
-    def _update_order(self) -> Iterator[tuple[str, ...]]:
+    def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """
+        :param factor: All 1
         :return: The groups of agents that share parameters
         """
         return iter(self.policy.groups)

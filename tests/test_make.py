@@ -113,7 +113,10 @@ def test_multi_agent_mujoco() -> None:
     assert (terminated, truncated) == (False, True)
     assert env.observation_space.contains(observation)
     assert info["agent_rewards"].tolist() == pytest.approx([reward] * 2)
-    assert isinstance(gym.make("mamujoco/HalfCheetah-2x3-v1"), JointEnv), "Gymnasium makes it, too"
+    made = gym.make("mamujoco/HalfCheetah-2x3-v1", render_mode="rgb_array", joint_kwargs={"team_reward": "sum"})
+    assert isinstance(made, JointEnv), "Gymnasium makes it, too"
+    assert made.render_mode == "rgb_array"
+    assert made.team_reward == "sum"
 
 
 @pytest.mark.usefixtures("mamujoco")

@@ -183,7 +183,8 @@ class JointEnv(gym.Env):
         agent, name = self._ids[index], self.agents[index]
         observation_space, action_space = self._spaces[index]
         prefix: tuple = ()
-        masked = mask_in_observation = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        mask_in_observation = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        masked = mask_in_observation and n_choices(action_space) > 0
         if mask_in_observation:
             assert isinstance(observation_space, spaces.Dict)
             rest = [(key, space) for key, space in observation_space.spaces.items() if key != ACTION_MASK]
@@ -451,6 +452,7 @@ class JointEnv(gym.Env):
 
     def _info(self, infos: dict[Any, dict], active: np.ndarray | None) -> dict[str, Any]:
         info: dict[str, Any] = {} if self._gymnasium is None else dict(self._gymnasium.info)
+        info.pop("active", None)  # which here means something else
         if any(infos.values()):
             shown = {name: infos[agent] for agent, name in zip(self._ids, self.agents, strict=True) if infos.get(agent)}
             for name, plan in zip(self.agents, self._plans, strict=True):

@@ -66,29 +66,21 @@ def _register_mamujoco(id: str, scenario: str, agent_conf: str | None) -> None:
     if id not in gym.registry:
         gym.register(
             id,
-            entry_point="sb3_happo.envs.make:make_mamujoco",
+            entry_point="sb3_happo.envs.make:make_joint_mamujoco",
             order_enforce=False,  # the time limit is set inside, and per-step wrappers cost
             disable_env_checker=True,
             kwargs={"scenario": scenario, "agent_conf": agent_conf},
         )
 
 
-def make_mamujoco(
-    scenario: str,
-    agent_conf: str | None,
-    wrappers: Iterable[EnvWrapper] | None = None,
-    joint_kwargs: dict[str, Any] | None = None,
-    **env_kwargs: Any,
-) -> JointEnv:
+def make_mamujoco(scenario: str, agent_conf: str | None, **env_kwargs: Any) -> Any:
     """
-    A joint environment of multi-agent MuJoCo.
+    A PettingZoo env of multi-agent MuJoCo.
 
     :param scenario: The robot, for example "HalfCheetah"
     :param agent_conf: Its factorisation, for example "2x3", None for a single agent
-    :param wrappers: Wrappers for the PettingZoo env
-    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param env_kwargs: ``agent_obsk``, ``render_mode`` and the other arguments of Gymnasium-Robotics'
-        ``mamujoco_v1.parallel_env``
+        ``mamujoco_v1.parallel_env``, and of the single-agent env inside
     :return: The environment
     """
     try:
@@ -97,7 +89,22 @@ def make_mamujoco(
         raise _missing(f"{_MAMUJOCO}/{scenario}", _MAMUJOCO, error) from error
     # Gymnasium's checker would look at every step of the single-agent env inside
     env_kwargs.setdefault("disable_env_checker", True)
-    return JointEnv(_wrap(mamujoco_v1.parallel_env(scenario, agent_conf, **env_kwargs), wrappers), **(joint_kwargs or {}))
+    env = mamujoco_v1.parallel_env(scenario, agent_conf, **env_kwargs)
+    # Which it keeps to itself
+    env.render_mode = env_kwargs.get("render_mode")
+    env.metadata = env.metadata | {"render_fps": env.single_agent_env.metadata["render_fps"]}
+    return env
+
+
+def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> JointEnv:
+    """
+    A joint environment of multi-agent MuJoCo, as ``gymnasium.make`` makes it.
+
+    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
+    :param kwargs: Arguments of :func:`make_mamujoco`
+    :return: The environment
+    """
+    return JointEnv(make_mamujoco(**kwargs), **(joint_kwargs or {}))
 
 
 def make_joint_env(
@@ -111,9 +118,10 @@ def make_joint_env(
 
     * ``"<package>/<module>"`` is that module's ``parallel_env(**env_kwargs)``, or its ``env(**env_kwargs)`` if it has only
       that: ``"mpe2/simple_spread_v3"``, ``"pettingzoo.sisl/multiwalker_v9"``, your own ``"my_pkg/my_env_v0"``.
-    * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the rest are keyword arguments.
-    * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one, ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"``
-      imports ``lbforaging`` first.
+    * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the rest are keyword
+      arguments.
+    * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one,
+      ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"`` imports ``lbforaging`` first.
 
     :param id: The id
     :param wrappers: Callables ``env -> env``, such as SuperSuit's with their arguments bound, applied in this order before
@@ -124,20 +132,30 @@ def make_joint_env(
     :raises ValueError: If the id does not resolve; the error names the nearest ones
     :raises ImportError: If something that the env needs is not installed
     """
+    return as_joint_env(_wrap(make_env(id, **env_kwargs), wrappers), **(joint_kwargs or {}))
+
+
+def make_env(id: str, **env_kwargs: Any) -> Any:
+    """
+    Make an environment from an id, without joining it.
+
+    :param id: An id of :func:`make_joint_env`
+    :param env_kwargs: Arguments of the env
+    :return: A PettingZoo or Gymnasium env
+    :raises ValueError: If the id does not resolve; the error names the nearest ones
+    :raises ImportError: If something that the env needs is not installed
+    """
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
         many_segments = _MANY_SEGMENTS.fullmatch(id)
         if many_segments:
             _register_mamujoco(id, many_segments[1], many_segments[2])
     spec = _gymnasium_spec(id)
-    if spec is not None and spec.namespace == _MAMUJOCO:
-        # Past gym.make, which would keep `max_episode_steps` for itself
-        return make_mamujoco(**spec.kwargs, wrappers=wrappers, joint_kwargs=joint_kwargs, **env_kwargs)
-    if spec is not None:
-        env = gym.make(spec, disable_env_checker=True, **env_kwargs)
-    else:
-        env = _env_function(id)(**env_kwargs)
-    return as_joint_env(_wrap(env, wrappers), **(joint_kwargs or {}))
+    if spec is None:
+        return _env_function(id)(**env_kwargs)
+    if spec.namespace == _MAMUJOCO:
+        return make_mamujoco(**spec.kwargs, **env_kwargs)
+    return gym.make(spec, disable_env_checker=True, **env_kwargs)
 
 
 def _wrap(env: Any, wrappers: Iterable[EnvWrapper] | None) -> Any:

@@ -64,8 +64,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         MAPPO do; otherwise the clipped one alone, as SB3 does
     :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper),
         "fixed" (the environment's), "reverse", "greedy" (the agent whose surrogate advantage can rise fastest first, after
-        "Order Matters", Wang et al. 2023, https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
-        callable from the tuple of agents to a sequence of them
+        "Order Matters", Wang et al. 2023, https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or
+        a callable from the tuple of agents to a sequence of them
     :param rollout_buffer_class: A subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Its further keyword arguments
     :param stats_window_size: Episodes over which the logged return and length are averaged

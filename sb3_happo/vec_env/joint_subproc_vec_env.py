@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
@@ -94,9 +95,9 @@ class JointSubprocVecEnv(VecEnv):
         self._finalizer = weakref.finalize(self, _close_workers, self._connections, self._processes, self._blocks)
         try:
             self._start_workers(env_fns, start_method, full_infos)
-            teams = self._receive(range(self.n_workers))
-            for rows, team in zip(self._slices, teams, strict=True):
-                check_same_team(rows.start, team, teams[0])
+            teams = [team for worker_teams in self._receive(range(self.n_workers)) for team in worker_teams]
+            for index, team in enumerate(teams):
+                check_same_team(index, team, teams[0])
             observation_space, action_space = teams[0]
             self._action_dtype = joint_action_dtype(action_space)
             block = _SharedBlock(observation_space, action_space, n_envs)
@@ -118,12 +119,12 @@ class JointSubprocVecEnv(VecEnv):
         # The parent's own, before any worker is there: a worker's would remove the shared memory together with that worker
         resource_tracker.ensure_running()
         for rows in self._slices:
-            setup = _pack((list(env_fns[rows]), full_infos, dict(gym.registry)))
+            request = _pack(("make", (list(env_fns[rows]), full_infos, dict(gym.registry))))
             ours, theirs = context.Pipe()
             self._connections.append(ours)
             # A forked worker has a copy of these, and would never see the parent's end of its connection closed
             inherited = self._connections if start_method == "fork" else []
-            process = context.Process(target=_work, args=(theirs, inherited, setup), daemon=True)  # type: ignore[attr-defined]
+            process = context.Process(target=_work, args=(theirs, inherited, request), daemon=True)  # type: ignore[attr-defined]
             with _without_main():
                 process.start()
             self._processes.append(process)
@@ -180,9 +181,7 @@ class JointSubprocVecEnv(VecEnv):
         """
         if self._waiting:
             self._end_step()
-        requests = {
-            worker: ("reset_with", (self._seeds[rows], self._options[rows])) for worker, rows in enumerate(self._slices)
-        }
+        requests = {worker: ("reset", (self._seeds[rows], self._options[rows])) for worker, rows in enumerate(self._slices)}
         try:
             reset_infos = self._exchange(requests)
         except RuntimeError:
@@ -499,52 +498,92 @@ def _close_workers(connections: list[Connection], processes: list[BaseProcess], 
 # ---------------------------------------------------------------- in the worker
 
 
-class _WorkerVecEnv(JointDummyVecEnv):
+class _SharedVecEnv(JointDummyVecEnv):
     """
-    A worker's environments.
+    Environments that leave their observations where the parent reads them.
 
-    :param env_fns: Functions that return joint environments
-    :param full_infos: Whether to report all that the environments say
+    :param envs: The environments
+    :param batch: Where the observations go
     """
 
-    shared: _SharedBlock
-
-    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], full_infos: bool) -> None:
-        super().__init__(env_fns)
-        self.full_infos = full_infos
+    def __init__(self, envs: list[gym.Env], batch: JointObs) -> None:
+        super().__init__([lambda env=env: env for env in envs])  # type: ignore[misc]
+        self._batch = batch
 
     def _new_batch(self) -> JointObs:
-        return self.shared.arrays.obs
+        return self._batch
+
+
+class _Worker:
+    """
+    What the parent can ask for.
+    """
+
+    full_infos: bool
+    venv: _SharedVecEnv
+    block: _SharedBlock
+
+    def __init__(self) -> None:
+        self.envs: list[gym.Env] = []
+        self._row: int | None = None
+
+    @property
+    def row(self) -> int | None:
+        """
+        :return: Which environment is running, or ran last
+        """
+        return self.venv.env_index if hasattr(self, "venv") else self._row
+
+    def make(
+        self, env_fns: list[Callable[[], gym.Env]], full_infos: bool, registry: dict[str, EnvSpec]
+    ) -> list[tuple[spaces.Space, spaces.Space]]:
+        """
+        Make the environments.
+
+        :param env_fns: Their functions
+        :param full_infos: Whether all that they say is wanted
+        :param registry: The parent's ``gymnasium.registry``
+        :return: Their observation and action spaces
+        """
+        self.full_infos = full_infos
+        gym.registry.update({id: spec for id, spec in registry.items() if id not in gym.registry})
+        for self._row, env_fn in enumerate(env_fns):
+            self.envs.append(env_fn())
+        self._row = None
+        return [(env.observation_space, env.action_space) for env in self.envs]
 
     def join(self, n_envs: int, rows: slice, name: str) -> None:
         """
-        Join the parent's block of shared memory.
+        Join the parent's shared memory.
 
-        :param n_envs: Number of environments that it is for
+        :param n_envs: Number of all environments
         :param rows: Which of them are here
-        :param name: Its name
+        :param name: Name of the memory
         """
-        self.shared = _SharedBlock(self.observation_space, self.action_space, n_envs, rows, name)
+        observation_space, action_space = self.envs[0].observation_space, self.envs[0].action_space
+        assert isinstance(observation_space, spaces.Dict) and isinstance(action_space, spaces.Dict)
+        self.block = _SharedBlock(observation_space, action_space, n_envs, rows, name)
+        self.venv = _SharedVecEnv(self.envs, self.block.arrays.obs)
 
-    def reset_with(self, seeds: list[int | None], options: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def reset(self, seeds: list[int | None], options: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """
         :param seeds: Of the environments
         :param options: Of the environments
         :return: Their reset infos
         """
-        self._seeds, self._options = seeds, options
-        self.reset()
-        return self.reset_infos
+        self.venv._seeds, self.venv._options = seeds, options
+        self.venv.reset()
+        return self.venv.reset_infos
 
-    def shared_step(self) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
+    def step(self) -> list[tuple[int, dict[str, Any], dict[str, Any]]]:
         """
-        Make the step that stands in the shared memory, and leave there what came of it.
+        Make the step that the shared memory holds, and leave there what came of it.
 
         :return: For each environment with more to say: its row, info, and reset info
         """
-        arrays = self.shared.arrays
-        # A copy, which an environment may keep
-        _, arrays.rewards[:], arrays.dones[:], infos = self.step(arrays.actions.copy())
+        arrays = self.block.arrays
+        # A copy of the actions, because an environment may keep its own
+        _, arrays.rewards[:], arrays.dones[:], infos = self.venv.step(arrays.actions.copy())
         more = []
         for row, info in enumerate(infos):
             arrays.agent_rewards[row] = info["agent_rewards"]
@@ -558,10 +597,10 @@ class _WorkerVecEnv(JointDummyVecEnv):
                 for key, rows in arrays.terminal_obs.items():
                     rows[row] = info["terminal_observation"][key]
             if done or self.full_infos:
-                info = {key: value for key, value in info.items() if key not in _SHARED_INFOS}
-                reset_info = self.reset_infos[row] if done else {}
-                if info or reset_info:
-                    more.append((row, info, reset_info))
+                own_info = {key: value for key, value in info.items() if key not in _SHARED_INFOS}
+                reset_info = self.venv.reset_infos[row] if done else {}
+                if own_info or reset_info:
+                    more.append((row, own_info, reset_info))
         return more
 
     def ask(self, rows: list[int], method: str, args: tuple, kwargs: dict[str, Any]) -> list[Any]:
@@ -573,64 +612,61 @@ class _WorkerVecEnv(JointDummyVecEnv):
         :return: The answers
         """
         answers: list[Any] = []
-        for self.env_index in rows:
-            answers += getattr(self, method)(*args, indices=self.env_index, **kwargs) or [None]
+        for self.venv.env_index in rows:
+            answers += getattr(self.venv, method)(*args, indices=self.venv.env_index, **kwargs) or [None]
         return answers
+
+    def has_attr(self, attr_name: str) -> bool:
+        """
+        :param attr_name: Name of an attribute
+        :return: Whether all environments have it
+        """
+        return self.venv.has_attr(attr_name)
+
+    def answer(self, message: bytes) -> bytes:
+        """
+        :param message: A request
+        :return: The reply, which may be a :class:`_Failure`
+        """
+        method = ""
+        try:
+            if message == _STEP:
+                more = self.step()
+                return _pack(more) if more else _DONE
+            method, args = _unpack(message)
+            return _pack(getattr(self, method)(*args))
+        except Exception as error:
+            is_attribute_error = method == "ask" and isinstance(error, AttributeError)
+            return _pack(_Failure(self.row, is_attribute_error, traceback.format_exc()))
 
     def close(self) -> None:
         """
         Close the environments, and leave the shared memory.
         """
-        super().close()
-        if hasattr(self, "shared"):
-            self.shared.close()
+        for env in self.envs:
+            env.close()
+        if hasattr(self, "block"):
+            del self.venv
+            self.block.close()
 
 
-def _work(connection: Connection, inherited: list[Connection], setup: bytes) -> None:
+def _work(connection: Connection, inherited: list[Connection], message: bytes) -> None:
     """
     What a worker process does.
 
     :param connection: To the parent
     :param inherited: The parent's connections, of which a forked process has a copy
-    :param setup: Pickle of the environments' functions, ``full_infos``, and Gymnasium's registry
+    :param message: The first request
     """
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
-    row: int | None = None
+    worker = _Worker()
     try:
-        env_fns, full_infos, registry = _unpack(setup)
-        gym.registry.update({id: spec for id, spec in registry.items() if id not in gym.registry})
-        envs = []
-        for row, env_fn in enumerate(env_fns):  # noqa: B007 (for the report)
-            envs.append(env_fn())
-        row = None
-        venv = _WorkerVecEnv([lambda env=env: env for env in envs], full_infos)  # type: ignore[misc]
-        reply = _pack((venv.observation_space, venv.action_space))
-    except Exception:
-        connection.send_bytes(_pack(_Failure(row, False, traceback.format_exc())))
-        return
-    try:
-        while True:
-            connection.send_bytes(reply)
+        while message != _CLOSE:
+            connection.send_bytes(worker.answer(message))
             message = connection.recv_bytes()
-            if message == _CLOSE:
-                break
-            reply = _answer(venv, message)
     except (EOFError, OSError):
         pass  # the parent is gone
     finally:
-        venv.close()
-
-
-def _answer(venv: _WorkerVecEnv, message: bytes) -> bytes:
-    method = "shared_step"
-    try:
-        if message == _STEP:
-            more = venv.shared_step()
-            return _pack(more) if more else _DONE
-        method, args = _unpack(message)
-        return _pack(getattr(venv, method)(*args))
-    except Exception as error:
-        is_attribute_error = method == "ask" and isinstance(error, AttributeError)
-        return _pack(_Failure(venv.env_index, is_attribute_error, traceback.format_exc()))
+        worker.close()

@@ -1,0 +1,433 @@
+"""Vectorised joint environments: whichever way they run, they give the same, cost little, and leave nothing behind."""
+
+import contextlib
+import copy
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_happo import JointEnv
+from sb3_happo.envs import joint_action_dtype
+from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecTeamOfOne, choose_vec_env
+from sb3_happo.vec_env.actions import as_joint_actions, sample_actions
+from tests.envs import HeterogeneousTeam, MatrixGame, RandomTeam, TurnGame
+
+EnvFns = list[Callable[[], gym.Env]]
+SHARED_MEMORY = Path("/dev/shm")
+TWO_AGENTS = {"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,), np.float32)}
+
+
+def heterogeneous(length: int) -> gym.Env:
+    """Masks, images, nested actions, deaths and returns; ends by truncation."""
+    return JointEnv(HeterogeneousTeam(length))
+
+
+def turns(n_rounds: int) -> gym.Env:
+    """Masks, and one agent active at a time, from the reset on; ends by termination."""
+    return JointEnv(TurnGame(n_rounds=n_rounds))
+
+
+class Talkative(gym.Wrapper):
+    """Says things in its infos, renders, and fails on request."""
+
+    render_mode = "rgb_array"
+
+    def __init__(self, env: gym.Env, number: int = 0) -> None:
+        super().__init__(env)
+        self.number = number
+        self.options: dict[str, Any] | None = None
+        self.fail_in = ""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.options = options
+        self._fail("reset")
+        obs, info = self.env.reset(seed=seed)
+        return obs, {**info, "seed": seed}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self._fail("step")
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, {**info, "number": self.number}
+
+    def _fail(self, where: str) -> None:
+        if self.fail_in == where:
+            raise ZeroDivisionError(f"number {self.number} fails in {where}")
+        if self.fail_in == f"hang in {where}":
+            time.sleep(1000)
+
+    def render(self) -> Any:
+        return np.full((2, 2, 3), self.number, np.uint8)
+
+    def pid(self) -> int:
+        """
+        :return: The process that this runs in
+        """
+        return os.getpid()
+
+    def add(self, number: int, times: int = 1) -> int:
+        """
+        :param number: A number
+        :param times: Another
+        :return: Their product more than this one's
+        """
+        if number < 0:
+            raise ValueError("no negative numbers")
+        return self.number + number * times
+
+
+def talkative(number: int) -> gym.Env:
+    if number < 0:
+        raise ZeroDivisionError("this one cannot be made")
+    return Talkative(JointEnv(RandomTeam(TWO_AGENTS, length=4)), number)
+
+
+def each(env_fn: Callable[[int], gym.Env], numbers: list[int]) -> EnvFns:
+    return [partial(env_fn, number) for number in numbers]
+
+
+def forked(env_fns: EnvFns, n_workers: int = 2, **kwargs: Any) -> JointSubprocVecEnv:
+    """The quickest to start."""
+    return JointSubprocVecEnv(env_fns, n_workers, "fork", **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_behind() -> Iterator[None]:
+    def memory() -> set[str]:
+        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.exists() else set()
+
+    before = memory()
+    yield
+    assert not multiprocessing.active_children()
+    assert memory() <= before
+
+
+class Course(NamedTuple):
+    """All that a ``VecEnv`` has said at one step."""
+
+    obs: dict[str, np.ndarray]
+    rewards: np.ndarray | None
+    dones: np.ndarray | None
+    infos: list[dict[str, Any]]
+    reset_infos: list[dict[str, Any]]
+
+
+def run(venv: VecEnv, n_steps: int, seed: int = 7) -> list[Course]:
+    """Random legal actions from a seed, and what came of them, without a copy of anything."""
+    action_space = copy.deepcopy(venv.action_space)
+    action_space.seed(seed)
+    dtype = joint_action_dtype(action_space)  # type: ignore[arg-type]
+    with contextlib.closing(venv):
+        venv.seed(seed)
+        obs = venv.reset()
+        courses = [Course(obs, None, None, [], list(venv.unwrapped.reset_infos))]  # type: ignore[arg-type]
+        for _ in range(n_steps):
+            sampled = sample_actions(action_space, obs, venv.num_envs)  # type: ignore[arg-type]
+            joint = as_joint_actions(sampled, action_space, dtype, venv.num_envs)  # type: ignore[arg-type]
+            obs, rewards, dones, infos = venv.step(joint)
+            joint[...] = np.zeros((), dtype)  # the actions stay the caller's
+            courses.append(Course(obs, rewards, dones, list(infos), list(venv.unwrapped.reset_infos)))  # type: ignore[arg-type]
+    return courses
+
+
+def assert_same(left: Any, right: Any, where: str = "") -> None:
+    if isinstance(left, dict):
+        assert set(left) == set(right), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}/{key}")
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right), where
+        for index, (one, other) in enumerate(zip(left, right, strict=True)):
+            assert_same(one, other, f"{where}[{index}]")
+    else:
+        np.testing.assert_array_equal(left, right, err_msg=where)
+        assert getattr(left, "dtype", None) == getattr(right, "dtype", None), where
+
+
+TEAMS = {"heterogeneous": each(heterogeneous, [12, 11, 7, 12, 9]), "turns": each(turns, [4, 2, 3, 1, 4])}
+VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
+    "in-process": JointDummyVecEnv,
+    "1 worker, forkserver": partial(JointSubprocVecEnv, n_workers=1, start_method="forkserver", full_infos=True),
+    "2 workers, spawn": partial(JointSubprocVecEnv, n_workers=2, start_method="spawn", full_infos=True),
+    "3 workers, fork": partial(JointSubprocVecEnv, n_workers=3, start_method="fork", full_infos=True),
+    "default": JointSubprocVecEnv,
+}
+
+
+@pytest.mark.parametrize("kind", VEC_ENVS)
+@pytest.mark.parametrize("team", TEAMS)
+def test_same_as_dummy_vec_env(team: str, kind: str) -> None:
+    expected = run(DummyVecEnv(TEAMS[team]), 40)
+    assert sum(int(course.dones.sum()) for course in expected if course.dones is not None) >= 15
+    assert any("active" in info for course in expected for info in course.infos)
+    assert any("active" in info for course in expected for info in course.reset_infos)
+    # Compared when all is over: nothing that was returned may have been written over
+    for step, (one, other) in enumerate(zip(run(VEC_ENVS[kind](TEAMS[team]), 40), expected, strict=True)):
+        if kind == "default":  # of the infos that only the environment knows, those of the final step
+            for info, done in zip(other.infos, other.dones if other.dones is not None else [], strict=True):
+                if not done:
+                    info.pop("agent_infos", None)
+        assert_same(one._asdict(), other._asdict(), f"step {step}")
+
+
+@pytest.mark.parametrize("kind", ["in-process", "3 workers, fork"])
+def test_vec_env_contract(kind: str) -> None:
+    venv = VEC_ENVS[kind](each(talkative, [10, 11, 12, 13, 14]))
+    with contextlib.closing(venv):
+        assert venv.num_envs == 5
+        assert venv.render_mode == "rgb_array"
+        venv.seed(3)
+        venv.set_options([{"level": level} for level in range(5)])
+        venv.reset()
+        assert [info["seed"] for info in venv.reset_infos] == [3, 4, 5, 6, 7]
+        assert venv.get_attr("options") == [{"level": level} for level in range(5)]
+        venv.reset()  # seeds and options are for one reset
+        assert [info["seed"] for info in venv.reset_infos] == [None] * 5
+
+        assert venv.get_attr("number", [4, -3, 0]) == [14, 12, 10]
+        assert venv.get_attr("agents", 2) == [("a", "b")]
+        assert venv.env_method("add", 2, times=3, indices=[3, 1]) == [19, 17]
+        venv.set_attr("number", 20, indices=[1, 4])
+        assert venv.get_attr("number") == [10, 20, 12, 13, 20]
+        assert venv.has_attr("number")
+        assert not venv.has_attr("numeral")
+        assert venv.env_is_wrapped(Talkative) == [True] * 5
+        assert venv.env_is_wrapped(Monitor, indices=[0]) == [False]
+        assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == [10, 20, 12, 13, 20]
+        assert venv.render().shape == (6, 4, 3) or venv.render().shape == (4, 6, 3)  # type: ignore[union-attr]
+
+        # The caller may drop a step
+        venv.step_async(np.zeros(5, joint_action_dtype(venv.action_space)))  # type: ignore[arg-type]
+        venv.reset()
+        assert not venv.step(np.zeros(5, joint_action_dtype(venv.action_space)))[2].any()  # type: ignore[arg-type]
+
+
+def test_infos_are_sent_when_episodes_end() -> None:
+    with contextlib.closing(forked([lambda: Monitor(talkative(5))] * 3)) as venv:
+        venv.reset()
+        joint = np.zeros(3, joint_action_dtype(venv.action_space))
+        for _ in range(3):
+            *_, infos = venv.step(joint)
+            assert [set(info) for info in infos] == [{"agent_rewards", "TimeLimit.truncated"}] * 3
+        *_, dones, infos = venv.step(joint)
+        assert dones.all()
+        assert [(info["number"], info["episode"]["l"]) for info in infos] == [(5, 4)] * 3
+        assert [info["seed"] for info in venv.reset_infos] == [None] * 3
+
+
+@pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
+def test_joint_actions_in_every_form(make: Callable[[EnvFns], VecEnv]) -> None:
+    spaces_ = {"a": spaces.Discrete(3), "b": spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32)])}
+    fns: EnvFns = [lambda: JointEnv(RandomTeam(spaces_))] * 2
+    with contextlib.closing(make(fns)) as venv:
+        venv.reset()
+        nested = [("0", np.int64), ("1", np.float64, (2,))]
+        # Other order, other types
+        joint = np.array([((1, [0.5, -0.5]), 2), ((0, [0.25, 1.0]), 1)], dtype=[("b", nested), ("a", np.int32)])
+        venv.step(joint)
+        assert [actions["a"] for actions in env_actions(venv)] == [2, 1]
+        venv.step([{"b": (1, [0.5, -0.5]), "a": 2}, {"a": 1, "b": (0, [0.25, 1.0])}])  # type: ignore[arg-type]
+        assert [actions["a"] for actions in env_actions(venv)] == [2, 1]
+        for actions in env_actions(venv):
+            assert spaces_["b"].contains(actions["b"])
+        assert_same([actions["b"][1].tolist() for actions in env_actions(venv)], [[0.5, -0.5], [0.25, 1.0]])
+        for wrong, error, message in [
+            ({"a": np.zeros(2), "b": np.zeros(2)}, TypeError, "not a dict of arrays"),
+            (np.zeros(2), TypeError, "structured array"),
+            (np.zeros(3, joint.dtype), ValueError, "2 environments"),
+            (np.zeros(2, [("a", int), ("c", int)]), ValueError, "the team is"),
+        ]:
+            with pytest.raises(error, match=message):
+                venv.step(wrong)  # type: ignore[arg-type]
+        venv.step(joint)  # no harm done
+
+
+def env_actions(venv: VecEnv) -> list[dict[str, Any]]:
+    return [env.actions for env in venv.get_attr("env")]
+
+
+@pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
+def test_environments_that_do_not_fit(make: Callable[[EnvFns], VecEnv]) -> None:
+    with pytest.raises(ValueError, match=r"Environment 3 .* one team"):
+        make([*each(turns, [1, 2, 3]), partial(heterogeneous, 2)])
+    with pytest.raises(TypeError, match="wrap it with JointEnv"):
+        make([partial(gym.make, "CartPole-v1")] * 2)
+
+
+# ---------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize("where", ["step", "reset"])
+def test_exception_in_a_worker(where: str) -> None:
+    venv = forked(each(talkative, [10, 11, 12, 13, 14]))
+    venv.reset()
+    venv.set_attr("fail_in", where, indices=[3])
+    joint = np.zeros(5, joint_action_dtype(venv.action_space))
+    call = venv.reset if where == "reset" else partial(venv.step, joint)
+    with pytest.raises(RuntimeError, match=rf"(?s)Environment 3 .*Traceback.*number 13 fails in {where}"):
+        call()
+    with pytest.raises(RuntimeError, match="closed"):
+        venv.reset()
+    venv.close()
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_exception_while_starting(start_method: str) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Environment 2 .*Traceback.*this one cannot be made"):
+        JointSubprocVecEnv(each(talkative, [1, 2, -1, 3]), 2, start_method)
+
+
+def test_exceptions_that_a_vec_env_survives() -> None:
+    with contextlib.closing(forked(each(talkative, [10, 11, 12]))) as venv:
+        with pytest.raises(AttributeError, match="numeral"):
+            venv.get_attr("numeral")
+        with pytest.raises(RuntimeError, match=r"(?s)Environment 1 .*no negative numbers"):
+            venv.env_method("add", -1, indices=[1, 2])
+        with pytest.raises(RuntimeError, match="step_async"):
+            venv.step_wait()
+        venv.reset()
+        venv.step_async(np.zeros(3, joint_action_dtype(venv.action_space)))
+        with pytest.raises(RuntimeError, match="step_wait"):
+            venv.get_attr("number")
+        venv.step_wait()
+        assert venv.get_attr("number") == [10, 11, 12]
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_killed_worker(busy: bool) -> None:
+    venv = forked(each(talkative, [10, 11, 12, 13]))
+    venv.reset()
+    (pid,) = venv.env_method("pid", indices=[2])
+    if busy:
+        venv.set_attr("fail_in", "hang in step", indices=[2, 3])
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+    else:
+        os.kill(pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"Environments 2 to 3 has died \(exit code -9"):
+        venv.step(np.zeros(4, joint_action_dtype(venv.action_space)))
+
+
+def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_happo.vec_env.joint_subproc_vec_env._CLOSING_TIME", 0.3)
+    venv = forked(each(talkative, [10, 11]))
+    venv.reset()
+    venv.set_attr("fail_in", "hang in step", indices=[1])
+    venv.step_async(np.zeros(2, joint_action_dtype(venv.action_space)))
+    venv.close()
+    venv.close()
+
+
+def test_garbage_collection_closes() -> None:
+    venv = forked(each(talkative, [10, 11]))
+    venv.reset()
+    processes = multiprocessing.active_children()
+    assert len(processes) == 2
+    del venv
+    assert not multiprocessing.active_children()
+
+
+SCRIPT = """
+import os, sys, time
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from sb3_happo import JointEnv, make_joint_env
+from sb3_happo.vec_env import JointSubprocVecEnv
+
+class Slow(gym.Env):  # defined here, and registered here
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        time.sleep(0.2)
+        return np.zeros(2, np.float32), float(os.getpid()), False, False, {}
+
+gym.register("Slow-v0", entry_point=Slow)
+venv = JointSubprocVecEnv([lambda: make_joint_env("Slow-v0")] * 4, 2, sys.argv[1])  # and no `if __name__ == "__main__":`
+venv.reset()
+actions = [{"agent_0": 0}] * 4
+print(*{int(pid) for pid in venv.step(actions)[1]}, flush=True)
+while sys.argv[2] != "end":
+    venv.step(actions)
+"""
+
+
+@pytest.mark.parametrize(
+    ("start_method", "end"), [("forkserver", "end"), ("spawn", "SIGINT"), ("fork", "SIGKILL"), ("fork", "SIGTERM")]
+)
+def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, script, start_method, end],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, to which Ctrl-C can go
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        if end == "SIGINT":
+            os.killpg(parent.pid, signal.SIGINT)
+        elif end != "end":
+            parent.send_signal(signal.Signals[end])
+        complaints = parent.stderr.read()  # to the last process that could write there
+    assert len(pids) == 2, complaints
+    assert "leaked" not in complaints
+    assert "ignored" not in complaints
+    assert complaints.count("Traceback") == (end == "SIGINT")
+    assert parent.returncode == {"end": 0, "SIGINT": -2, "SIGKILL": -9, "SIGTERM": -15}[end]
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+# ---------------------------------------------------------------- with the rest of Stable-Baselines3
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        VecMonitor,
+        lambda venv: VecNormalize(venv, norm_obs_keys=["arm/position", "crane", "console"]),
+        partial(VecFrameStack, n_stack=2),
+        lambda venv: VecNormalize(VecMonitor(venv), norm_obs=False),
+    ],
+    ids=["VecMonitor", "VecNormalize", "VecFrameStack", "both"],
+)
+@pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
+def test_wrappers(make: Callable[[EnvFns], VecEnv], wrap: Callable[[VecEnv], VecEnv]) -> None:
+    fns = [partial(Monitor, fn()) for fn in TEAMS["heterogeneous"]] if False else TEAMS["heterogeneous"]
+    for one, other in zip(run(wrap(make(fns)), 30), run(wrap(DummyVecEnv(fns)), 30), strict=True):
+        for info, done in zip(other.infos, other.dones if other.dones is not None else [], strict=True):
+            if not done:
+                info.pop("agent_infos", None)
+        for info in [*one.infos, *other.infos]:
+            info.get("episode", {}).pop("t", None)
+        assert_same(one._asdict(), other._asdict())

@@ -226,7 +226,7 @@ class AgentPolicy(BasePolicy, TeamModel):
 
     def predict(
         self,
-        observation: np.ndarray | dict[str, np.ndarray],
+        observation: np.ndarray | dict[str, Any] | tuple[Any, ...],
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
@@ -245,24 +245,27 @@ class AgentPolicy(BasePolicy, TeamModel):
         :raises ValueError: If the agent was trained with action masks and none is given, or a mask allows nothing
         """
         self.set_training_mode(False)
-        observation, own_masks = self.split_mask(observation)
-        obs, vectorized = self.obs_to_tensor(observation)
+        own, own_masks = self.split_mask(observation)
+        obs, vectorized = self.obs_to_tensor(own)
         with th.no_grad():
             actions = self._predict(obs, deterministic, self._mask_tensor(own_masks if action_masks is None else action_masks))
         env_actions = self.to_env_actions(actions.cpu().numpy())
         return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
 
-    def split_mask(
-        self, observation: np.ndarray | dict[str, np.ndarray]
-    ) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
+    def split_mask(self, observation: Any) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
         """
-        :param observation: Own observation, or PettingZoo's ``{"observation": ..., "action_mask": ...}``
-        :return: The observation proper, and the mask if there is one
+        :param observation: Own observation as the environment gives it, or as a joint environment does, or PettingZoo's
+            ``{"observation": ..., "action_mask": ...}``
+        :return: The observation proper, flat, and the mask if there is one
         """
-        if not isinstance(observation, dict) or MASK not in observation:
-            return observation, None
-        rest = {key: value for key, value in observation.items() if key != MASK}
-        return (rest if isinstance(self.observation_space, spaces.Dict) else rest["observation"]), observation[MASK]
+        mask = None
+        if isinstance(observation, dict) and MASK in observation:
+            mask = observation[MASK]
+            rest = {key: value for key, value in observation.items() if key != MASK}
+            own_keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()
+            wrapped = list(rest) == ["observation"] and "observation" not in own_keys
+            observation = rest["observation"] if wrapped else rest
+        return flat_observation(observation), mask
 
     def _mask_tensor(self, action_masks: np.ndarray | None) -> th.Tensor | None:
         if not self.masked:
@@ -318,6 +321,22 @@ def unbatch(space: spaces.Space, action: Any) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(unbatch(subspace, action[str(index)]) for index, subspace in enumerate(space.spaces))
     return action
+
+
+def flat_observation(observation: Any) -> Any:
+    """
+    :param observation: An agent's observation as the environment gives it
+    :return: The same, with nested dicts and tuples turned into one dict with keys such as "arm/0", as in joint observations
+    """
+    if isinstance(observation, tuple):
+        observation = dict(enumerate(observation))
+    if not isinstance(observation, dict):
+        return observation
+    flat: dict[str, Any] = {}
+    for key, value in observation.items():
+        inner = flat_observation(value)
+        flat.update({f"{key}/{name}": part for name, part in inner.items()} if isinstance(inner, dict) else {str(key): inner})
+    return flat
 
 
 def agent_keys(observation_space: spaces.Dict, agents: tuple[str, ...]) -> dict[str, list[str]]:
@@ -503,6 +522,14 @@ class JointPolicy(BasePolicy):
                 self._check_agent(key, "the observation")
         return own, masks
 
+    def _is_bare(self, observation: Any) -> bool:
+        """Whether this is the observation of a team of one's only agent, not under the agent's name."""
+        if not isinstance(observation, dict):
+            return True
+        own_space = self.policies[self.agents[0]].observation_space
+        own_keys = [MASK, *(own_space.spaces if isinstance(own_space, spaces.Dict) else ())]
+        return any(key in own_keys for key in flat_observation(observation))
+
     def agent_observation(self, observations: dict[str, th.Tensor], agent: str) -> PyTorchObs:
         """
         :param observations: Joint observation
@@ -550,7 +577,7 @@ class JointPolicy(BasePolicy):
 
     def predict(
         self,
-        observation: dict[str, Any] | np.ndarray,
+        observation: dict[str, Any] | tuple[Any, ...] | np.ndarray,
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
@@ -569,10 +596,11 @@ class JointPolicy(BasePolicy):
             environment and one field per agent. And ``state``
         :raises ValueError: If an agent is unknown, or its mask is missing
         """
+        if len(self.agents) == 1 and self._is_bare(observation):
+            own_masks = (action_masks or {}).get(self.agents[0])
+            return self.policies[self.agents[0]].predict(observation, state, episode_start, deterministic, own_masks)
         if not isinstance(observation, dict):
-            if len(self.agents) > 1:
-                raise ValueError("A team needs a dict of observations, {agent: observation}.")
-            return self.actors[0].predict(observation, state, episode_start, deterministic)  # type: ignore[operator]
+            raise ValueError("A team needs a dict of observations, {agent: observation}.")
         own, masks = self._split_by_agent(observation)
         masks.update(action_masks or {})
         for agent in masks:

@@ -1,0 +1,62 @@
+"""What the tests over all algorithms share."""
+
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv
+from tests.envs import RandomTeam
+
+ALGORITHMS: list[type[HAPPO]] = [HAPPO, HATRPO, HAA2C, MAPPO, IPPO]
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
+
+Model = TypeVar("Model", bound=HAPPO)
+
+#: Small enough that an update takes some hundredths of a second
+SMALL: dict[str, Any] = dict(n_steps=32, batch_size=None, n_epochs=2, device="cpu")
+SMALL_NET: dict[str, Any] = dict(net_arch=[16])
+
+PLAIN_SPACES: dict[str, spaces.Space] = {
+    "discrete": spaces.Discrete(3, start=2),
+    "box": spaces.Box(np.array([[-2, 0]], np.float32), np.array([[3, 0.5]], np.float32)),
+    "multi_discrete": spaces.MultiDiscrete([2, 3]),
+    "multi_binary": spaces.MultiBinary(3),
+}
+
+
+def small(algorithm: type[Model], env: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Model:
+    """A small model of an algorithm."""
+    return algorithm("MlpPolicy", env, policy_kwargs={**SMALL_NET, **(policy_kwargs or {})}, **{**SMALL, **kwargs})
+
+
+def random_team(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:
+    """A vectorised team of four agents of plain spaces."""
+    return DummyVecEnv([lambda: JointEnv(RandomTeam(PLAIN_SPACES, **kwargs))] * n_envs)
+
+
+def alike_team(n_agents: int = 3, space: spaces.Space | None = None, **kwargs: Any) -> JointEnv:
+    """A team whose agents could share parameters."""
+    agents = [f"agent_{index}" for index in range(n_agents)]
+    return JointEnv(RandomTeam(dict.fromkeys(agents, space or spaces.Discrete(3)), **kwargs))
+
+
+def collect(model: HAPPO) -> None:
+    """Fill the rollout buffer, as `learn` does before it calls `train`."""
+    _, callback = model._setup_learn(model.n_steps * model.n_envs)
+    assert model.env is not None
+    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+
+
+def snapshot(module: th.nn.Module) -> dict[str, th.Tensor]:
+    """A copy of a module's parameters and buffers."""
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+
+def same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
+    """Whether two snapshots are equal bit for bit."""
+    assert first.keys() == second.keys()
+    return all(th.equal(first[name], second[name]) for name in first)

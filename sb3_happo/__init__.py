@@ -1,11 +1,12 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
-from sb3_happo.envs import JointEnv, make_joint_env, make_joint_vec_env
+from sb3_happo.envs import JointEnv, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.happo import HAPPO
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.mappo import MAPPO
+from sb3_happo.vec_env import make_joint_vec_env
 from sb3_happo.version import __version__
 
 __all__ = [

@@ -9,7 +9,8 @@ import pytest
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
-from sb3_happo.envs import JointEnv, joint_action_dtype, make_joint_env, make_joint_vec_env
+from sb3_happo import make_joint_vec_env
+from sb3_happo.envs import JointEnv, joint_action_dtype, make_joint_env
 from sb3_happo.envs.spaces import split_mask
 from tests.envs import MatrixGame, RandomTeam, TupleTeam
 

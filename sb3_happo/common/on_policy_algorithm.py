@@ -123,6 +123,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.huber_delta = huber_delta
         self._last_active: np.ndarray | None = None
         if self.env is not None:
+            if verbose >= 1 and getattr(self.env.unwrapped, "choice", None) is not None:
+                print(f"{self.env.num_envs} environments run in {self.env.unwrapped.choice}")  # type: ignore[attr-defined]
             check_team_spaces(self.observation_space, self.action_space)
             self._check_batch_sizes(self.env.num_envs)
             self._check_normalisation()

@@ -1,7 +1,7 @@
 """Environments: any multi-agent env as one Gymnasium env."""
 
 from sb3_happo.envs.joint_env import JointEnv, as_joint_env
-from sb3_happo.envs.make import make_joint_env, make_joint_vec_env, register_mamujoco
+from sb3_happo.envs.make import make_joint_env, register_mamujoco
 from sb3_happo.envs.spaces import (
     check_action_spaces,
     check_observation_spaces,
@@ -19,7 +19,6 @@ __all__ = [
     "joint_action_dtype",
     "joint_action_to_dict",
     "make_joint_env",
-    "make_joint_vec_env",
 ]
 
 register_mamujoco()

@@ -1,21 +1,17 @@
-"""Joint environments from ids, and vectorised ones."""
+"""Joint environments from ids."""
 
 import difflib
 import importlib
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 
 from sb3_happo.envs.joint_env import JointEnv, as_joint_env
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.vec_env import VecEnv
 
 EnvWrapper = Callable[[Any], Any]
 
@@ -228,65 +224,3 @@ def _missing(id: str, package: str, error: ImportError) -> ImportError:
     return ImportError(
         f"The environment {id!r} needs something that is not installed ({error}): pip install {install}", name=error.name
     )
-
-
-def make_joint_vec_env(
-    env: str | Callable[..., Any],
-    n_envs: int = 1,
-    seed: int | None = None,
-    start_index: int = 0,
-    monitor_dir: str | None = None,
-    wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
-    env_kwargs: dict[str, Any] | None = None,
-    vec_env_cls: "type[VecEnv] | None" = None,
-    vec_env_kwargs: dict[str, Any] | None = None,
-    monitor_kwargs: dict[str, Any] | None = None,
-    wrapper_kwargs: dict[str, Any] | None = None,
-    joint_kwargs: dict[str, Any] | None = None,
-    wrappers: Sequence[EnvWrapper] | None = None,
-) -> "VecEnv":
-    """
-    Several copies of a joint environment as one ``VecEnv``: SB3's ``make_vec_env`` for teams.
-
-    :param env: An id of :func:`make_joint_env`, or a callable that returns a new env of any kind that
-        :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
-    :param n_envs: Number of copies
-    :param seed: Seed of the first copy's first reset; the following copies' are counted up
-    :param start_index: Rank of the first copy
-    :param monitor_dir: Folder for the monitors' files; by default they are not written
-    :param wrapper_class: Wrapper for each joint environment, after ``Monitor``
-    :param env_kwargs: Arguments of the env
-    :param vec_env_cls: Class of the ``VecEnv``, by default ``DummyVecEnv``
-    :param vec_env_kwargs: Its arguments
-    :param monitor_kwargs: Arguments of ``Monitor``
-    :param wrapper_kwargs: Arguments of ``wrapper_class``
-    :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
-    :param wrappers: Callables ``env -> env`` for each env before it is joined
-    :return: The vectorised environment
-    """
-    from stable_baselines3.common.env_util import make_vec_env  # brings torch with it, which this room does without
-
-    return make_vec_env(
-        partial(_make_from, env, wrappers, joint_kwargs),
-        n_envs,
-        seed,
-        start_index,
-        monitor_dir,
-        wrapper_class,
-        env_kwargs,
-        vec_env_cls,  # type: ignore[arg-type]
-        vec_env_kwargs,
-        monitor_kwargs,
-        wrapper_kwargs,
-    )
-
-
-def _make_from(
-    env: str | Callable[..., Any],
-    wrappers: Sequence[EnvWrapper] | None,
-    joint_kwargs: dict[str, Any] | None,
-    **env_kwargs: Any,
-) -> gym.Env:
-    if isinstance(env, str):
-        return make_joint_env(env, wrappers, joint_kwargs, **env_kwargs)
-    return as_joint_env(_wrap(env(**env_kwargs), wrappers), **(joint_kwargs or {}))

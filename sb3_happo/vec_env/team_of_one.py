@@ -87,7 +87,7 @@ class VecTeamOfOne(VecEnvWrapper):
         """
         values = {**_entries(AGENT, obs), **_entries(STATE, obs)}
         return {
-            key: np.asarray(values[key], space.dtype).reshape(*batch, *(space.shape or ()))
+            key: np.asarray(values[key], space.dtype).reshape((*batch, *(space.shape or ())))
             for key, space in self.observation_space.spaces.items()
         }
 

@@ -3,6 +3,7 @@ Train an entry of ``zoo/hyperparams`` with several seeds and write down what cam
 
     python zoo/figures.py --env mpe2/simple_spread_v3 --seeds 0 1 2
     python zoo/figures.py --env mpe2/simple_spread_v3 --settings happo_harl --seeds 0 1 2
+    python zoo/figures.py --env mpe2/simple_spread_v3 -P 'agent_order:"fixed"' --seeds 0 1 2
     python zoo/figures.py --table
 
 One line of JSON per run goes to ``zoo/results.jsonl``; ``--table`` turns them into ``zoo/results.md``.
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch as th
 import yaml  # type: ignore[import-untyped]
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
 from torch import nn
@@ -53,6 +55,28 @@ def read_entry(settings: str, env_id: str) -> dict[str, Any]:
         key: eval(value, scope) if isinstance(value, str) and "(" in value else value  # the project's own files
         for key, value in entries[env_id].items()
     }
+
+
+class LearningCurve(BaseCallback):
+    """
+    The mean return of recent training episodes at regular points of the training.
+
+    :param n_points: How many points
+    """
+
+    def __init__(self, n_points: int = 50) -> None:
+        super().__init__()
+        self.n_points = n_points
+        self.points: list[tuple[int, float]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        """Add a point when the next fiftieth of the training is over."""
+        episodes = self.model.ep_info_buffer
+        if episodes and self.num_timesteps * self.n_points >= (len(self.points) + 1) * self.model._total_timesteps:
+            self.points.append((self.num_timesteps, round(float(np.mean([episode["r"] for episode in episodes])), 3)))
 
 
 def make_env(env_id: str, entry: dict[str, Any], n_envs: int, seed: int, training: bool) -> VecEnv:
@@ -88,15 +112,16 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     :param seed: Its seed
     :return: What is written down of it
     """
-    entry = read_entry(args.settings, args.env)
+    entry = read_entry(args.settings, args.env) | dict(args.overrides)
     n_timesteps = int(args.n_timesteps or entry["n_timesteps"])
     special = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "n_eval_envs")
     hyperparams = {key: value for key, value in entry.items() if key not in special}
     env = make_env(args.env, entry, entry["n_envs"], seed, training=True)
     algorithm = getattr(sb3_happo, args.algo.upper())
     model = algorithm(env, seed=seed, device="cpu", **hyperparams)
+    curve = LearningCurve()
     start = time.time()
-    model.learn(n_timesteps, progress_bar=args.progress)
+    model.learn(n_timesteps, callback=curve, progress_bar=args.progress)
     wall = time.time() - start
 
     eval_env = make_env(args.env, entry, args.n_eval_envs, EVAL_SEED + seed, training=False)
@@ -120,7 +145,7 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     return {
         "algo": args.algo,
         "env": args.env,
-        "settings": args.settings,
+        "settings": " ".join([args.settings, *(f"{key}={value}" for key, value in args.overrides)]),
         "seed": seed,
         "n_timesteps": model.num_timesteps,
         "return": float(np.mean(returns)),
@@ -128,6 +153,7 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "sum_over_agents": float(np.mean(agent_sums)),
         "episodes": len(agent_sums),
         "episode_length": float(np.mean(lengths)),
+        "learning_curve": curve.points,
         "wall_seconds": round(wall, 1),
         "steps_per_second": round(model.num_timesteps / wall),
         "hyperparams": {key: str(value) for key, value in entry.items()},
@@ -135,6 +161,15 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         "commit": _commit(),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
     }
+
+
+def override(text: str) -> tuple[str, Any]:
+    """
+    :param text: ``name:expression``, as RL Zoo's ``-P`` has it
+    :return: The name and the value of the expression
+    """
+    name, _, expression = text.partition(":")
+    return name, eval(expression, {"nn": nn, "th": th})  # the user's own command line
 
 
 def _version(package: str) -> str:
@@ -189,6 +224,9 @@ def main() -> None:
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--settings", help="file in zoo/hyperparams; by default the algorithm's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "-P", dest="overrides", type=override, nargs="+", default=[], metavar="NAME:VALUE", help="other hyperparameters"
+    )
     parser.add_argument("-n", "--n-timesteps", type=float, help="instead of the entry's")
     parser.add_argument("--eval-episodes", type=int, default=500)
     parser.add_argument("--n-eval-envs", type=int, default=10)

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -101,6 +99,11 @@ def talkative(number: int) -> gym.Env:
     return Talkative(JointEnv(RandomTeam(TWO_AGENTS, length=4)), number)
 
 
+def plain(length: int) -> gym.Env:
+    """Vectors alone."""
+    return JointEnv(RandomTeam(TWO_AGENTS, length))
+
+
 def each(env_fn: Callable[[int], gym.Env], numbers: list[int]) -> EnvFns:
     return [partial(env_fn, number) for number in numbers]
 
@@ -163,6 +166,16 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
         assert getattr(left, "dtype", None) == getattr(right, "dtype", None), where
 
 
+def without_agent_infos(courses: list[Course]) -> list[Course]:
+    """Leave out what only the environment knows, except in final steps; and the time that an episode took."""
+    for course in courses:
+        for index, info in enumerate(course.infos):
+            if course.dones is not None and not course.dones[index]:
+                info.pop("agent_infos", None)
+            info.get("episode", {}).pop("t", None)
+    return courses
+
+
 TEAMS = {"heterogeneous": each(heterogeneous, [12, 11, 7, 12, 9]), "turns": each(turns, [4, 2, 3, 1, 4])}
 VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
     "in-process": JointDummyVecEnv,
@@ -173,19 +186,21 @@ VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
 }
 
 
-@pytest.mark.parametrize("kind", VEC_ENVS)
-@pytest.mark.parametrize("team", TEAMS)
+@pytest.mark.parametrize(
+    ("team", "kind"),
+    # spawn imports everything again, once will do
+    [(team, kind) for team in TEAMS for kind in VEC_ENVS if (team, kind) != ("turns", "2 workers, spawn")],
+)
 def test_same_as_dummy_vec_env(team: str, kind: str) -> None:
     expected = run(DummyVecEnv(TEAMS[team]), 40)
     assert sum(int(course.dones.sum()) for course in expected if course.dones is not None) >= 15
     assert any("active" in info for course in expected for info in course.infos)
     assert any("active" in info for course in expected for info in course.reset_infos)
+    courses = run(VEC_ENVS[kind](TEAMS[team]), 40)
+    if kind == "default":
+        expected, courses = without_agent_infos(expected), without_agent_infos(courses)
     # Compared when all is over: nothing that was returned may have been written over
-    for step, (one, other) in enumerate(zip(run(VEC_ENVS[kind](TEAMS[team]), 40), expected, strict=True)):
-        if kind == "default":  # of the infos that only the environment knows, those of the final step
-            for info, done in zip(other.infos, other.dones if other.dones is not None else [], strict=True):
-                if not done:
-                    info.pop("agent_infos", None)
+    for step, (one, other) in enumerate(zip(courses, expected, strict=True)):
         assert_same(one._asdict(), other._asdict(), f"step {step}")
 
 
@@ -412,22 +427,197 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    ("env_fns", "wrap"),
     [
-        VecMonitor,
-        lambda venv: VecNormalize(venv, norm_obs_keys=["arm/position", "crane", "console"]),
-        partial(VecFrameStack, n_stack=2),
-        lambda venv: VecNormalize(VecMonitor(venv), norm_obs=False),
+        (TEAMS["heterogeneous"], VecMonitor),
+        (TEAMS["heterogeneous"], partial(VecNormalize, norm_obs_keys=["arm/position", "crane", "console"])),
+        (TEAMS["turns"], lambda venv: VecNormalize(VecMonitor(venv), norm_obs=False)),
+        (each(plain, [4, 5, 6]), partial(VecFrameStack, n_stack=2)),
     ],
-    ids=["VecMonitor", "VecNormalize", "VecFrameStack", "both"],
+    ids=["VecMonitor", "VecNormalize", "both", "VecFrameStack"],
 )
 @pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
-def test_wrappers(make: Callable[[EnvFns], VecEnv], wrap: Callable[[VecEnv], VecEnv]) -> None:
-    fns = [partial(Monitor, fn()) for fn in TEAMS["heterogeneous"]] if False else TEAMS["heterogeneous"]
-    for one, other in zip(run(wrap(make(fns)), 30), run(wrap(DummyVecEnv(fns)), 30), strict=True):
-        for info, done in zip(other.infos, other.dones if other.dones is not None else [], strict=True):
-            if not done:
-                info.pop("agent_infos", None)
-        for info in [*one.infos, *other.infos]:
-            info.get("episode", {}).pop("t", None)
+def test_sb3_wrappers(make: Callable[[EnvFns], VecEnv], env_fns: EnvFns, wrap: Callable[[VecEnv], VecEnv]) -> None:
+    mine, theirs = (without_agent_infos(run(wrap(venv), 30)) for venv in (make(env_fns), DummyVecEnv(env_fns)))
+    for step, (one, other) in enumerate(zip(mine, theirs, strict=True)):
+        assert_same(one._asdict(), other._asdict(), f"step {step}")
+
+
+class MirrorPlayer:
+    """Plays the matrix game as its reward demands."""
+
+    def predict(self, observation: dict[str, np.ndarray], **_: Any) -> tuple[np.ndarray, None]:
+        joint = np.zeros(len(observation["state"]), [("agent_0", np.int64), ("agent_1", np.int64)])
+        joint["agent_1"] = 1
+        return joint, None
+
+
+@pytest.mark.parametrize("monitored", ["Monitor", "VecMonitor"])
+@pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
+@pytest.mark.filterwarnings("error")
+def test_evaluate_policy(make: Callable[[EnvFns], VecEnv], monitored: str) -> None:
+    def env_fn() -> gym.Env:
+        env = JointEnv(MatrixGame(2))
+        return Monitor(env) if monitored == "Monitor" else env
+
+    with contextlib.closing(make([env_fn] * 3)) as venv:
+        venv = VecMonitor(venv) if monitored == "VecMonitor" else venv
+        returns, lengths = evaluate_policy(MirrorPlayer(), venv, 7, return_episode_rewards=True)  # type: ignore[arg-type]
+    assert returns == [1.0] * 7
+    assert lengths == [1] * 7
+
+
+# ---------------------------------------------------------------- the choice
+
+
+class Sleepy(gym.Wrapper):
+    """Takes its time, which workers can do together, and uses the global random generators."""
+
+    def step(self, action: Any) -> Any:
+        time.sleep(1e-3)
+        np.random.rand()
+        random.random()
+        return self.env.step(action)
+
+
+def sleepy(length: int) -> gym.Env:
+    return Sleepy(heterogeneous(length))
+
+
+def test_choice_of_workers(caplog: pytest.LogCaptureFixture) -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    with caplog.at_level(logging.INFO, "sb3_happo"):
+        venv = choose_vec_env(each(sleepy, [12] * 4), n_workers=4, start_method="fork", seconds=0.2)
+    with contextlib.closing(venv):
+        assert isinstance(venv, JointSubprocVecEnv)
+        assert venv.n_workers == 4
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
+    assert venv.choice is not None
+    n_workers, in_process, in_workers = venv.choice
+    assert n_workers == 4
+    assert in_process is not None
+    assert in_workers is not None
+    assert in_workers > in_process > 100
+    assert str(venv.choice) in caplog.text
+    # The trial has left no trace
+    for one, other in zip(
+        without_agent_infos(run(choose_vec_env(each(sleepy, [9, 8]), 2, "fork", seconds=0.05), 20)),
+        without_agent_infos(run(DummyVecEnv(each(sleepy, [9, 8])), 20)),
+        strict=True,
+    ):
         assert_same(one._asdict(), other._asdict())
+
+
+def test_choice_of_the_current_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = choose_vec_env(each(talkative, [1]), n_workers=4)
+    assert isinstance(alone, JointDummyVecEnv)
+    assert alone.choice == (0, None, None)
+    assert isinstance(choose_vec_env(each(talkative, [1, 2]), n_workers=1), JointDummyVecEnv)
+
+    rates = {JointDummyVecEnv: 1e6, JointSubprocVecEnv: 1e7}
+
+    def measured(venv: VecEnv, seconds: float) -> float:
+        venv.close()
+        return rates[type(venv)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sb3_happo.vec_env.choose._steps_per_second", measured)
+        quick = choose_vec_env(each(talkative, [1, 2]), 2, "fork")
+        assert quick.choice == (0, 1e6, None)  # not worth a try
+        rates = {JointDummyVecEnv: 1000.0, JointSubprocVecEnv: 1050.0}
+        assert choose_vec_env(each(talkative, [1, 2]), 2, "fork").choice == (0, 1000.0, 1050.0)  # not worth the memory
+
+    lock = threading.Lock()
+    with pytest.warns(UserWarning, match="pickle"):
+        unable = choose_vec_env([lambda: sleepy(3 if lock else 4)] * 2, n_workers=2, seconds=0.05)
+    assert isinstance(unable, JointDummyVecEnv)
+
+
+# ---------------------------------------------------------------- a team of one
+
+
+class Plain(gym.Env):
+    """
+    A single agent, whose reward is the sum of its action's numbers.
+
+    :param observation_space: Its observations, sampled
+    :param action_space: Its actions, which are checked
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._t = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._t = 0
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), action
+        self._t += 1
+        reward = float(np.asarray(spaces.flatten(self.action_space, action)).sum())
+        return self.observation_space.sample(), reward, False, self._t == 3, {"t": self._t}
+
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float64)
+MATRIX = spaces.Box(-1, 1, (2, 3), np.float32)
+IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+BOX = spaces.Box(-1, 1, (2,), np.float32)
+HYBRID = spaces.Dict({"move": BOX, "kind": spaces.Discrete(3)})
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(4), BOX, spaces.MultiBinary(3), HYBRID])
+@pytest.mark.parametrize(
+    ("observation_space", "shapes"),
+    [
+        (VECTOR, {"agent_0": (3,), "state": (3,)}),
+        (MATRIX, {"agent_0": (2, 3), "state": (6,)}),
+        (IMAGE, {"agent_0": (36, 36, 3), "state": (36, 36, 3)}),
+        (spaces.Discrete(5), {"agent_0": (), "state": ()}),
+        (
+            spaces.Dict({"a": IMAGE, "b": MATRIX}),
+            {"agent_0/a": (36, 36, 3), "agent_0/b": (2, 3), "state/a": (36, 36, 3), "state/b": (6,)},
+        ),
+    ],
+)
+def test_team_of_one(observation_space: spaces.Space, shapes: dict[str, tuple[int, ...]], action_space: spaces.Space) -> None:
+    def make() -> VecEnv:
+        return DummyVecEnv([lambda: Plain(copy.deepcopy(observation_space), copy.deepcopy(action_space))] * 2)
+
+    plain, team = make(), VecTeamOfOne(make())
+    assert {key: space.shape for key, space in team.observation_space.items()} == shapes
+    assert list(team.action_space) == ["agent_0"]
+    plain.seed(5)
+    team.seed(5)
+
+    def assert_lifted(joint: dict[str, np.ndarray], obs: Any) -> None:
+        for key, shape in shapes.items():
+            part = obs[key.partition("/")[2]] if isinstance(obs, dict) else obs
+            assert joint[key].shape[joint[key].ndim - len(shape) :] == shape
+            assert joint[key].dtype == team.observation_space[key].dtype != np.float64
+            np.testing.assert_allclose(joint[key].ravel(), np.ravel(part), rtol=1e-6)
+
+    assert_lifted(team.reset(), plain.reset())
+    for step in range(7):
+        actions = [action_space.sample() for _ in range(2)]
+        obs, rewards, dones, infos = plain.step(actions)  # type: ignore[arg-type]
+        joint = as_joint_actions([{"agent_0": action} for action in actions], team.action_space, team_dtype(team), 2)
+        team_obs, team_rewards, team_dones, team_infos = team.step(joint)
+        assert_lifted(team_obs, obs)  # type: ignore[arg-type]
+        assert_same((team_rewards, team_dones), (rewards, dones))
+        assert dones.all() == (step % 3 == 2)
+        for index, (team_info, info) in enumerate(zip(team_infos, infos, strict=True)):
+            assert team_info.pop("agent_rewards").tolist() == [rewards[index]]
+            if dones[index]:
+                terminal = team_info.pop("terminal_observation")
+                assert all(terminal[key].shape == shape for key, shape in shapes.items())
+                assert_lifted(terminal, info.pop("terminal_observation"))
+                assert team_info["TimeLimit.truncated"]
+            assert team_info == info
+
+
+def team_dtype(team: VecTeamOfOne) -> np.dtype:
+    return joint_action_dtype(team.action_space)

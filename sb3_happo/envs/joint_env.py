@@ -241,6 +241,8 @@ class JointEnv(gym.Env):
             raise ValueError(
                 f"state={state!r} is neither None, 'env', 'observations', 'agent', nor a callable (env, observations)."
             )
+        #: Whether the critic sees the env's own ``state()``, at least in part
+        self.uses_env_state = False
         active = self._activity(observations, {}, {})
         joint = self._layout(observations, infos, active)
         if callable(state):
@@ -254,7 +256,8 @@ class JointEnv(gym.Env):
             raise ValueError("The env has no working state(); use state='observations' or a callable.")
         if state == "env" or (state != "observations" and self._state_function() not in _STATE_FAILS and self._has_state()):
             from_env = ComputedState(self._call_env_state, self._call_env_state(joint), "The env's state()")
-            if state == "env" or not self._state_is_observations(from_env, joint, active):
+            self.uses_env_state = state == "env" or not self._state_is_observations(from_env, joint, active)
+            if self.uses_env_state:
                 self._state = from_env
                 self._observes_all = self._observes_all and state == "agent"
         if state == "agent":

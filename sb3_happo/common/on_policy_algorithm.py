@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
-from sb3_happo.common.inference import RolloutTeam
+from sb3_happo.common.inference import RolloutTeam, one_thread
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.envs import as_joint_env, check_team_spaces, make_joint_env
@@ -299,6 +299,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._check_step(self._last_obs, np.zeros(self.n_envs))
         return result
 
+    @one_thread()
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: MultiAgentRolloutBuffer, n_rollout_steps: int
     ) -> bool:

@@ -302,6 +302,26 @@ def test_agent_order(algorithm: type[HAPPO]) -> None:
     assert drawn == orders("random", 40, algorithm=algorithm)
 
 
+@pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
+def test_greedy_order_begins_with_who_matters_most(algorithm: type[HAPPO]) -> None:
+    """In a game whose payoff is mostly `agent_1`'s, a little `agent_2`'s and never `agent_0`'s business."""
+    mine, theirs = np.meshgrid([0, 1], [0, 1], indexing="ij")
+    payoff = np.stack([mine + 0.3 * theirs] * 2)  # axes: agent_0, agent_1, agent_2
+    settings: dict[str, Any] = dict(n_steps=256, n_epochs=1, learning_rate=1e-4, seed=0)
+    model = small(algorithm, MatrixGame(3, payoff), agent_order="greedy", **settings)
+    updated: list[str] = []
+    original = model._update_actors
+    model._update_actors = lambda data: (updated.extend(data), original(data))[1]  # type: ignore[method-assign,func-returns-value]
+    model.learn(512)
+    assert updated == ["agent_1", "agent_2", "agent_0"] * 2
+
+
+def test_greedy_order_with_agents_that_come_and_go() -> None:
+    for away in ((2, 3), tuple(range(11))):
+        model = small(HAPPO, JointEnv(ComesAndGoes(3, away)), agent_order="greedy", seed=0).learn(64)
+        assert all(value.isfinite().all() for value in model.policy.state_dict().values())
+
+
 def test_wrong_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="agent_order must be one of"):
         HAPPO(alike_team(), agent_order="alphabetical")  # type: ignore[arg-type]

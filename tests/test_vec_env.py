@@ -360,6 +360,15 @@ def test_garbage_collection_closes() -> None:
     assert not multiprocessing.active_children()
 
 
+def test_forked_process_closes_nothing() -> None:
+    with contextlib.closing(forked(each(talkative, [10, 11]))) as venv:
+        child = multiprocessing.get_context("fork").Process(target=venv.close)
+        child.start()
+        child.join()
+        assert child.exitcode == 0
+        assert venv.get_attr("number") == [10, 11]
+
+
 SCRIPT = """
 import os, sys, time
 import gymnasium as gym

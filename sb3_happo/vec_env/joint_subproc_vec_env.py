@@ -92,7 +92,7 @@ class JointSubprocVecEnv(VecEnv):
         self._blocks: list[_SharedBlock] = []
         self._waiting = False
         # Runs at the latest when this object is collected as garbage, or the program ends
-        self._finalizer = weakref.finalize(self, _close_workers, self._connections, self._processes, self._blocks)
+        self._finalizer = weakref.finalize(self, _close_workers, os.getpid(), self._connections, self._processes, self._blocks)
         try:
             self._start_workers(env_fns, start_method, full_infos)
             teams = [team for worker_teams in self._receive(range(self.n_workers)) for team in worker_teams]
@@ -102,9 +102,13 @@ class JointSubprocVecEnv(VecEnv):
             self._action_dtype = joint_action_dtype(action_space)
             block = _SharedBlock(observation_space, action_space, n_envs)
             self._blocks.append(block)
-            self._exchange({worker: ("join", (n_envs, rows, block.memory.name)) for worker, rows in enumerate(self._slices)})
-            # Once all have it, the memory can lose its name: it lasts as long as the processes, whatever becomes of them
-            block.memory.unlink()
+            try:
+                self._exchange(
+                    {worker: ("join", (n_envs, rows, block.memory.name)) for worker, rows in enumerate(self._slices)}
+                )
+            finally:
+                # Once all have it, it can lose its name: it lasts as long as the processes, whatever becomes of them
+                block.memory.unlink()
             super().__init__(n_envs, observation_space, action_space)
         except BaseException:
             self.close()
@@ -478,7 +482,9 @@ def _named(rows: slice) -> str:
     return f"Environment {rows.start}" if rows.stop == rows.start + 1 else f"Environments {rows.start} to {rows.stop - 1}"
 
 
-def _close_workers(connections: list[Connection], processes: list[BaseProcess], blocks: list[_SharedBlock]) -> None:
+def _close_workers(pid: int, connections: list[Connection], processes: list[BaseProcess], blocks: list[_SharedBlock]) -> None:
+    if os.getpid() != pid:
+        return  # in a process that was forked from the one whose workers these are
     for connection in connections:
         # A closed connection says the same, unless a process that was forked from this one has inherited it
         with contextlib.suppress(OSError):

@@ -4,6 +4,7 @@ import difflib
 import io
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -169,7 +170,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         n_rows = n_envs * self.n_steps
         if n_rows < 2:
             raise ValueError(f"`n_steps * n_envs` must be greater than 1; here n_steps={self.n_steps} and n_envs={n_envs}.")
-        for name, size in (("batch_size", self.batch_size), ("critic_batch_size", self.critic_batch_size)):
+        sizes = {"batch_size": self.batch_size, "critic_batch_size": self.critic_batch_size}
+        if self.critic_batch_size == self.batch_size:
+            del sizes["critic_batch_size"]
+        for name, size in sizes.items():
             if size is not None and size < 2:
                 raise ValueError(f"`{name}` must be greater than 1, not {size}: a single sample cannot be normalised.")
             if size is not None and size < n_rows and n_rows % size:
@@ -190,6 +194,11 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 raise ValueError(f"VecNormalize would normalise the action masks {masks}; pass norm_obs_keys={others} to it.")
 
     def _setup_model(self) -> None:
+        if getattr(self, "observation_space", None) is None:
+            raise ValueError(
+                f"{type(self).__name__} needs an environment to learn the team's spaces from: "
+                f"{type(self).__name__}(env), or {type(self).__name__}('MlpPolicy', env)."
+            )
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
@@ -296,7 +305,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._last_obs is not before:
             assert self.env is not None and isinstance(self._last_obs, dict)
             self._last_active = self._reset_activity(np.ones(self.n_envs, dtype=bool), None)
-            self._check_step(self._last_obs, np.zeros(self.n_envs))
+            self._check_step(self._last_obs, np.zeros(self.n_envs), [])
         return result
 
     @one_thread()
@@ -329,9 +338,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 return False
 
             assert isinstance(new_obs, dict)
-            self._check_step(new_obs, rewards)
-            self._update_info_buffer(infos, dones)
             returns = self._split_rewards(rewards, infos)
+            self._check_step(new_obs, returns, infos)
+            self._update_info_buffer(infos, dones)
             self._bootstrap_time_limits(returns, dones, infos)
             rollout_buffer.add(obs, step, returns, self._last_episode_starts, self._last_active)  # type: ignore[arg-type]
             self._last_obs = new_obs
@@ -368,14 +377,15 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param infos: With the terminal observations
         """
         cut = [
-            index
+            int(index)
             for index in np.flatnonzero(dones)
             if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
         ]
         if not cut:
             return
         last = [infos[index]["terminal_observation"] for index in cut]
-        stacked = {key: np.stack([obs[key] for obs in last]) for key in self.critic.keys}
+        stacked = {key: np.stack([obs[key] for obs in last]) for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+        self._check_finite(stacked, cut)
         with th.no_grad():
             values = self.policy.predict_values(self._to_tensors(stacked))
         rewards[cut] += self.gamma * values.cpu().numpy()
@@ -399,21 +409,19 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             return None
         return np.stack([np.ones(len(self.agents), dtype=bool) if flag is None else flag for flag in flags])
 
-    def _check_step(self, obs: dict[str, np.ndarray], rewards: np.ndarray) -> None:
+    def _check_step(self, obs: dict[str, np.ndarray], rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
         :param obs: What the environment returned
-        :param rewards: Team rewards, ``(n_envs,)``
+        :param rewards: What will be learned from, ``(n_envs, ...)``
+        :param infos: Of the step, with each agent's own reward
         :raises ValueError: On NaN and infinities, and on action masks that allow nothing
         """
-        for key, value in [*obs.items(), ("the team's reward", rewards)]:
-            # The sum is quicker than looking at every number, and finite whenever they all are (overflow aside)
-            if value.dtype.kind == "f" and not np.isfinite(value.sum()) and not np.isfinite(value).all():
-                index = int(np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(axis=1))[0])
-                what = f"{key}" if value is rewards else f"observation {key!r}"
-                raise ValueError(
-                    f"The environment returned NaN or infinity in {what} (environment {index}, after {self.num_timesteps} "
-                    "timesteps); run `check_marl_env` on it, or mend the observation or the reward there."
-                )
+        self._check_finite(obs, range(len(rewards)))
+        index = first_not_finite(rewards)
+        if index is not None:
+            own = zip(self.agents, infos[index].get("agent_rewards", ()), strict=False)
+            blamed = [agent for agent, reward in own if not np.isfinite(reward)]
+            self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
         for agent, policy in self.policies.items():
             if policy.masked:
                 rows = rows_without_choice(policy.action_space, obs[f"{agent}/{MASK}"][..., -policy.n_choices :])
@@ -422,6 +430,23 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                         f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
                         "timesteps); an agent that cannot act must be left out of the observations, or have one legal action."
                     )
+
+    def _check_finite(self, obs: dict[str, np.ndarray], env_indices: Sequence[int]) -> None:
+        """
+        :param obs: Observations, each entry ``(n, ...)``
+        :param env_indices: Of which environments, ``(n,)``
+        :raises ValueError: On NaN and infinities
+        """
+        for key, value in obs.items():
+            row = first_not_finite(value)
+            if row is not None:
+                self._refuse_number(f"observation {key!r}", env_indices[row])
+
+    def _refuse_number(self, what: str, env_index: int) -> None:
+        raise ValueError(
+            f"The environment returned NaN or infinity in {what} (environment {env_index}, after {self.num_timesteps} "
+            "timesteps); run `check_marl_env` on it, or mend the observation or the reward there."
+        )
 
     # ---------------------------------------------------------------- learning
 
@@ -528,6 +553,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             assert data is not None
             _check_same_team(env, data["observation_space"], data["action_space"])
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+
+def first_not_finite(values: np.ndarray) -> int | None:
+    """
+    :param values: ``(n, ...)``
+    :return: The first row with NaN or infinity, or None
+    """
+    # The sum is quicker than looking at every number, and finite whenever they all are (overflow aside)
+    if values.dtype.kind != "f" or np.isfinite(values.sum()) or np.isfinite(values).all():
+        return None
+    return int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
 
 
 def _check_same_team(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:

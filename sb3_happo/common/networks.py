@@ -21,7 +21,15 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
 
     :param space: Observation space
     :return: ``CombinedExtractor`` for Dict spaces, ``NatureCNN`` for images, else ``FlattenExtractor``
+    :raises ValueError: If there is an image too small for ``NatureCNN``
     """
+    for part in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+        if is_image_space(part) and sorted(part.shape)[1] < 36:  # type: ignore[arg-type]
+            raise ValueError(
+                f"An image of shape {part.shape} is too small for SB3's NatureCNN, which needs 36 x 36 pixels; pass your own "
+                "`features_extractor_class` in policy_kwargs, its agent_kwargs or critic_kwargs, or let the environment "
+                "return a vector or floats."
+            )
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(space) else FlattenExtractor

@@ -1,0 +1,367 @@
+"""Bad input is refused before training, with an error that says what was wrong and what to do about it."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from tests.algorithms import alike_team, every_algorithm, random_team, same, small, snapshot
+from tests.envs import MaskedGame, MatrixGame, RandomTeam
+
+VECTOR = spaces.Box(-1, 1, (3,), np.float32)
+
+
+def one_agent(action_space: spaces.Space, observation_space: spaces.Space = VECTOR) -> RandomTeam:
+    """A team in which only `arm` is special."""
+    return RandomTeam(
+        {"arm": action_space, "leg": spaces.Discrete(2)}, observation_spaces={"arm": observation_space, "leg": VECTOR}
+    )
+
+
+# ---------------------------------------------------------------- spaces
+
+
+@every_algorithm
+def test_infinite_box(algorithm: type[HAPPO]) -> None:
+    infinite = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    for space in (infinite, spaces.Box(0, np.inf, (2,), np.float32), spaces.Tuple([spaces.Discrete(2), infinite])):
+        with pytest.raises(ValueError, match=r"agent 'arm'.*infinite Box.*wrap the env"):
+            small(algorithm, one_agent(space))
+
+
+@every_algorithm
+def test_unsupported_action_spaces(algorithm: type[HAPPO]) -> None:
+    for space in (spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"word": spaces.Text(3)})):
+        with pytest.raises(TypeError, match=r"Unsupported action space.*use Box, Discrete|unsupported action space.*use Box"):
+            small(algorithm, one_agent(space))
+    with pytest.raises(TypeError, match=r"agent 'arm'.*use MultiDiscrete for whole numbers"):
+        small(algorithm, one_agent(spaces.Box(0, 5, (2,), np.int64)))
+
+
+@every_algorithm
+def test_unsupported_observation_spaces(algorithm: type[HAPPO]) -> None:
+    for space in (spaces.Text(3), spaces.Sequence(VECTOR)):
+        with pytest.raises(TypeError, match=r"agent 'arm'.*unsupported observation space"):
+            small(algorithm, one_agent(spaces.Discrete(2), space))
+    with pytest.raises(ValueError, match=r"counts from 3.*subtract"):
+        small(algorithm, one_agent(spaces.Discrete(2), spaces.Discrete(4, start=3)))
+
+
+class GrowsAtReset(RandomTeam):
+    """Its agents see one number more after every reset."""
+
+    resets = 0
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        return spaces.Box(-1, 1, (3 + self.resets,), np.float32)
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        _, infos = super().reset(seed, options)
+        self.resets += 1
+        return {agent: self.observation_space(agent).sample() for agent in self.agents}, infos
+
+
+def test_spaces_that_change_between_resets() -> None:
+    model = small(HAPPO, GrowsAtReset({"arm": spaces.Discrete(2)}))
+    before = snapshot(model.policy)
+    with pytest.raises(ValueError, match=r"observation space of agent 'arm' has changed.*Pad it"):
+        model.learn(64)
+    assert same(before, snapshot(model.policy))
+
+
+class Misfit(RandomTeam):
+    """Its first agent's observation has the wrong shape from some step on."""
+
+    def __init__(self, from_step: int) -> None:
+        super().__init__({"arm": spaces.Discrete(2), "leg": spaces.Discrete(2)})
+        self.from_step = from_step
+
+    def _observations(self) -> dict[Any, Any]:
+        right = super()._observations()
+        if self._t >= self.from_step:
+            right["arm"] = np.zeros(1, np.float32)  # NumPy would broadcast it
+        return right
+
+
+def test_observations_outside_their_spaces_shape() -> None:
+    with pytest.raises(ValueError, match=r"agent 'arm'.*shape \(1,\).*correct the env's observation_space"):
+        small(HAPPO, Misfit(0))
+    with pytest.raises(ValueError, match=r"agent 'arm'.*shape \(1,\)"):
+        small(HAPPO, Misfit(5)).learn(64)
+
+
+def test_empty_teams() -> None:
+    with pytest.raises(ValueError, match="no agents"):
+        HAPPO(RandomTeam({}))
+
+
+def test_keys_that_collide_with_the_state() -> None:
+    with pytest.raises(ValueError, match=r"'state'.*rename the agent"):
+        HAPPO(RandomTeam({"state": spaces.Discrete(2), "leg": spaces.Discrete(2)}))
+    # Inside an agent's own Dict the name is harmless
+    inside = one_agent(spaces.Discrete(2), spaces.Dict({"state": VECTOR, "agent_states": VECTOR}))
+    model = small(HAPPO, inside).learn(32)
+    assert model.critic.keys == ["state"]
+
+
+# ---------------------------------------------------------------- what the environment returns
+
+
+class GoesWrong(RandomTeam):
+    """Returns NaN or infinity somewhere at one step."""
+
+    def __init__(self, what: str, value: float, step: int, truncate: bool = False) -> None:
+        super().__init__({"arm": spaces.Discrete(2), "leg": spaces.Discrete(2)}, truncate=truncate)
+        self.what, self.value, self.at = what, value, step
+
+    def _observations(self) -> dict[Any, Any]:
+        right = super()._observations()
+        if self.what == "observation" and self._t == self.at:
+            right["leg"] = np.array([0.0, self.value, 0.0], np.float32)
+        return right
+
+    def step(self, actions: dict[Any, Any]) -> Any:
+        answer = super().step(actions)
+        if self.what == "reward" and self._t == self.at:
+            answer[1]["leg"] = self.value
+        return answer
+
+
+@every_algorithm
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_from_the_environment(algorithm: type[HAPPO], value: float) -> None:
+    """Named are agent, environment and step; nothing has been learned from it."""
+    for what, match in (("observation", "observation 'leg'"), ("reward", "reward.*'leg'")):
+        envs = DummyVecEnv([lambda what=what, i=i: JointEnv(GoesWrong(what, value, 5 if i else -1)) for i in range(2)])  # type: ignore[misc]
+        model = small(algorithm, envs)
+        before = snapshot(model.policy)
+        with pytest.raises(ValueError, match=f"NaN or infinity in .*{match}.*environment 1.*10 timesteps"):
+            model.learn(128)
+        assert same(before, snapshot(model.policy))
+
+
+def test_nan_at_the_first_reset() -> None:
+    model = small(HAPPO, GoesWrong("observation", np.nan, 0))
+    with pytest.raises(ValueError, match=r"observation 'leg' \(environment 0, after 0 timesteps\)"):
+        model.learn(32)
+
+
+@every_algorithm
+def test_nan_in_the_last_observation_of_a_truncated_episode(algorithm: type[HAPPO]) -> None:
+    """It is not among the observations that the team answers, but its value is bootstrapped."""
+    model = small(algorithm, GoesWrong("observation", np.nan, 10, truncate=True))
+    before = snapshot(model.policy)
+    with pytest.raises(ValueError, match=r"NaN or infinity in .*'leg'|NaN or infinity in .*'state'"):
+        model.learn(64)
+    assert same(before, snapshot(model.policy))
+
+
+def test_nan_in_a_reward_that_the_team_does_not_count() -> None:
+    """IPPO learns from every agent's own reward, whatever the team's is."""
+    env = JointEnv(GoesWrong("reward", np.nan, 5), team_reward="arm")
+    with pytest.raises(ValueError, match=r"NaN or infinity in the reward.*'leg'"):
+        small(IPPO, env).learn(32)
+    small(HAPPO, env).learn(32)
+
+
+class MasksEverything(MaskedGame):
+    def _draw(self, n: int) -> np.ndarray:
+        return np.zeros(n, np.int8) if self._t == 3 and n == 2 else super()._draw(n)
+
+
+@pytest.mark.parametrize("masks_in", ["observation", "info"])
+def test_masks_that_allow_nothing(masks_in: str) -> None:
+    """One head of `agent_1`'s two has no legal choice."""
+    with pytest.raises(ValueError, match=r"agent 'agent_1'.*mask allows nothing.*after 3 timesteps.*one legal action"):
+        small(HAPPO, MasksEverything(masks_in=masks_in)).learn(32)
+
+
+def test_masks_of_agents_with_nothing_to_mask() -> None:
+    """A wrapper may give every agent the key; for a Box there is nothing in it."""
+    masked = spaces.Dict({"observation": VECTOR, "action_mask": spaces.Box(0, 1, (0,), np.int8)})
+    for space in (spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(2)):
+        model = small(HAPPO, one_agent(space, masked)).learn(32)
+        assert "arm" in model.predict({"arm": masked.sample()})[0]
+
+
+# ---------------------------------------------------------------- which environment
+
+
+@every_algorithm
+def test_ids_that_do_not_resolve(algorithm: type[HAPPO]) -> None:
+    for args in (("CartPol-v1",), ("MlpPolicy", "CartPol-v1")):
+        with pytest.raises(ValueError, match=r"'CartPol-v1' does not resolve.*Did you mean 'CartPole-v1'"):
+            algorithm(*args)
+
+
+def test_unknown_policies() -> None:
+    with pytest.raises(ValueError, match=r"Unknown policy 'MlpPolcy'; did you mean 'MlpPolicy'"):
+        HAPPO("MlpPolcy", MatrixGame())
+
+
+@every_algorithm
+def test_no_environment(algorithm: type[HAPPO]) -> None:
+    with pytest.raises(ValueError, match="environment"):
+        algorithm("MlpPolicy")
+    with pytest.raises(ValueError, match="environment"):
+        algorithm("MlpPolicy", None)
+
+
+def test_things_that_are_no_environment() -> None:
+    for thing in (42, object(), [MatrixGame()]):
+        with pytest.raises(TypeError, match=r"cannot be joined|JointEnv takes"):
+            HAPPO(thing)
+
+
+def test_vec_envs_of_single_agents_with_infinite_boxes() -> None:
+    class Endless(gym.Env):
+        observation_space = VECTOR
+        action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+            return np.zeros(3, np.float32), {}
+
+        def step(self, action: np.ndarray) -> Any:
+            return np.zeros(3, np.float32), 0.0, False, False, {}
+
+    with pytest.raises(ValueError, match=r"agent 'agent_0'.*infinite Box"):
+        HAPPO(make_vec_env(Endless, 2))
+
+
+# ---------------------------------------------------------------- settings
+
+
+@pytest.mark.parametrize("name", ["batch_size", "critic_batch_size"])
+def test_batches_that_do_not_divide_the_rollout(name: str) -> None:
+    env = random_team(2)
+    wrong: dict[str, Any] = {name: 24}
+    right: dict[str, Any] = {name: 32}
+    with pytest.warns(UserWarning, match=rf"`n_steps \* n_envs = 64` is not a multiple of `{name}=24`.*recommend"):
+        small(HAPPO, env, **wrong).learn(64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small(HAPPO, env, **right)
+
+
+def test_one_warning_is_enough() -> None:
+    """The critic takes the actors' batch size unless told otherwise."""
+    with pytest.warns(UserWarning, match="not a multiple") as record:
+        small(HAPPO, random_team(2), batch_size=24)
+    assert len(record) == 1
+
+
+def test_samples_that_cannot_be_normalised() -> None:
+    with pytest.raises(ValueError, match="`batch_size` must be greater than 1"):
+        small(HAPPO, alike_team(), batch_size=1)
+    with pytest.raises(ValueError, match=r"`n_steps \* n_envs` must be greater than 1"):
+        small(HAPPO, alike_team(), n_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        (dict(normalize_advantage="epoch"), "normalize_advantage must be"),
+        (dict(agent_order="sideways"), "agent_order must be one of"),
+        (dict(policy_kwargs=dict(log_std_form="tanh")), "log_std_form must be"),
+        (
+            dict(policy_kwargs=dict(agent_kwargs={"agent_9": {}})),
+            r"Unknown agent 'agent_9' in policy_kwargs\['agent_kwargs'\]",
+        ),
+        (dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_9"]])), "Unknown agent 'agent_9'"),
+        (dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_1"], ["agent_1"]])), "names an agent twice"),
+        (dict(policy_kwargs=dict(no_such_layer=3)), "no_such_layer"),
+    ],
+    ids=str,
+)
+def test_wrong_settings(kwargs: dict[str, Any], match: str) -> None:
+    env = alike_team(space=spaces.Box(-1, 1, (1,), np.float32))
+    with pytest.raises((ValueError, TypeError), match=match):
+        small(HAPPO, env, **kwargs)
+
+
+def test_agents_too_different_to_share() -> None:
+    team = RandomTeam({"arm": spaces.Discrete(2), "leg": spaces.Discrete(3)})
+    with pytest.raises(ValueError, match=r"agents 'arm' and 'leg' cannot share parameters.*different groups"):
+        small(MAPPO, team, policy_kwargs=dict(share_parameters=[["arm", "leg"]]))
+    assert small(MAPPO, team).policy.groups == [("arm",), ("leg",)]
+
+
+def test_masks_are_not_to_be_normalised() -> None:
+    env = DummyVecEnv([lambda: JointEnv(MaskedGame())])
+    with pytest.raises(ValueError, match=r"norm_obs_keys=\['agent_0', 'agent_1', 'state'\]"):
+        small(HAPPO, VecNormalize(env))
+    model = small(HAPPO, VecNormalize(env, norm_obs_keys=["agent_0", "agent_1", "state"])).learn(32)
+    with pytest.raises(ValueError, match="norm_obs_keys"):
+        model.set_env(VecNormalize(env))
+
+
+# ---------------------------------------------------------------- another team
+
+
+@every_algorithm
+def test_models_of_another_team(algorithm: type[HAPPO], tmp_path: Path) -> None:
+    model = small(algorithm, alike_team(3))
+    model.save(tmp_path / "model")
+    others = {
+        r"trained for the team \['agent_0', 'agent_1', 'agent_2'\].*this environment has \['agent_0', 'agent_1'\]": alike_team(
+            2
+        ),
+        r"other action spaces.*'agent_0': Discrete\(3\) in the model, Discrete\(4\) here": alike_team(3, spaces.Discrete(4)),
+    }
+    for match, env in others.items():
+        with pytest.raises(ValueError, match=match):
+            algorithm.load(tmp_path / "model", env=env)
+        with pytest.raises(ValueError, match=match):
+            model.set_env(env)
+    sees_more = JointEnv(
+        RandomTeam(
+            dict.fromkeys(model.agents, spaces.Discrete(3)),
+            observation_spaces=dict.fromkeys(model.agents, spaces.Box(-1, 1, (4,), np.float32)),
+        )
+    )
+    with pytest.raises(ValueError, match=r"other observation spaces.*same arguments and wrappers"):
+        algorithm.load(tmp_path / "model", env=sees_more)
+    reordered = JointEnv(RandomTeam(dict.fromkeys(model.agents[::-1], spaces.Discrete(3))))
+    with pytest.raises(ValueError, match="trained for the team"):
+        algorithm.load(tmp_path / "model", env=reordered)
+
+
+def test_set_env_keeps_the_number_of_environments() -> None:
+    model = small(HAPPO, make_joint_vec_env(MatrixGame, 2))
+    with pytest.raises((AssertionError, ValueError), match="number of environments"):
+        model.set_env(make_joint_vec_env(MatrixGame, 3))
+
+
+def test_every_error_of_a_team_comes_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be known from the spaces is known when the model is made: no step is made, no network built."""
+
+    def never(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr(MultiAgentOnPolicyAlgorithm, "_setup_model", never)
+    with pytest.raises(ValueError, match="infinite Box"):
+        HAPPO(one_agent(spaces.Box(-np.inf, np.inf, (1,), np.float32)))
+    with pytest.raises(ValueError, match="counts from"):
+        HATRPO(one_agent(spaces.Discrete(2), spaces.Discrete(4, start=3)))
+
+
+def test_images_too_small_for_the_cnn() -> None:
+    tiny = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    for space in (tiny, spaces.Dict({"view": tiny, "speed": VECTOR})):
+        with pytest.raises(ValueError, match=r"image of shape \(3, 8, 8\).*features_extractor_class"):
+            small(HAPPO, one_agent(spaces.Discrete(2), space))
+    flat = dict(features_extractor_class=FlattenExtractor)
+    policy_kwargs = dict(agent_kwargs={"arm": flat})
+    with pytest.raises(ValueError, match="image of shape"):
+        small(HAPPO, one_agent(spaces.Discrete(2), tiny), policy_kwargs)  # the critic sees it too
+    env = JointEnv(one_agent(spaces.Discrete(2), tiny), state=lambda env, observations: np.zeros(2))
+    small(HAPPO, env, policy_kwargs).learn(32)

@@ -50,8 +50,10 @@ def natural_step(gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor],
     :param product: Hessian-vector product
     :param bound: On the mean divergence, > 0
     :param max_iter: Iterations of the conjugate gradients
-    :return: ``sqrt(2 * bound / (x' H x)) * x`` with ``x = H^-1 g``, ``(n_params,)``
+    :return: ``sqrt(2 * bound / (x' H x)) * x`` with ``x = H^-1 g``, ``(n_params,)``; zeros where the gradient is zero
     """
+    if not gradient.any():
+        return th.zeros_like(gradient)  # the solver starts from noise, which would be scaled up to the bound
     direction = conjugate_gradient_solver(product, gradient, max_iter=max_iter)
     curvature = direction @ product(direction)
     return th.sqrt(2 * bound / curvature.clamp(min=1e-12)) * direction

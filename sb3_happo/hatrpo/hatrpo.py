@@ -98,7 +98,8 @@ class HATRPO(HAPPO):
 
         def accept(fraction: float) -> bool:
             gain, kl = (value.item() for value in evaluate())
-            enough = gain - objective.item() >= max(self.accept_ratio * fraction * expected, 0.0)
+            improvement = gain - objective.item()
+            enough = improvement > 0 and improvement >= self.accept_ratio * fraction * expected
             if enough and kl <= self.target_kl:  # type: ignore[operator]
                 reached[:] = gain, kl
                 return True

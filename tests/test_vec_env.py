@@ -108,6 +108,28 @@ def each(env_fn: Callable[[int], gym.Env], numbers: list[int]) -> EnvFns:
     return [partial(env_fn, number) for number in numbers]
 
 
+class Thrifty(gym.Env):
+    """Has one array for all its observations, keeps the actions that it is given, and greets only once."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self) -> None:
+        self.obs = np.zeros(2, np.float32)
+        self.kept: list[np.ndarray] = []
+        self.resets = -1  # of which JointEnv makes one
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self.resets += 1
+        self.obs[:] = -self.resets
+        return self.obs, {"hello": True} if self.resets == 1 else {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.kept.append(action)
+        self.obs += 1 + abs(self.obs)
+        return self.obs, 0.0, len(self.kept) % 3 == 0, False, {}
+
+
 def forked(env_fns: EnvFns, n_workers: int = 2, **kwargs: Any) -> JointSubprocVecEnv:
     """The quickest to start."""
     return JointSubprocVecEnv(env_fns, n_workers, "fork", **kwargs)
@@ -247,6 +269,25 @@ def test_infos_are_sent_when_episodes_end() -> None:
         assert dones.all()
         assert [(info["number"], info["episode"]["l"]) for info in infos] == [(5, 4)] * 3
         assert [info["seed"] for info in venv.reset_infos] == [None] * 3
+
+
+@pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
+def test_arrays_have_one_owner(make: Callable[[EnvFns], VecEnv]) -> None:
+    with contextlib.closing(make([lambda: JointEnv(Thrifty())] * 2)) as venv:
+        venv.reset()
+        assert venv.reset_infos == [{"hello": True}] * 2
+        joint = np.zeros(2, joint_action_dtype(venv.action_space))  # type: ignore[arg-type]
+        for step in range(4):
+            joint["agent_0"] = step / 10
+            obs, _, dones, infos = venv.step(joint)
+            if step == 2:
+                assert dones.all()
+                # From -1 by way of 1 and 3 to 7, and then a reset to -2
+                assert [info["terminal_observation"]["agent_0"].tolist() for info in infos] == [[7.0, 7.0]] * 2
+                assert obs["agent_0"].tolist() == [[-2.0, -2.0]] * 2  # type: ignore[call-overload]
+        assert venv.reset_infos == [{}] * 2
+        for env in venv.get_attr("env"):
+            np.testing.assert_allclose(np.ravel(env.kept), [0, 0.1, 0.2, 0.3], rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [JointDummyVecEnv, forked])

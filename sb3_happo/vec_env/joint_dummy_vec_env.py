@@ -68,7 +68,8 @@ class JointDummyVecEnv(DummyVecEnv):
 
         :param actions: Structured array ``(n_envs,)`` with one field per agent, or one ``{agent: action}`` per environment
         """
-        self.actions = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
+        # A copy, for an environment may keep its part, and the caller use the array again
+        self.actions = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs).copy()
 
     def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """

@@ -425,15 +425,14 @@ class _SharedBlock:
             ((n_agents,), np.bool_),
         ]
         regions = [((n_envs, *shape), np.dtype(dtype)) for shape, dtype in layout]
-        size = 0
-        offsets = []
-        for shape, dtype in regions:
-            offsets.append(size)
-            size += math.ceil(math.prod(shape) * dtype.itemsize / _ALIGNMENT) * _ALIGNMENT
-        self.memory = SharedMemory(name, create=name is None, size=size)
+        sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in regions]
+        offsets = list(itertools.accumulate((math.ceil(size / _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
+        self.memory = SharedMemory(name, create=name is None, size=offsets[-1])
+        # Unlike np.ndarray(..., buffer), this keeps the memory from being unmapped under an array that somebody still holds
+        whole = np.frombuffer(self.memory.buf, np.uint8)  # type: ignore[arg-type]
         arrays = [
-            np.ndarray(shape, dtype, self.memory.buf, offset)[rows or slice(n_envs)]
-            for (shape, dtype), offset in zip(regions, offsets, strict=True)
+            whole[offset : offset + size].view(dtype).reshape(shape)[rows or slice(n_envs)]
+            for (shape, dtype), size, offset in zip(regions, sizes, offsets, strict=False)
         ]
         n_keys = len(keys)
         self.arrays = _Arrays(
@@ -588,8 +587,7 @@ class _Worker:
         :return: For each environment with more to say: its row, info, and reset info
         """
         arrays = self.block.arrays
-        # A copy of the actions, because an environment may keep its own
-        _, arrays.rewards[:], arrays.dones[:], infos = self.venv.step(arrays.actions.copy())
+        _, arrays.rewards[:], arrays.dones[:], infos = self.venv.step(arrays.actions)
         more = []
         for row, info in enumerate(infos):
             arrays.agent_rewards[row] = info["agent_rewards"]

@@ -1,0 +1,66 @@
+"""What the README prints runs as it is printed."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def custom_environment() -> dict[str, Any]:
+    """The names that the README's custom environment defines, after its training."""
+    match = re.search(r"<!-- test: custom environment -->\n```python\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    assert len(match[1].splitlines()) < 50
+    assert len(match[1].partition("model =")[0].partition("class ")[2].splitlines()) < 40
+    scope: dict[str, Any] = {}
+    exec(match[1], scope)
+    return scope
+
+
+def mean_return(scope: dict[str, Any], act: Any) -> float:
+    """Of the README's environment, over 20 episodes."""
+    env, total = scope["Rendezvous"](), 0.0
+    for seed in range(20):
+        observations, _ = env.reset(seed=seed)
+        while env.agents:
+            observations, rewards, *_ = env.step(act(env, observations))
+            total += rewards["walker"] / 20
+    return total
+
+
+def test_custom_environment_learns(custom_environment: dict[str, Any]) -> None:
+    """The team of two kinds of agents comes together."""
+    model = custom_environment["model"]
+    random = mean_return(custom_environment, lambda env, _: {agent: env.action_space(agent).sample() for agent in env.agents})
+    trained = mean_return(custom_environment, lambda _, obs: model.predict(obs, deterministic=True)[0])
+    assert trained > 0.5 * random  # returns are negative
+
+
+def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks under "Deploying one agent", one after the other."""
+    monkeypatch.chdir(tmp_path)
+    section = README.split("## Deploying one agent")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    assert len(blocks) == 2
+    scope = {"model": custom_environment["model"], "np": np}
+    for block in blocks:
+        exec(block, scope)
+    assert scope["action"].shape == (1,)
+    expected, _ = custom_environment["model"].predict({"glider": np.float32([1.0, -2.0])}, deterministic=True)
+    assert np.array_equal(scope["action"], expected["glider"])
+
+
+def test_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first example, with a training a thousand times shorter."""
+    pytest.importorskip("mpe2")
+    monkeypatch.chdir(tmp_path)
+    match = re.search(r"## Ten lines\n\n```python\n(.*?)```", README, re.DOTALL)
+    assert match is not None
+    scope: dict[str, Any] = {}
+    exec(match[1].replace("1e6", "1e3").replace("n_eval_episodes=100", "n_eval_episodes=2"), scope)
+    assert set(scope["actions"]) == {"agent_0", "agent_1", "agent_2"}

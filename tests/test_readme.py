@@ -51,7 +51,7 @@ def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: P
     for block in blocks:
         exec(block, scope)
     assert scope["action"].shape == (1,)
-    expected, _ = custom_environment["model"].predict({"glider": np.float32([1.0, -2.0])}, deterministic=True)
+    expected, _ = custom_environment["model"].predict({"glider": np.array([1.0, -2.0], np.float32)}, deterministic=True)
     assert np.array_equal(scope["action"], expected["glider"])
 
 

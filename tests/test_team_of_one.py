@@ -1,5 +1,7 @@
 """A team of one is PPO: with one agent and the same settings, HAPPO's numbers are those of SB3's PPO."""
 
+from typing import Any
+
 import gymnasium as gym
 import pytest
 import torch as th
@@ -7,9 +9,10 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
 from sb3_happo import HAPPO
+from sb3_happo.common.critics import ValueNet
 
 N_ENVS, N_STEPS = 4, 128
-SETTINGS = dict(
+SETTINGS: dict[str, Any] = dict(
     learning_rate=1e-3,
     n_steps=N_STEPS,
     batch_size=N_ENVS * N_STEPS,
@@ -24,7 +27,13 @@ SETTINGS = dict(
 def pairs(happo: HAPPO, ppo: PPO) -> list[tuple[th.Tensor, th.Tensor]]:
     """The two models' parameters side by side."""
     actor, critic, theirs = happo.policies["agent_0"], happo.critic.networks[0], ppo.policy
-    mine = [*actor.body.parameters(), *actor.head.parameters(), *critic.body.parameters(), *critic.head.parameters()]
+    assert isinstance(critic, ValueNet)
+    mine: list[th.Tensor] = [
+        *actor.body.parameters(),
+        *actor.head.parameters(),
+        *critic.body.parameters(),
+        *critic.head.parameters(),
+    ]
     other = [
         *theirs.mlp_extractor.policy_net.parameters(),
         *theirs.action_net.parameters(),
@@ -39,7 +48,7 @@ def pairs(happo: HAPPO, ppo: PPO) -> list[tuple[th.Tensor, th.Tensor]]:
 
 @pytest.mark.parametrize("extra", [{}, {"clip_range_vf": 0.2}])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_team_of_one_is_ppo(env_id: str, extra: dict[str, float]) -> None:
+def test_team_of_one_is_ppo(env_id: str, extra: dict[str, Any]) -> None:
     net = dict(net_arch=[64, 64], activation_fn=th.nn.Tanh)
     n_timesteps = 5 * N_ENVS * N_STEPS
     ppo = PPO("MlpPolicy", make_vec_env(env_id, N_ENVS), max_grad_norm=float("inf"), policy_kwargs=net, **SETTINGS, **extra)

@@ -2,13 +2,15 @@
 
 import copy
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_happo import HAPPO, JointEnv
+from sb3_happo import HAPPO, JointEnv, make_joint_vec_env
+from sb3_happo.vec_env import JointDummyVecEnv
 from tests.envs import MatrixGame, RandomTeam
 
 
@@ -75,7 +77,7 @@ def test_one_update_of_three_agents_by_hand() -> None:
             return log_p.sum(-1), (0.5 + 0.5 * np.log(2 * np.pi) + twin.log_std).sum().expand(64)
         heads = [out[:, :2].log_softmax(-1), out[:, 2:].log_softmax(-1)]
         chosen = [head.gather(1, actions[:, i : i + 1].long()).squeeze(1) for i, head in enumerate(heads)]
-        return chosen[0] + chosen[1], sum(-(h.exp() * h).sum(-1) for h in heads)  # type: ignore[return-value]
+        return chosen[0] + chosen[1], sum(-(h.exp() * h).sum(-1) for h in heads)
 
     m = advantage.clone()
     for agent in order:
@@ -122,7 +124,7 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
             buffer.actions[agent][row] = float(action)
             log_prob, _ = model.policies[agent].evaluate_actions(obs[agent], th.tensor([[float(action)]]))
             buffer.log_probs[agent][row] = log_prob.detach()
-    old = sum(buffer.log_probs[agent] for agent in model.agents).exp().flatten()
+    old = th.stack([buffer.log_probs[agent] for agent in model.agents]).sum(dim=0).exp().flatten()
     value = (old * th.tensor(payoff.flatten())).sum()
     advantage = th.tensor(payoff.flatten()).float() - value.float()
     buffer.advantages[:] = advantage.reshape(-1, 1, 1)
@@ -131,7 +133,7 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
     for agent in ("agent_1", "agent_2", "agent_0"):
         data = {agent: buffer.agent_data(agent, factor)}
         with th.no_grad():
-            model.policies[agent].head.bias.add_(th.tensor(rng.normal(size=2)).float())  # type: ignore[union-attr,operator]
+            model.policies[agent].head.bias.add_(th.tensor(rng.normal(size=2)).float())
         following = model._next_factor(data, factor)
         gains += float((old * (following - factor) * advantage).sum())
         factor = following
@@ -145,8 +147,9 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
 def test_counter_example_of_proposition_1() -> None:
     """Reward only where the first half plays 0 and the second 1, or the mirror: shared parameters cannot exceed 2 / 2^n."""
     n_agents = 4
-    model = HAPPO(JointEnv(MatrixGame(n_agents)), n_steps=256, batch_size=None, learning_rate=0.01, ent_coef=0.01, seed=0)
-    model.learn(25_000)
+    env_fn = partial(MatrixGame, n_agents)
+    copies = make_joint_vec_env(env_fn, 16, vec_env_cls=JointDummyVecEnv)
+    model = HAPPO(copies, n_steps=16, batch_size=None, learning_rate=0.01, ent_coef=0.01, seed=0).learn(25_000)
     env = MatrixGame(n_agents)
     total = 0.0
     for _ in range(200):

@@ -97,7 +97,7 @@ class TeamModel(BaseModel):
     ortho_init: bool
     output_gain: float
     body: nn.Sequential
-    head: nn.Module
+    head: nn.Linear
 
     def init_body(self) -> None:
         """Orthogonal weights for the features extractor and the hidden layers, as SB3 draws them."""

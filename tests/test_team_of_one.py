@@ -1,14 +1,15 @@
-"""A team of one is PPO: with one agent and the same settings, HAPPO's numbers are those of SB3's PPO."""
+"""A team of one is PPO, or A2C: with one agent and the same settings, the numbers are those of SB3."""
 
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
 import pytest
 import torch as th
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_happo import HAPPO
+from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO
 from sb3_happo.common.critics import ValueNet
 
 N_ENVS, N_STEPS = 4, 128
@@ -24,7 +25,7 @@ SETTINGS: dict[str, Any] = dict(
 )
 
 
-def pairs(happo: HAPPO, ppo: PPO) -> list[tuple[th.Tensor, th.Tensor]]:
+def pairs(happo: HAPPO, ppo: PPO | A2C) -> list[tuple[th.Tensor, th.Tensor]]:
     """The two models' parameters side by side."""
     actor, critic, theirs = happo.policies["agent_0"], happo.critic.networks[0], ppo.policy
     assert isinstance(critic, ValueNet)
@@ -46,28 +47,63 @@ def pairs(happo: HAPPO, ppo: PPO) -> list[tuple[th.Tensor, th.Tensor]]:
     return list(zip(mine, other, strict=True))
 
 
-@pytest.mark.parametrize("extra", [{}, {"clip_range_vf": 0.2}])
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_team_of_one_is_ppo(env_id: str, extra: dict[str, Any]) -> None:
-    net = dict(net_arch=[64, 64], activation_fn=th.nn.Tanh)
-    n_timesteps = 5 * N_ENVS * N_STEPS
-    ppo = PPO("MlpPolicy", make_vec_env(env_id, N_ENVS), max_grad_norm=float("inf"), policy_kwargs=net, **SETTINGS, **extra)
+NET: dict[str, Any] = dict(net_arch=[64, 64], activation_fn=th.nn.Tanh)
+N_TIMESTEPS = 5 * N_ENVS * N_STEPS
+
+
+@cache
+def trained_ppo(env_id: str, clip_range_vf: float | None) -> PPO:
+    """SB3's own, after 5 updates that have changed every parameter."""
+    settings: dict[str, Any] = dict(max_grad_norm=float("inf"), clip_range_vf=clip_range_vf, policy_kwargs=NET)
+    ppo = PPO("MlpPolicy", make_vec_env(env_id, N_ENVS), **settings, **SETTINGS)
     before = [param.detach().clone() for param in ppo.policy.parameters()]
-    ppo.learn(n_timesteps)
-    happo = HAPPO(
+    ppo.learn(N_TIMESTEPS)
+    assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, ppo.policy.parameters(), strict=True))
+    return ppo
+
+
+@pytest.mark.parametrize("algorithm", [HAPPO, MAPPO, IPPO])
+@pytest.mark.parametrize("clip_range_vf", [None, 0.2])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_team_of_one_is_ppo(algorithm: type[HAPPO], env_id: str, clip_range_vf: float | None) -> None:
+    ppo = trained_ppo(env_id, clip_range_vf)
+    happo = algorithm(
         "MlpPolicy",
         make_vec_env(env_id, N_ENVS),
         max_grad_norm=None,
         normalize_value=False,
-        policy_kwargs=dict(rescale_actions=False, **net),
+        clip_range_vf=clip_range_vf,
+        policy_kwargs=dict(rescale_actions=False, **NET),
         **SETTINGS,
-        **extra,
     )
-    happo.learn(n_timesteps)
+    happo.learn(N_TIMESTEPS)
     for mine, theirs in pairs(happo, ppo):
         assert th.allclose(mine, theirs, atol=1e-5), (mine - theirs).abs().max()
-    # The agreement would mean little had nothing been learned
-    assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, ppo.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("normalize_advantage", [False, True])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_team_of_one_is_a2c(env_id: str, normalize_advantage: bool) -> None:
+    """A2C with Adam; 40 updates of one pass each."""
+    settings: dict[str, Any] = dict(
+        learning_rate=1e-3,
+        n_steps=8,
+        gamma=0.98,
+        gae_lambda=1.0,
+        ent_coef=0.01,
+        normalize_advantage=normalize_advantage,
+        seed=3,
+    )
+    env = make_vec_env(env_id, N_ENVS)
+    a2c = A2C("MlpPolicy", env, use_rms_prop=False, max_grad_norm=float("inf"), policy_kwargs=NET, device="cpu", **settings)
+    before = [param.detach().clone() for param in a2c.policy.parameters()]
+    a2c.learn(40 * N_ENVS * 8)
+    assert all((old - new).abs().max() > 1e-4 for old, new in zip(before, a2c.policy.parameters(), strict=True))
+    settings.update(policy_kwargs=dict(rescale_actions=False, **NET), normalize_value=False, max_grad_norm=None)
+    haa2c = HAA2C("MlpPolicy", make_vec_env(env_id, N_ENVS), device="cpu", **settings)
+    haa2c.learn(40 * N_ENVS * 8)
+    for mine, theirs in pairs(haa2c, a2c):
+        assert th.allclose(mine, theirs, atol=1e-5), (mine - theirs).abs().max()
 
 
 def test_bare_gymnasium_env_and_minibatches_learn() -> None:

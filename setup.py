@@ -61,8 +61,7 @@ setup(
             "mypy>=1.9",
             "pytest>=8",
             "ruff>=0.8",
-            "types-psutil",
-            "types-pyyaml",
+            "setuptools>=64",
         ],
     },
     classifiers=[

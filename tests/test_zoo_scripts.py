@@ -1,0 +1,188 @@
+"""The zoo's scripts for the paper's Proposition 1 and ablations, with tiny budgets."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+SPREAD = "mpe2/simple_spread_v3"
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
+    monkeypatch.syspath_prepend(ZOO)
+
+
+@pytest.fixture
+def ablations() -> ModuleType:
+    return importlib.import_module("ablations")
+
+
+@pytest.fixture
+def proposition1() -> ModuleType:
+    return importlib.import_module("proposition1")
+
+
+def is_png(path: Path) -> bool:
+    return path.read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- Proposition 1
+
+
+@pytest.mark.parametrize(
+    ("actions", "reward"),
+    [((0, 0, 1, 1), 1.0), ((1, 1, 0, 0), 1.0), ((0, 1, 0, 1), 0.0), ((0, 0, 0, 0), 0.0), ((0, 1, 1, 1), 0.0)],
+)
+def test_only_two_halves_pay(proposition1: ModuleType, actions: tuple[int, ...], reward: float) -> None:
+    env = proposition1.TwoHalves(4)
+    env.reset()
+    _, rewards, terminations, _, _ = env.step(dict(zip(env.possible_agents, actions, strict=True)))
+    assert rewards == dict.fromkeys(env.possible_agents, reward)
+    assert all(terminations.values()) and env.agents == []
+
+
+def test_proposition_1(proposition1: ModuleType) -> None:
+    """Sharing holds a team of four below the bound that HAPPO leaves far behind within seconds."""
+    happo, shared = (proposition1.train(team, 4, seed=0, n_timesteps=6_144) for team in ("HAPPO", "MAPPO, shared parameters"))
+    assert happo.reached >= 0.95
+    assert happo.solved_after <= 6_144
+    assert all(value <= 2 / 2**4 + 1e-6 for _, value in shared.curve)
+    assert shared.solved_after == float("inf")
+
+
+def test_proposition_1_writes_table_and_plot(proposition1: ModuleType, tmp_path: Path) -> None:
+    proposition1.main(["--n-agents", "2", "4", "--seeds", "0", "1", "--n-timesteps", "512", "--folder", str(tmp_path)])
+    assert is_png(tmp_path / "proposition1.png")
+    rows = re.findall(r"^\| (\d) \| (0\.\d+) \| (.+) \|$", (tmp_path / "proposition1.md").read_text(), flags=re.MULTILINE)
+    assert [(row[0], float(row[1])) for row in rows] == [("2", 0.5), ("4", 0.125)]
+    assert all(len(row[2].split(" | ")) == len(proposition1.TEAMS) for row in rows)
+
+
+def test_proposition_1_needs_two_halves(proposition1: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        proposition1.main(["--n-agents", "4", "3"])
+    assert "even numbers from 2" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- ablations
+
+
+def arguments(folder: Path, *seeds: int, budget: int = 2_000) -> list[str]:
+    """Of ablations on spread, with results and report in ``folder``."""
+    return [
+        *("--envs", SPREAD, "--seeds", *map(str, seeds), "--n-timesteps", str(budget), "--eval-episodes", "1"),
+        *("--results", str(folder / "runs.jsonl"), "--folder", str(folder)),
+    ]
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+
+
+def test_ablations(ablations: ModuleType, tmp_path: Path) -> None:
+    """Every variant trains as its name says, and the report shows it."""
+    ablations.main(arguments(tmp_path, 0, budget=1_000))
+    runs = {run["variant"]: run for run in read(tmp_path)}
+    assert {name: run["hyperparams"]["agent_order"] for name, run in runs.items()} == {
+        "random": "random", "shared": "random", "fixed": "fixed", "greedy": "greedy"
+    }  # fmt: skip
+    assert [name for name, run in runs.items() if "'share_parameters': True" in run["hyperparams"]["policy_kwargs"]] == [
+        "shared"
+    ]
+    assert all("'net_arch': [128, 128]" in run["hyperparams"]["policy_kwargs"] for run in runs.values())
+    report = (tmp_path / "ablations.md").read_text()
+    plots = re.findall(r"!\[.*\]\((.+\.png)\)", report)
+    assert len(plots) == len(ablations.ABLATIONS) and all(is_png(tmp_path / plot) for plot in plots)
+    for run in runs.values():
+        assert f"{run['return']:,.1f}" in report
+
+
+@pytest.fixture
+def trained(ablations: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Runs in no time; which ones were trained."""
+    done: list[tuple[str, int]] = []
+
+    def train_and_evaluate(args: Any, seed: int) -> dict[str, Any]:
+        changed = dict(args.overrides)
+        shared = changed["policy_kwargs"]["share_parameters"]
+        done.append(("shared" if shared else changed["agent_order"], seed))
+        entry = ablations.figures.read_entry(args.settings, args.env) | changed
+        return {
+            "env": args.env, "seed": seed, "return": 100.0 * shared + seed, "n_timesteps": args.n_timesteps,
+            "episodes": args.eval_episodes, "steps_per_second": 1, "learning_curve": [(1, 0.0), (args.n_timesteps, 1.0)],
+            "hyperparams": {key: str(value) for key, value in entry.items()}, "commit": "c", "versions": {"python": "3"},
+        }  # fmt: skip
+
+    monkeypatch.setattr(ablations.figures, "train_and_evaluate", train_and_evaluate)
+    return done
+
+
+def test_ablations_resume(
+    ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted call goes on where it stopped, whole ones repeat nothing, and new seeds add to the old."""
+    train = ablations.figures.train_and_evaluate
+
+    def interrupted(args: Any, seed: int) -> dict[str, Any]:
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return train(args, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablations.figures, "train_and_evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ablations.main(arguments(tmp_path, 0))
+    ablations.main(arguments(tmp_path, 0))
+    ablations.main(arguments(tmp_path, 0))
+    everything = {(variant, 0) for variant in ablations.VARIANTS}
+    assert len(trained) == len(everything) and set(trained) == everything
+    ablations.main(arguments(tmp_path, 0, 1))
+    assert len(trained) == 2 * len(everything)
+    assert {seed for _, seed in trained[len(everything) :]} == {1}
+
+
+def test_ablations_repeat_what_no_longer_holds(
+    ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs with another budget or with hyperparameters of yesterday are neither taken for today's nor reported."""
+    n_variants = len(ablations.VARIANTS)
+    ablations.main(arguments(tmp_path, 0))
+    ablations.main(arguments(tmp_path, 1, budget=3_000))
+    assert len(trained) == 2 * n_variants
+    assert "--seeds 1 --n-timesteps 3000" in (tmp_path / "ablations.md").read_text()
+    read_entry = ablations.figures.read_entry
+    monkeypatch.setattr(ablations.figures, "read_entry", lambda *args: read_entry(*args) | {"gamma": 0.5})
+    ablations.main(arguments(tmp_path, 0))
+    assert len(trained) == 3 * n_variants
+
+
+def test_ablations_compare_seeds(ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path) -> None:
+    """A difference is told only where seeds do not overlap."""
+    ablations.main(arguments(tmp_path, 0, 1, 2))
+    report = (tmp_path / "ablations.md").read_text()
+    assert "| shared | 101.0 | 100.0, 101.0, 102.0 | +100.0; every seed is better than each of the others |" in report
+    assert "| greedy | 1.0 | 0.0, 1.0, 2.0 | +0.0; the seeds overlap: no difference shown |" in report
+    runs = [{"return": value} for value in (3.0, 4.0)]
+    assert ablations.compare(runs, [{"return": 5.0}]) == "-1.5; every seed is worse than each of the others"
+
+
+# ---------------------------------------------------------------- plots
+
+
+def test_curves_of_seeds_meet_where_both_exist() -> None:
+    """Mean and band at every step that one curve has and all cover, straight lines between a curve's points."""
+    axes = Figure().subplots()
+    importlib.import_module("plots").draw_seeds(axes, [[(0, 0.0), (10, 10.0)], [(5, 1.0), (10, 3.0), (20, 9.0)]], "both")
+    (line,) = axes.lines
+    assert np.asarray(line.get_data()).tolist() == [[5, 10], [3, 6.5]]
+    (band,) = axes.collections
+    assert band.get_paths()[0].get_extents().extents.tolist() == [5, 1, 10, 10]

@@ -51,7 +51,7 @@ def test_a_loaded_model_is_the_saved_one(algorithm: type[HAPPO], tmp_path: Path)
             answers = []
             for which in (model, loaded):
                 which.set_random_seed(1)
-                answers.append(which.predict(obs, deterministic=deterministic)[0])  # type: ignore[arg-type]
+                answers.append(which.predict(obs, deterministic=deterministic)[0])
             assert (answers[0] == answers[1]).all()
 
 
@@ -158,7 +158,7 @@ def test_shared_parameters_stay_shared(tmp_path: Path) -> None:
         mine, theirs = (which.predict(obs, deterministic=True)[0] for which in (policy, loaded.policies[agent]))
         assert (mine == theirs).all()
     loaded.learn(32)
-    assert th.equal(loaded.policies["agent_0"].head.weight, loaded.policies["agent_2"].head.weight)  # type: ignore[arg-type]
+    assert th.equal(loaded.policies["agent_0"].head.weight, loaded.policies["agent_2"].head.weight)
 
 
 def test_rollouts_are_not_saved(tmp_path: Path) -> None:

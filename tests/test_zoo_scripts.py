@@ -171,8 +171,9 @@ def test_ablations_compare_seeds(ablations: ModuleType, trained: list[tuple[str,
     report = (tmp_path / "ablations.md").read_text()
     assert "| shared | 101.0 | 100.0, 101.0, 102.0 | +100.0; every seed is better than each of the others |" in report
     assert "| greedy | 1.0 | 0.0, 1.0, 2.0 | +0.0; the seeds overlap: no difference shown |" in report
-    runs = [{"return": value} for value in (3.0, 4.0)]
-    assert ablations.compare(runs, [{"return": 5.0}]) == "-1.5; every seed is worse than each of the others"
+    low, high = ([{"return": value} for value in values] for values in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+    assert ablations.compare(low, high) == "-3.0; every seed is worse than each of the others"
+    assert ablations.compare(low, high[:2]) == "-2.5; too few seeds to tell"
 
 
 # ---------------------------------------------------------------- plots
@@ -185,4 +186,4 @@ def test_curves_of_seeds_meet_where_both_exist() -> None:
     (line,) = axes.lines
     assert np.asarray(line.get_data()).tolist() == [[5, 10], [3, 6.5]]
     (band,) = axes.collections
-    assert band.get_paths()[0].get_extents().extents.tolist() == [5, 1, 10, 10]
+    assert list(band.get_paths()[0].get_extents().extents) == [5, 1, 10, 10]

@@ -122,6 +122,8 @@ def compare(runs: Sequence[Record], reference: Sequence[Record]) -> str:
     """
     own, others = ([run["return"] for run in group] for group in (runs, reference))
     text = f"{np.mean(own) - np.mean(others):+,.1f}; "
+    if min(len(own), len(others)) < 3:
+        return text + "too few seeds to tell"
     if min(own) > max(others):
         return text + "every seed is better than each of the others"
     if max(own) < min(others):

@@ -26,7 +26,7 @@ class ActionLeaf(NamedTuple):
     One plain space inside an agent's action space.
 
     :param path: Field names that lead to it, outermost first; empty where the whole space is plain
-    :param space: The plain space
+    :param space: The plain space, in the form of :func:`plain_form`
     :param n_actions: Columns it takes in the agent's raw action
     :param n_params: Outputs of the policy network that parametrise it (means or logits)
     :param n_choices: Length of its action mask; 0 for spaces that have none
@@ -37,6 +37,26 @@ class ActionLeaf(NamedTuple):
     n_actions: int
     n_params: int
     n_choices: int
+
+
+def plain_form(space: spaces.Space) -> spaces.Space:
+    """
+    What the distributions, SB3's own, are made for: MultiDiscrete and MultiBinary of one dimension, and Boxes of float32.
+
+    :param space: Box, Discrete, MultiDiscrete or MultiBinary
+    :return: A space of the same size whose actions, brought into the space's own shape, lie within the space
+    """
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        return spaces.MultiDiscrete(space.nvec.ravel(), start=space.start.ravel())
+    if isinstance(space, spaces.MultiBinary) and len(space.shape) != 1:
+        return spaces.MultiBinary(int(np.prod(space.shape)))
+    if isinstance(space, spaces.Box) and space.dtype != np.float32:
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        # Rounded bounds may lie outside: float32(0.1) > 0.1
+        low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
+        high = np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
+        return spaces.Box(low, high, dtype=np.float32)
+    return space
 
 
 def action_leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[ActionLeaf]:
@@ -54,6 +74,7 @@ def action_leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[A
         for index, subspace in enumerate(space.spaces):
             yield from action_leaves(subspace, (*path, str(index)))
     else:
+        space = plain_form(space)
         n_actions = get_action_dim(space)
         n_choices = 0
         if isinstance(space, spaces.Discrete):
@@ -74,6 +95,7 @@ def make_action_distribution(action_space: spaces.Space, masked: bool = False) -
     """
     if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
         return HybridDistribution(action_space, masked)
+    action_space = plain_form(action_space)
     if masked and isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
         return make_masked_proba_distribution(action_space)
     return make_proba_distribution(action_space)

@@ -459,15 +459,15 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         losses = []
         for _ in range(self.critic_n_epochs):
             for batch in minibatches(targets, self.critic_batch_size):
-                loss = self.vf_coef * self._value_loss(batch)
+                loss = self._value_loss(batch)
                 self.critic.optimizer.zero_grad()
-                loss.backward()
+                (self.vf_coef * loss).backward()
                 th.nn.utils.clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
                 self.critic.optimizer.step()
                 losses.append(loss.detach())
         variance = data.returns.var()
         explained = 1 - (data.returns - data.old_values).var() / variance if variance > 0 else th.tensor(float("nan"))
-        self.logger.record("train/value_loss", th.stack(losses).mean().item() / self.vf_coef)
+        self.logger.record("train/value_loss", th.stack(losses).mean().item())
         self.logger.record("train/explained_variance", explained.item())
         self.logger.record("train/critic_learning_rate", rate)
 

@@ -302,7 +302,7 @@ class AgentPolicy(BasePolicy, TeamModel):
                     columns = space.low + 0.5 * (columns.clip(-1.0, 1.0) + 1.0) * (space.high - space.low)
                 np.clip(columns, space.low, space.high, out=field, casting="same_kind")
             elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-                np.add(columns.astype(np.int64), space.start, out=field)
+                np.add(columns.astype(np.int64), np.reshape(space.start, field.shape[1:]), out=field)
             else:
                 field[...] = columns
         return out

@@ -51,6 +51,8 @@ class HATRPO(HAPPO):
         accept_ratio: float = 0.5,
         **kwargs: Any,
     ) -> None:
+        if target_kl is None or target_kl <= 0:
+            raise ValueError(f"target_kl bounds every step, so it must be greater than 0, not {target_kl}.")
         super().__init__(policy, env, learning_rate, target_kl=target_kl, **kwargs)
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def read_entry(settings: str, env_id: str) -> dict[str, Any]:
     entries = yaml.safe_load((ZOO / "hyperparams" / f"{settings}.yml").read_text())
     if env_id not in entries:
         sys.exit(f"zoo/hyperparams/{settings}.yml has no entry {env_id!r}; it has {', '.join(entries)}")
-    scope = {"nn": nn, "th": th, "dict": dict}
+    scope = {"nn": nn, "th": th, "partial": partial}
     return {
         key: eval(value, scope) if isinstance(value, str) and "(" in value else value  # the project's own files
         for key, value in entries[env_id].items()
@@ -96,6 +97,7 @@ def make_env(env_id: str, entry: dict[str, Any], n_envs: int, seed: int, trainin
         seed,
         env_kwargs=entry.get("env_kwargs"),
         joint_kwargs=entry.get("joint_kwargs"),
+        wrappers=entry.get("wrappers"),
         vec_env_cls=JointDummyVecEnv,  # seeds side by side use the cores better than workers of one run
     )
     if entry.get("normalize"):
@@ -114,7 +116,7 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """
     entry = read_entry(args.settings, args.env) | dict(args.overrides)
     n_timesteps = int(args.n_timesteps or entry["n_timesteps"])
-    special = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "n_eval_envs")
+    special = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "deterministic", "wrappers")
     hyperparams = {key: value for key, value in entry.items() if key not in special}
     env = make_env(args.env, entry, entry["n_envs"], seed, training=True)
     algorithm = getattr(sb3_happo, args.algo.upper())
@@ -136,7 +138,10 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
         if local["done"]:
             agent_sums.append(sums.pop(index))
 
-    returns, lengths = evaluate_policy(model, eval_env, args.eval_episodes, callback=add_up, return_episode_rewards=True)
+    deterministic = entry.get("deterministic", True)
+    returns, lengths = evaluate_policy(
+        model, eval_env, args.eval_episodes, deterministic, callback=add_up, return_episode_rewards=True
+    )
     if args.save:
         path = ZOO / "agents" / args.algo / f"{args.env.replace('/', '_')}_seed{seed}"
         model.save(path)
@@ -195,7 +200,8 @@ def write_table() -> None:
     lines = [
         "# Figures",
         "",
-        "Deterministic episodes after training; mean over seeds, and each seed's own. `S` is the return summed over agents.",
+        "Episodes after training, deterministic unless the entry says otherwise; mean over seeds, and each seed's own.",
+        "`S` is the return summed over the agents (of MuJoCo, where all agents get the same reward, read the return).",
         "Made by `python zoo/figures.py --table` from `zoo/results.jsonl`, where every run stands with its hyperparameters.",
         "",
         "| environment | algorithm | settings | steps | seeds | return | S | each seed's S | steps/s |",

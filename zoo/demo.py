@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    th.set_num_threads(1)  # networks this small gain nothing from more, and lose much where other programs want the cores
 
     env = make_joint_vec_env(args.env, n_envs=N_ENVS, seed=args.seed, joint_kwargs=JOINT_KWARGS)
     eval_env = make_joint_vec_env(args.env, n_envs=N_EVAL_ENVS, seed=EVAL_SEED, joint_kwargs=JOINT_KWARGS)

@@ -1,7 +1,6 @@
 """The team's decisions during collection: agents of the same form are evaluated in one batched call."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -28,17 +27,6 @@ _ELEMENTWISE = (
     nn.Softplus,
     nn.Identity,
 )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """PyTorch on one thread: for the small batches of a rollout more threads only wait for each other."""
-    n_threads = th.get_num_threads()
-    th.set_num_threads(1)
-    try:
-        yield
-    finally:
-        th.set_num_threads(n_threads)
 
 
 def _form(policy: AgentPolicy) -> tuple[object, ...] | None:

@@ -23,8 +23,9 @@ from torch.nn import functional as F
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
-from sb3_happo.common.inference import RolloutTeam, one_thread
+from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
+from sb3_happo.common.threads import fitting_threads, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.envs import as_joint_env, check_team_spaces, make_joint_env
 from sb3_happo.vec_env import VecTeamOfOne
@@ -295,9 +296,11 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param progress_bar: Show a progress bar (needs tqdm and rich)
         :return: The trained model
         """
-        return super().learn(
-            int(total_timesteps), callback, log_interval, tb_log_name or type(self).__name__, reset_num_timesteps, progress_bar
-        )
+        n_rows = self.rollout_buffer.n_rows
+        n_threads = fitting_threads([*self.policies.values(), self.critic], min(self.batch_size or n_rows, n_rows))
+        name = tb_log_name or type(self).__name__
+        with torch_threads(n_threads):
+            return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
@@ -308,7 +311,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._check_step(self._last_obs, np.zeros(self.n_envs), [])
         return result
 
-    @one_thread()
+    @torch_threads(1)
     def collect_rollouts(  # type: ignore[override]
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: MultiAgentRolloutBuffer, n_rollout_steps: int
     ) -> bool:

@@ -10,6 +10,7 @@ One line of JSON per run goes to ``zoo/results.jsonl``; ``--table`` turns them i
 """
 
 import argparse
+import importlib
 import json
 import platform
 import shlex
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +60,18 @@ def read_entry(settings: str, env_id: str) -> dict[str, Any]:
     }
 
 
+def make_wrapper(wrapper: str | dict[str, dict[str, Any]]) -> Callable[[Any], Any]:
+    """
+    A wrapper of the PettingZoo environment, in RL Zoo's form.
+
+    :param wrapper: ``"<module>.<function>"``, or that and its keyword arguments, ``{"<module>.<function>": {...}}``
+    :return: The function of the environment
+    """
+    name, kwargs = (wrapper, {}) if isinstance(wrapper, str) else next(iter(wrapper.items()))
+    module, _, function = name.rpartition(".")
+    return partial(getattr(importlib.import_module(module), function), **kwargs)
+
+
 class LearningCurve(BaseCallback):
     """
     The mean return of recent training episodes at regular points of the training.
@@ -97,7 +111,7 @@ def make_env(env_id: str, entry: dict[str, Any], n_envs: int, seed: int, trainin
         seed,
         env_kwargs=entry.get("env_kwargs"),
         joint_kwargs=entry.get("joint_kwargs"),
-        wrappers=entry.get("wrappers"),
+        wrappers=[make_wrapper(wrapper) for wrapper in entry.get("wrappers", [])],
         vec_env_cls=JointDummyVecEnv,  # seeds side by side use the cores better than workers of one run
     )
     if entry.get("normalize"):

@@ -4,6 +4,7 @@ Train an entry of ``zoo/hyperparams`` with several seeds and write down what cam
     python zoo/figures.py --env mpe2/simple_spread_v3 --seeds 0 1 2
     python zoo/figures.py --env mpe2/simple_spread_v3 --settings happo_harl --seeds 0 1 2
     python zoo/figures.py --env mpe2/simple_spread_v3 -P 'agent_order:"fixed"' --seeds 0 1 2
+    python zoo/figures.py --env mpe2/simple_spread_v3 --algo random
     python zoo/figures.py --table
 
 One line of JSON per run goes to ``zoo/results.jsonl``; ``--table`` turns them into ``zoo/results.md``.
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch as th
 import yaml  # type: ignore[import-untyped]
+from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, sync_envs_normalization
@@ -35,6 +37,7 @@ from torch import nn
 import sb3_happo
 from sb3_happo import make_joint_vec_env
 from sb3_happo.vec_env import JointDummyVecEnv
+from sb3_happo.vec_env.actions import sample_actions
 
 ZOO = Path(__file__).resolve().parent
 RESULTS = ZOO / "results.jsonl"
@@ -70,6 +73,29 @@ def make_wrapper(wrapper: str | dict[str, dict[str, Any]]) -> Callable[[Any], An
     name, kwargs = (wrapper, {}) if isinstance(wrapper, str) else next(iter(wrapper.items()))
     module, _, function = name.rpartition(".")
     return partial(getattr(importlib.import_module(module), function), **kwargs)
+
+
+class RandomTeam:
+    """
+    What a trained team is compared with: random legal actions.
+
+    :param action_space: Of the joint environment
+    :param seed: Of the actions
+    """
+
+    num_timesteps = 0
+
+    def __init__(self, action_space: spaces.Space, seed: int) -> None:
+        assert isinstance(action_space, spaces.Dict)
+        self.action_space = action_space
+        self.action_space.seed(seed)
+
+    def predict(self, observation: dict[str, np.ndarray], **_: Any) -> tuple[list[dict[str, Any]], None]:
+        """
+        :param observation: Joint observation, each entry ``(n_envs, ...)``
+        :return: ``{agent: action}`` for each environment, and no state
+        """
+        return sample_actions(self.action_space, observation, len(next(iter(observation.values())))), None
 
 
 class LearningCurve(BaseCallback):
@@ -133,11 +159,14 @@ def train_and_evaluate(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     special = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "deterministic", "wrappers")
     hyperparams = {key: value for key, value in entry.items() if key not in special}
     env = make_env(args.env, entry, entry["n_envs"], seed, training=True)
-    algorithm = getattr(sb3_happo, args.algo.upper())
-    model = algorithm(env, seed=seed, device="cpu", **hyperparams)
     curve = LearningCurve()
     start = time.time()
-    model.learn(n_timesteps, callback=curve, progress_bar=args.progress)
+    model: Any
+    if args.algo == "random":
+        model = RandomTeam(env.action_space, seed)
+    else:
+        model = getattr(sb3_happo, args.algo.upper())(env, seed=seed, device="cpu", **hyperparams)
+        model.learn(n_timesteps, callback=curve, progress_bar=args.progress)
     wall = time.time() - start
 
     eval_env = make_env(args.env, entry, args.n_eval_envs, EVAL_SEED + seed, training=False)
@@ -240,7 +269,7 @@ def write_table() -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", default="happo", choices=["happo", "hatrpo", "haa2c", "mappo", "ippo"])
+    parser.add_argument("--algo", default="happo", choices=["happo", "hatrpo", "haa2c", "mappo", "ippo", "random"])
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--settings", help="file in zoo/hyperparams; by default the algorithm's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -255,7 +284,7 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true", help="show a progress bar")
     parser.add_argument("--table", action="store_true", help="only write zoo/results.md")
     args = parser.parse_args()
-    args.settings = args.settings or args.algo
+    args.settings = args.settings or ("happo" if args.algo == "random" else args.algo)
     if args.table:
         write_table()
         return

@@ -28,6 +28,8 @@ from tests.envs import HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, Tu
 
 ODD_NAMES = [
     "a.b",
+    "red/0",
+    "red/1",
     "0",
     "keys",
     "",
@@ -108,7 +110,7 @@ def test_every_way_to_say_which_environment(algorithm: type[HAPPO]) -> None:
 def test_agents_of_any_name(algorithm: type[HAPPO], tmp_path: Any) -> None:
     team = RandomTeam(dict.fromkeys(ODD_NAMES, spaces.Discrete(3)))
     model = small(algorithm, team, verbose=1).learn(64)
-    assert model.agents == tuple(name or "agent_3" for name in ODD_NAMES)
+    assert model.agents == tuple(name or f"agent_{index}" for index, name in enumerate(ODD_NAMES))
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=RandomTeam(dict.fromkeys(ODD_NAMES, spaces.Discrete(3))))
     obs = dict.fromkeys(model.agents, np.ones(3, np.float32))

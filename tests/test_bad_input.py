@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from tests.algorithms import alike_team, every_algorithm, random_team, same, small, snapshot
 from tests.envs import MaskedGame, MatrixGame, RandomTeam
@@ -357,9 +357,9 @@ def test_models_of_another_team(algorithm: type[HAPPO], tmp_path: Path) -> None:
 
 
 def test_set_env_keeps_the_number_of_environments() -> None:
-    model = small(HAPPO, make_joint_vec_env(MatrixGame, 2))
+    model = small(HAPPO, DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2))
     with pytest.raises((AssertionError, ValueError), match="number of environments"):
-        model.set_env(make_joint_vec_env(MatrixGame, 3))
+        model.set_env(DummyVecEnv([lambda: JointEnv(MatrixGame())] * 3))
 
 
 def test_every_error_of_a_team_comes_before_training(monkeypatch: pytest.MonkeyPatch) -> None:

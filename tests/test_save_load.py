@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.policies import JointPolicy
 from tests.algorithms import alike_team, collect, every_algorithm, random_team, same, small, snapshot
 from tests.envs import HeterogeneousTeam, MatrixGame, TurnGame
@@ -211,7 +211,7 @@ def test_vec_normalize_beside_a_model(tmp_path: Path) -> None:
 
 
 def test_set_env_starts_new_episodes() -> None:
-    model = small(HAPPO, make_joint_vec_env(MatrixGame, 2), n_steps=4, seed=0).learn(8)
-    model.set_env(make_joint_vec_env(MatrixGame, 2))
+    model = small(HAPPO, DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2), n_steps=4, seed=0).learn(8)
+    model.set_env(DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2))
     collect(model)
     assert model.rollout_buffer.episode_starts[0].all()

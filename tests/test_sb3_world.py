@@ -270,7 +270,7 @@ def test_make_vec_env_and_wrappers_of_gymnasium() -> None:
     env = make_vec_env(one_right_answer_joint, n_envs=2, seed=0, wrapper_class=lambda env: gym.wrappers.TimeLimit(env, 5))
     model = small(HAPPO, env, seed=0).learn(64)
     assert len(model.ep_info_buffer or ()) == 64
-    env = make_joint_vec_env("CartPole-v1", 2, seed=0)
+    env = make_joint_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=DummyVecEnv)
     small(HAPPO, env, seed=0).learn(64)
 
 

@@ -286,8 +286,8 @@ def test_best_response_to_a_saved_agent(tmp_path: Path) -> None:
     """A partner that prefers 1 is trained, saved, loaded, and played with; to match it, one must play 1 as well."""
     prefers_one = np.array([[0.0, 1.0], [0.0, 1.0]])
     settings: dict[str, Any] = dict(n_steps=64, n_epochs=5, learning_rate=1e-2, gamma=0.0, seed=0)
-    small(HAPPO, MatrixGame(payoff=prefers_one), **settings).learn(1_280).policies["agent_1"].save(tmp_path / "partner")
-    partner = AgentPolicy.load(tmp_path / "partner", device="cpu")
+    small(HAPPO, MatrixGame(payoff=prefers_one), **settings).learn(1_280).policies["agent_1"].save(str(tmp_path / "partner"))
+    partner = AgentPolicy.load(str(tmp_path / "partner"), device="cpu")
     matching = partial(MatrixGame, payoff=np.array([[0.6, 0.0], [0.0, 1.0]]))
     env = JointEnv(matching(), agents=["agent_0"], others=partner)
     model = small(HAPPO, env, **settings).learn(1_280)

@@ -9,7 +9,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_happo import HAPPO, JointEnv, make_joint_vec_env
+from sb3_happo import HAPPO, IPPO, JointEnv, make_joint_vec_env
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.envs import MatrixGame, RandomTeam
 
@@ -157,3 +157,25 @@ def test_counter_example_of_proposition_1() -> None:
         actions, _ = model.predict(obs)
         total += env.step(actions)[1]["agent_0"]
     assert total / 200 >= 0.95
+
+
+def test_what_follows_death_is_not_guessed() -> None:
+    """
+    With a value for each agent, the advantage of a step at which an agent dies is its reward less its value: nothing follows,
+    whatever the critic, which never learns such steps, says of them.
+    """
+    gamma, lam = 0.9, 0.8
+    model = IPPO(JointEnv(MatrixGame(2)), n_steps=4, batch_size=None, gamma=gamma, gae_lambda=lam)
+    buffer = model.rollout_buffer
+    guess = 100.0
+    values = th.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, guess], [7.0, guess]])
+    rewards = th.tensor([[1.0, 0.5], [2.0, -1.0], [0.0, 0.0], [1.0, 0.0]])
+    buffer.values[:, 0], buffer.rewards[:, 0] = values, rewards
+    buffer.active[2:, 0, 1] = False
+    buffer.compute_returns_and_advantage(th.tensor([[8.0, guess]]), np.array([False]), np.array([[True, False]]))
+    survivor, dead = buffer.advantages[:, 0, 0], buffer.advantages[:, 0, 1]
+    # The second agent dies in the second step
+    assert dead[1].item() == pytest.approx(-1.0 - 4.0)
+    assert dead[0].item() == pytest.approx(0.5 + gamma * 4.0 - 2.0 + gamma * lam * dead[1].item())
+    assert survivor[3].item() == pytest.approx(1.0 + gamma * 8.0 - 7.0)
+    assert survivor[2].item() == pytest.approx(0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item())

@@ -106,18 +106,29 @@ class MultiAgentRolloutBuffer:
         self.pos += 1
         self.full = self.pos == self.buffer_size
 
-    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
+    def compute_returns_and_advantage(
+        self, last_values: th.Tensor, dones: np.ndarray, active: np.ndarray | None = None
+    ) -> None:
         """
         Generalised advantage estimation (Schulman et al. 2016), with TD(lambda) returns as the critic's targets.
 
+        With a value for each agent, the value of a step at which the agent was absent is what followed: the critic never
+        learns such steps, and its guess would make death look like an average life.
+
         :param last_values: Values of the observation after the last step, ``(n_envs, n_values)``
         :param dones: Whether the last step ended an episode, ``(n_envs,)``
+        :param active: Which agents are alive and on turn after the last step, ``(n_envs, n_agents)``; None for all
         """
+        if self.n_values > 1 and active is not None:
+            last_values = last_values * th.as_tensor(active, device=self.device)
         next_values = last_values
         next_continues = 1.0 - th.as_tensor(dones, dtype=th.float32, device=self.device).unsqueeze(1)
         advantage = th.zeros_like(last_values)
         for step in reversed(range(self.buffer_size)):
-            delta = self.rewards[step] + self.gamma * next_values * next_continues - self.values[step]
+            target = self.rewards[step] + self.gamma * next_values * next_continues
+            if self.n_values > 1:
+                self.values[step] = th.where(self.active[step], self.values[step], target)
+            delta = target - self.values[step]
             advantage = delta + self.gamma * self.gae_lambda * next_continues * advantage
             self.advantages[step] = advantage
             next_values = self.values[step]

@@ -352,7 +352,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         with th.no_grad():
             last_values = self.policy.predict_values(self._to_tensors(self._last_obs))
-        rollout_buffer.compute_returns_and_advantage(last_values, self._last_episode_starts)  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values, dones, self._last_active)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -390,8 +390,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         stacked = {key: np.stack([obs[key] for obs in last]) for key in self.observation_space.spaces}  # type: ignore[attr-defined]
         self._check_finite(stacked, cut)
         with th.no_grad():
-            values = self.policy.predict_values(self._to_tensors(stacked))
-        rewards[cut] += self.gamma * values.cpu().numpy()
+            values = self.policy.predict_values(self._to_tensors(stacked)).cpu().numpy()
+        if self.critic.n_values > 1:  # an agent that is gone for good has nothing to come
+            values *= np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
+        rewards[cut] += self.gamma * values
 
     def _reset_activity(self, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
         """

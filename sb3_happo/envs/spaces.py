@@ -291,6 +291,13 @@ def check_observation_spaces(observation_space: spaces.Space) -> None:
                 f"Entry {key!r} of the joint observation counts from {space.start}, and SB3 encodes such observations from 0; "
                 "let the env subtract it."
             )
+        if (space.shape == () and isinstance(space, spaces.Box)) or (
+            isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1
+        ):
+            raise ValueError(
+                f"Entry {key!r} of the joint observation has the shape {space.shape}, which SB3's features extractors do not "
+                "take; let the env return a vector."
+            )
     if not any(key in (STATE, AGENT_STATES) or key.startswith(STATE + "/") for key in observation_space.spaces):
         raise ValueError(f"The joint observation has no entry {STATE!r} for the critic; wrap the env with JointEnv.")
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sb3_happo.envs.checker import check_marl_env
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
@@ -39,6 +41,13 @@ def test_custom_environment_learns(custom_environment: dict[str, Any]) -> None:
     random = mean_return(custom_environment, lambda env, _: {agent: env.action_space(agent).sample() for agent in env.agents})
     trained = mean_return(custom_environment, lambda _, obs: model.predict(obs, deterministic=True)[0])
     assert trained > 0.5 * random  # returns are negative
+
+
+def test_custom_environment_is_sound(custom_environment: dict[str, Any]) -> None:
+    """The package's own doctor finds nothing."""
+    report = check_marl_env(custom_environment["Rendezvous"]())
+    assert report.ok
+    assert not report.findings
 
 
 def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -229,9 +229,14 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     try:
-        return subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ZOO, text=True).strip()
+        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ZOO, text=True).strip()
+        # What earlier runs wrote down does not change what this one does
+        changed = subprocess.run(
+            ["git", "diff", "--quiet", "HEAD", "--", "..", ":!results.*"], cwd=ZOO, check=False
+        ).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{commit}-dirty" if changed else commit
 
 
 def write_table() -> None:

@@ -386,3 +386,18 @@ def test_images_too_small_for_the_cnn() -> None:
         small(HAPPO, one_agent(spaces.Discrete(2), tiny), policy_kwargs)  # the critic sees it too
     env = JointEnv(one_agent(spaces.Discrete(2), tiny), state=lambda env, observations: np.zeros(2))
     small(HAPPO, env, policy_kwargs).learn(32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(n_epochs=0), "n_epochs must be at least 1"),
+        (dict(critic_n_epochs=0), "critic_n_epochs must be at least 1"),
+        (dict(clip_range_vf=-0.2), "clip_range_vf must be positive"),
+        (dict(agent_order=lambda agents: agents[:1]), "every agent once"),
+    ],
+    ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_work(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        HAPPO(MatrixGame(2), n_steps=8, batch_size=8, **settings)

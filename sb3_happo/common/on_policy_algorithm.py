@@ -115,6 +115,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Dict,),
         )
+        if critic_n_epochs < 1:
+            raise ValueError(f"critic_n_epochs must be at least 1, not {critic_n_epochs}")
+        if isinstance(clip_range_vf, (float, int)) and clip_range_vf <= 0:
+            raise ValueError(f"clip_range_vf must be positive, or None for no limit, not {clip_range_vf}")
         self.batch_size = batch_size
         self.clip_range_vf = clip_range_vf
         self.use_clipped_value_loss = use_clipped_value_loss

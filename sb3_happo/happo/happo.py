@@ -12,7 +12,7 @@ from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
 from sb3_happo.common.trust_region import flat_gradient
-from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderName
+from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
 
 
 class HAPPO(MultiAgentOnPolicyAlgorithm):
@@ -116,6 +116,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        if n_epochs < 1:
+            raise ValueError(f"n_epochs must be at least 1, not {n_epochs}")
         super().__init__(
             policy,
             env,
@@ -159,6 +161,14 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
+        if callable(self.agent_order):
+            self._own_order(self.agent_order)  # once in vain, so that a wrong one is refused before any training
+
+    def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
+        order = list(agent_order(self.agents))
+        if sorted(order) != sorted(self.agents):
+            raise ValueError(f"agent_order must return every agent once; it returned {order} for {list(self.agents)}")
+        return order
 
     def train(self) -> None:
         """One update of the team from the rollout: lines 7 to 14 of the paper's Algorithm 3."""
@@ -187,9 +197,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             return
         order: Sequence[str] = self.agents
         if callable(self.agent_order):
-            order = list(self.agent_order(self.agents))
-            if sorted(order) != sorted(self.agents):
-                raise ValueError(f"agent_order must return every agent once; it returned {order} for {list(self.agents)}")
+            order = self._own_order(self.agent_order)
         elif self.agent_order == "random":
             order = [self.agents[index] for index in np.random.permutation(len(self.agents))]
         elif self.agent_order == "reverse":

@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_happo import make_joint_vec_env
 from sb3_happo.envs import JointEnv, joint_action_dtype, make_joint_env
+from sb3_happo.envs.make import VECTORISED_FAMILIES
 from sb3_happo.envs.spaces import split_mask
 from tests.envs import MatrixGame, RandomTeam, TupleTeam
 
@@ -194,6 +195,14 @@ def test_arguments_of_make_vec_env(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", [lambda: MatrixGame(4), TupleTeam, random_team, lambda: JointEnv(MatrixGame(2))])
 def test_any_env_can_be_vectorised(make: Any) -> None:
     assert trajectory(VecNormalize(make_joint_vec_env(make, 2), norm_obs_keys=["state"])).shape[:2] == (13, 2)
+
+
+@pytest.mark.parametrize("family", VECTORISED_FAMILIES)
+def test_simulators_of_many_environments_are_no_single_env(family: str) -> None:
+    with pytest.raises(ValueError, match=rf"make_joint_vec_env\('{family}/task', n_envs\)"):
+        make_joint_env(f"{family}/task")
+    with pytest.raises(ValueError, match=r"'wrappers', 'monitor_dir' cannot apply.*VecMonitor"):
+        make_joint_vec_env(f"{family}/task", 2, wrappers=[Monitor], monitor_dir="logs")
 
 
 # ---------------------------------------------------------------- other people's envs

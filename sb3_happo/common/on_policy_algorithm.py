@@ -27,8 +27,9 @@ from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
 from sb3_happo.common.threads import fitting_threads, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch
-from sb3_happo.envs import as_joint_env, check_team_spaces, make_joint_env
+from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.vec_env import VecTeamOfOne
+from sb3_happo.vec_env.make import make_from_id
 
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentOnPolicyAlgorithm")
 
@@ -150,7 +151,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                     f"Unknown policy {policy!r}; did you mean {near[0]!r}? There are {list(self.policy_aliases)}."
                 )
             policy = self.policy_aliases[policy]
-        return policy, make_joint_env(env) if isinstance(env, str) else env
+        return policy, make_from_id(env) if isinstance(env, str) else env
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -163,7 +164,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: A ``VecEnv`` with a joint observation and action space
         """
         if isinstance(env, str):
-            env = make_joint_env(env)
+            env = make_from_id(env)
         if isinstance(env, VecEnv):
             if not is_joint(env.observation_space, env.action_space):
                 env = VecTeamOfOne(env)

@@ -35,6 +35,9 @@ _MAMUJOCO_FACTORISATIONS: dict[str, tuple[str | None, ...]] = {
 }
 _MANY_SEGMENTS = re.compile(rf"{_MAMUJOCO}/(ManySegmentAnt|ManySegmentSwimmer)-(\d+x\d+)-v1")
 
+# Simulators that run many environments at a time by themselves, of which `make_joint_vec_env` makes a `VecEnv`
+VECTORISED_FAMILIES = ("envpool", "vmas")
+
 # What to install for ids of well-known packages
 _INSTALL = {
     "mpe2": "mpe2",
@@ -46,7 +49,6 @@ _INSTALL = {
     "magent2.environments": "magent2",
     "lbforaging": "lbforaging",
     "rware": "rware",
-    "vmas": "vmas",
 }
 
 
@@ -103,6 +105,14 @@ def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: An
     return JointEnv(make_mamujoco(**kwargs), **(joint_kwargs or {}))
 
 
+def is_vectorised(id: str) -> bool:
+    """
+    :param id: Id of an environment
+    :return: Whether it is of a simulator that runs many environments at a time by itself
+    """
+    return id.partition("/")[0] in VECTORISED_FAMILIES
+
+
 def make_joint_env(
     id: str,
     wrappers: Iterable[EnvWrapper] | None = None,
@@ -125,7 +135,8 @@ def make_joint_env(
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param env_kwargs: Arguments of the env itself, for example ``render_mode``
     :return: The environment
-    :raises ValueError: If the id does not resolve; the error names the nearest ones
+    :raises ValueError: If the id does not resolve, in which case the error names the nearest ones; or if it is one that only
+        :func:`~sb3_happo.make_joint_vec_env` can make
     :raises ImportError: If something that the env needs is not installed
     """
     return as_joint_env(_wrap(make_env(id, **env_kwargs), wrappers), **(joint_kwargs or {}))
@@ -141,6 +152,11 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
     :raises ValueError: If the id does not resolve; the error names the nearest ones
     :raises ImportError: If something that the env needs is not installed
     """
+    if is_vectorised(id):
+        raise ValueError(
+            f"The environment {id!r} exists as a VecEnv only; make it with make_joint_vec_env({id!r}, n_envs), "
+            "or pass the id to the algorithm."
+        )
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
         many_segments = _MANY_SEGMENTS.fullmatch(id)

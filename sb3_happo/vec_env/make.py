@@ -1,5 +1,6 @@
 """Several copies of a joint environment as one ``VecEnv``."""
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,8 +10,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.envs import as_joint_env, make_joint_env
-from sb3_happo.envs.make import EnvWrapper
+from sb3_happo.envs.make import EnvWrapper, is_vectorised
 from sb3_happo.vec_env.choose import choose_vec_env
+
+# For each of VECTORISED_FAMILIES: the module, imported when it is needed, and its function (id, n_envs, seed, **kwargs)
+_MAKERS = {
+    "envpool": ("sb3_happo.vec_env.envpool_vec_env", "make_envpool_vec_env"),
+    "vmas": ("sb3_happo.vec_env.vmas_vec_env", "make_vmas_vec_env"),
+}
 
 
 def make_joint_vec_env(
@@ -31,7 +38,11 @@ def make_joint_vec_env(
     """
     Several copies of a joint environment as one ``VecEnv``: SB3's ``make_vec_env`` for teams.
 
-    :param env: An id of :func:`make_joint_env`, or a callable that returns a new env of any kind that
+    Simulators that run many environments at a time have ids of their own: ``"envpool/HalfCheetah-2x3-v1"``,
+    ``"vmas/navigation"``. They take ``n_envs``, ``seed``, ``start_index``, ``env_kwargs`` and ``vec_env_kwargs``; the other
+    arguments are about environments that exist one by one, and are refused.
+
+    :param env: An id of :func:`make_joint_env` or of such a simulator, or a callable that returns a new env of any kind that
         :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
     :param n_envs: Number of copies
     :param seed: Seed of the first copy's first reset; the following copies' are counted up
@@ -48,7 +59,26 @@ def make_joint_vec_env(
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param wrappers: Callables ``env -> env`` for each env before it is joined
     :return: The vectorised environment
+    :raises ValueError: If an id does not resolve, or an argument cannot apply to it
+    :raises ImportError: If something that the env needs is not installed
     """
+    if isinstance(env, str) and is_vectorised(env):
+        _refuse(
+            env,
+            {
+                "wrappers": wrappers,
+                "wrapper_class": wrapper_class,
+                "wrapper_kwargs": wrapper_kwargs,
+                "joint_kwargs": joint_kwargs,
+                "monitor_dir": monitor_dir,
+                "monitor_kwargs": monitor_kwargs,
+                "vec_env_cls": vec_env_cls,
+            },
+        )
+        module, function = _MAKERS[env.partition("/")[0]]
+        first_seed = None if seed is None else seed + start_index
+        make = getattr(importlib.import_module(module), function)
+        return make(env, n_envs, first_seed, **(env_kwargs or {}), **(vec_env_kwargs or {}))
     return make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
         n_envs,
@@ -62,6 +92,25 @@ def make_joint_vec_env(
         monitor_kwargs,
         wrapper_kwargs,
     )
+
+
+def make_from_id(id: str) -> gym.Env | VecEnv:
+    """
+    What an algorithm makes of an id.
+
+    :param id: An id of :func:`make_joint_vec_env`
+    :return: A joint environment, or a ``VecEnv`` of one where it cannot exist alone
+    """
+    return make_joint_vec_env(id) if is_vectorised(id) else make_joint_env(id)
+
+
+def _refuse(id: str, arguments: dict[str, Any]) -> None:
+    given = [name for name, value in arguments.items() if value]
+    if given:
+        raise ValueError(
+            f"{', '.join(map(repr, given))} cannot apply to {id!r}, whose environments do not exist one by one. Wrap the "
+            "whole VecEnv instead: a VecEnvWrapper, such as VecMonitor(venv, filename) for a monitor's file."
+        )
 
 
 def _make_from(

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
 from sb3_happo import make_joint_vec_env
 from sb3_happo.envs import JointEnv, joint_action_dtype, make_joint_env
-from sb3_happo.envs.make import VECTORISED_FAMILIES
+from sb3_happo.envs.make import VECTORISED_FAMILIES, one_agent_per_joint
 from sb3_happo.envs.spaces import split_mask
 from tests.envs import MatrixGame, RandomTeam, TupleTeam
 
@@ -135,6 +135,41 @@ def test_multi_agent_mujoco() -> None:
 def test_factorisations(id: str, sizes: list[int]) -> None:
     env = make_joint_env(id)
     assert [space.shape[0] for space in env.action_space.values()] == sizes  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("scenario", "n_joints"), [("Ant", 8), ("Humanoid", 17), ("HumanoidStandup", 17), ("Walker2d", 6)])
+def test_one_agent_per_joint(scenario: str, n_joints: int) -> None:
+    """Each joint's own action moves the same joint as in the single-agent env, and each agent sees its own joint."""
+    obsk = pytest.importorskip("gymnasium_robotics.envs.multiagent_mujoco.obsk")
+    env = make_joint_env(f"mamujoco/{scenario}-{n_joints}x1-v1")
+    assert isinstance(env, JointEnv)
+    assert env.n_agents == n_joints
+    (joints,) = obsk.get_parts_and_edges(scenario, None)[0]
+    assert sorted(joint.act_ids for joint in joints) == list(range(n_joints))
+    single = gym.make(f"{scenario}-v5")
+    single.reset(seed=0)
+    observations, _ = env.reset(seed=0)
+    actions = {agent: env.action_space[agent].sample() for agent in env.agents}
+    joint_action = np.empty(n_joints, np.float32)
+    for joint, action in zip(joints, actions.values(), strict=True):
+        joint_action[joint.act_ids] = action[0]
+    observation = single.step(joint_action)[0]
+    observations = env.step(actions)[0]
+    np.testing.assert_allclose(observations["state"], observation.astype(np.float32), atol=1e-6)
+    data = single.unwrapped.data  # type: ignore[attr-defined]
+    for joint, agent in zip(joints, env.agents, strict=True):
+        np.testing.assert_allclose(observations[agent][0], data.qpos[joint.qpos_ids], atol=1e-6)
+
+
+def test_custom_factorisation() -> None:
+    pytest.importorskip("gymnasium_robotics")
+    factorisation = one_agent_per_joint("Walker2d")
+    first, *others = factorisation["partition"]
+    factorisation["partition"] = [first, tuple(joint for (joint,) in others)]
+    venv = make_joint_vec_env("mamujoco/Walker2d-v1", env_kwargs={"agent_factorization": factorisation})
+    assert isinstance(venv.action_space, gym.spaces.Dict)
+    assert [space.shape for space in venv.action_space.values()] == [(1,), (5,)]
+    venv.close()
 
 
 # ---------------------------------------------------------------- vectorised

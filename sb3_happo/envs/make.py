@@ -16,23 +16,26 @@ from sb3_happo.envs.joint_env import JointEnv, as_joint_env
 EnvWrapper = Callable[[Any], Any]
 
 _MAMUJOCO = "mamujoco"
-# The factorisations that Gymnasium-Robotics names; "|" cannot stand in an id of Gymnasium, which gets a "p" instead
+# The factorisations that Gymnasium-Robotics names, and those with one agent per joint; "|" cannot stand in an id of Gymnasium,
+# which gets a "p" instead
 _MAMUJOCO_FACTORISATIONS: dict[str, tuple[str | None, ...]] = {
-    "Ant": (None, "2x4", "2x4d", "4x2"),
+    "Ant": (None, "2x4", "2x4d", "4x2", "8x1"),
     "HalfCheetah": (None, "2x3", "6x1"),
     "Hopper": (None, "3x1"),
-    "Humanoid": (None, "9|8"),
-    "HumanoidStandup": (None, "9|8"),
+    "Humanoid": (None, "9|8", "17x1"),
+    "HumanoidStandup": (None, "9|8", "17x1"),
     "InvertedDoublePendulum": (None,),
     "InvertedPendulum": (None,),
     "Pusher": (None, "3p"),
     "Reacher": (None, "2x1"),
     "Swimmer": (None, "2x1"),
-    "Walker2d": (None, "2x3"),
+    "Walker2d": (None, "2x3", "6x1"),
     "CoupledHalfCheetah": (None, "1p1"),
     "ManySegmentAnt": ("2x3", "6x1", "10x2"),
     "ManySegmentSwimmer": ("2x3", "6x1", "10x2"),
 }
+# Of these, the ones that Gymnasium-Robotics does not name
+_ONE_AGENT_PER_JOINT = {"Ant": "8x1", "Humanoid": "17x1", "HumanoidStandup": "17x1", "Walker2d": "6x1"}
 _MANY_SEGMENTS = re.compile(rf"{_MAMUJOCO}/(ManySegmentAnt|ManySegmentSwimmer)-(\d+x\d+)-v1")
 
 # Simulators that run many environments at a time by themselves, of which `make_joint_vec_env` makes a `VecEnv`
@@ -77,14 +80,19 @@ def make_mamujoco(scenario: str, agent_conf: str | None, **env_kwargs: Any) -> A
 
     :param scenario: The robot, for example "HalfCheetah"
     :param agent_conf: Its factorisation, for example "2x3", None for a single agent
-    :param env_kwargs: ``agent_obsk``, ``render_mode`` and the other arguments of Gymnasium-Robotics'
-        ``mamujoco_v1.parallel_env``, and of the single-agent env inside
+    :param env_kwargs: ``agent_obsk``, ``agent_factorization``, ``render_mode`` and the other arguments of
+        Gymnasium-Robotics' ``mamujoco_v1.parallel_env``, and of the single-agent env inside
     :return: The environment
+    :raises ImportError: If Gymnasium-Robotics or MuJoCo is not installed
     """
     try:
         from gymnasium_robotics import mamujoco_v1
     except ImportError as error:
         raise _missing(f"{_MAMUJOCO}/{scenario}", _MAMUJOCO, error) from error
+    if agent_conf is not None and agent_conf == _ONE_AGENT_PER_JOINT.get(scenario):
+        env_kwargs.setdefault("agent_factorization", one_agent_per_joint(scenario))
+    elif agent_conf is None and env_kwargs.get("agent_factorization") is not None:
+        agent_conf = "custom"  # any name: with none, `mamujoco_v1` makes a single agent whatever the factorisation
     # Gymnasium's checker would look at every step of the single-agent env inside
     env_kwargs.setdefault("disable_env_checker", True)
     env = mamujoco_v1.parallel_env(scenario, agent_conf, **env_kwargs)
@@ -92,6 +100,19 @@ def make_mamujoco(scenario: str, agent_conf: str | None, **env_kwargs: Any) -> A
     env.render_mode = env_kwargs.get("render_mode")
     env.metadata = env.metadata | {"render_fps": env.single_agent_env.metadata["render_fps"]}
     return env
+
+
+def one_agent_per_joint(scenario: str) -> dict[str, Any]:
+    """
+    The finest factorisation of a robot: every joint is an agent, in the order in which Gymnasium-Robotics lists the joints.
+
+    :param scenario: The robot, for example "Humanoid"
+    :return: ``agent_factorization`` of multi-agent MuJoCo: its "partition", "edges" and "globals"
+    """
+    from gymnasium_robotics.envs.multiagent_mujoco.obsk import get_parts_and_edges
+
+    (joints,), edges, global_nodes = get_parts_and_edges(scenario, None)
+    return {"partition": [(joint,) for joint in joints], "edges": edges, "globals": global_nodes}
 
 
 def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> JointEnv:

@@ -1,0 +1,444 @@
+"""
+How fast training is beside the bare environment, and where the time goes: all in one run, since machines differ and are busy.
+
+    python zoo/speed.py --env mpe2/simple_spread_v3
+    python zoo/speed.py --env envpool/HalfCheetah-2x3-v1 --raw-env mamujoco/HalfCheetah-2x3-v1
+    python zoo/speed.py --env mpe2/simple_spread_v3 --algo mappo -P n_epochs:10 --json speed.json
+    python zoo/speed.py --inference 2 4 8 16
+    taskset -c 0 python zoo/speed.py --env vmas/navigation
+
+The settings are those with which HARL tuned its HAPPO, unless ``--settings`` names another file of ``zoo/hyperparams``. "All
+cores" are those that the process may use. One step is a step of the whole team in one environment.
+"""
+
+import argparse
+import json
+import multiprocessing as mp
+import platform
+import shlex
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from multiprocessing.synchronize import Barrier
+from typing import Any
+
+import numpy as np
+import psutil
+import torch as th
+from figures import PACKAGES, _commit, _version, make_wrapper, override, read_entry
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+import sb3_happo
+from sb3_happo import make_joint_vec_env
+from sb3_happo.common import on_policy_algorithm
+from sb3_happo.common.inference import RolloutTeam
+from sb3_happo.common.policies import JointPolicy
+from sb3_happo.common.threads import torch_threads
+from sb3_happo.envs.make import make_env
+from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
+
+# What the environments get and not the algorithm
+ENV_KEYS = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "deterministic", "wrappers")
+MEGABYTE = 1e6
+
+
+# ---------------------------------------------------------------- the environment alone
+
+
+def step_alone(env_id: str, entry: dict[str, Any], seconds: float, start: Barrier, results: "mp.Queue[float]") -> None:
+    """
+    Step an environment as its author made it, without anything of this package, with random actions.
+
+    :param env_id: Which
+    :param entry: With its arguments and wrappers
+    :param seconds: For how long
+    :param start: To begin together with the other processes
+    :param results: Where to put the steps per second
+    """
+    env = make_env(env_id, **entry.get("env_kwargs", {}))
+    for wrapper in entry.get("wrappers", []):
+        env = make_wrapper(wrapper)(env)
+    step = _turn_step(env) if hasattr(env, "agent_iter") else _team_step(env)
+    step()
+    start.wait()
+    begin = time.perf_counter()
+    n_steps = 0
+    while (passed := time.perf_counter() - begin) < seconds:
+        step()
+        n_steps += 1
+    results.put(n_steps / passed)
+    env.close()
+
+
+def _team_step(env: Any) -> Callable[[], None]:
+    """A function that makes one step of a parallel or a Gymnasium environment."""
+    parallel = callable(env.action_space)
+    team = env.possible_agents if parallel else None
+    many = [{agent: env.action_space(agent).sample() for agent in team} if team else env.action_space.sample() for _ in range(100)]
+    env.reset(seed=0)
+    count = 0
+
+    def step() -> None:
+        nonlocal count
+        count += 1
+        action = many[count % 100]
+        if team and len(env.agents) < len(team):
+            action = {agent: action[agent] for agent in env.agents}
+        _, _, terminated, truncated, _ = env.step(action)
+        if (not env.agents) if team else np.all(terminated) or truncated:
+            env.reset()
+
+    return step
+
+
+def _turn_step(env: Any) -> Callable[[], None]:
+    """A function that makes one step of a turn-based environment."""
+    env.reset(seed=0)
+
+    def step() -> None:
+        if not env.agents:
+            env.reset()
+        agent = env.agent_selection
+        observation, _, terminated, truncated, info = env.last()
+        mask = observation.get("action_mask") if isinstance(observation, dict) else info.get("action_mask")
+        env.step(None if terminated or truncated else env.action_space(agent).sample(mask))
+
+    return step
+
+
+def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: float) -> float:
+    """
+    :param env_id: An environment
+    :param entry: With its arguments and wrappers, and ``n_envs`` for a natively vectorised one
+    :param n_processes: How many processes (or threads of a natively vectorised one) step it at the same time
+    :param seconds: For how long
+    :return: Steps per second of all of them together
+    """
+    if env_id.startswith("envpool/"):
+        return _raw_envpool(env_id, entry, n_processes, seconds)
+    if env_id.startswith("vmas/"):
+        return _raw_vmas(env_id, entry, n_processes, seconds)
+    context = mp.get_context("spawn")
+    start, results = context.Barrier(n_processes), context.Queue()
+    arguments = (env_id, entry, seconds, start, results)
+    processes = [context.Process(target=step_alone, args=arguments) for _ in range(n_processes)]
+    for process in processes:
+        process.start()
+    rate = sum(results.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return rate
+
+
+def _rate(step: Callable[[], Any], n_envs: int, seconds: float) -> float:
+    step()
+    begin = time.perf_counter()
+    n_steps = 0
+    while (passed := time.perf_counter() - begin) < seconds:
+        step()
+        n_steps += n_envs
+    return n_steps / passed
+
+
+# ---------------------------------------------------------------- where the time goes
+
+
+class Stopwatch:
+    """Adds up the time that is spent in functions, without that of the timed functions inside them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._inner = [0.0]
+
+    def timed(self, function: Callable[..., Any], name: str | Callable[..., str]) -> Callable[..., Any]:
+        """
+        :param function: What to time
+        :param name: Under which name, or a function of its arguments that gives it
+        :return: The function with a stopwatch
+        """
+
+        @wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._inner.append(0.0)
+            begin = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                passed = time.perf_counter() - begin
+                self.seconds[name if isinstance(name, str) else name(*args)] += passed - self._inner.pop()
+                self._inner[-1] += passed
+
+        return wrapper
+
+
+def attach(stopwatch: Stopwatch, model: Any) -> None:
+    """
+    Time the parts of the training.
+
+    :param stopwatch: What adds them up
+    :param model: The algorithm
+    """
+
+    class TimedTeam(RolloutTeam):
+        __call__ = stopwatch.timed(RolloutTeam.__call__, "inference")
+        to_env_actions = stopwatch.timed(RolloutTeam.to_env_actions, "actions to the environment")
+
+    on_policy_algorithm.RolloutTeam = TimedTeam  # type: ignore[misc]
+    buffer, env = model.rollout_buffer, model.env
+    for owner, method, name in (
+        (env, "step_async", "environment"),
+        (env, "step_wait", "environment"),
+        (buffer, "add", "buffer"),
+        (buffer, "compute_returns_and_advantage", "GAE"),
+        (buffer, "agent_data", "batches"),
+        (model, "_check_step", "checks"),
+        (model, "_update_info_buffer", "episode statistics"),
+        (model, "_bootstrap_time_limits", "time limits"),
+        (model, "_next_factor", "factor"),
+        (model, "_update_critic", "update of the critic"),
+        (model, "_update_actors", lambda data: f"update of {' and '.join(data)}"),
+        (model, "dump_logs", "logging"),
+    ):
+        setattr(owner, method, stopwatch.timed(getattr(owner, method), name))
+
+
+class Laps(BaseCallback):
+    """
+    When each update began; the first ones are left out.
+
+    :param stopwatch: Set to zero with the first update that counts
+    :param n_warm_up: How many updates do not count
+    """
+
+    def __init__(self, stopwatch: Stopwatch, n_warm_up: int = 2) -> None:
+        super().__init__()
+        self.stopwatch = stopwatch
+        self.n_warm_up = n_warm_up
+        self.times: list[float] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.times.append(time.perf_counter())
+        if len(self.times) == self.n_warm_up + 1:
+            self.stopwatch.seconds.clear()
+
+
+@contextmanager
+def peak_memory(interval: float = 0.05) -> Iterator[dict[str, float]]:
+    """
+    The largest memory of this process and its descendants.
+
+    :param interval: Seconds between two looks
+    :return: ``rss``: resident sizes summed over the processes, with shared pages in each; ``pss``: with every shared page
+        once; ``processes``; filled in at the end. In megabytes
+    """
+    peak: dict[str, float] = {"rss": 0.0, "pss": 0.0, "processes": 0}
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.wait(interval):
+            tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            rss = pss = 0.0
+            for process in tree:
+                try:
+                    rss += process.memory_info().rss / MEGABYTE
+                    pss += getattr(process.memory_full_info(), "pss", float("nan")) / MEGABYTE
+                except psutil.Error:
+                    continue  # it has just ended
+            if rss > peak["rss"]:
+                peak.update(rss=rss, pss=pss, processes=len(tree))
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stop.set()
+        thread.join()
+
+
+# ---------------------------------------------------------------- one run
+
+
+def make_training_env(env_id: str, entry: dict[str, Any]) -> VecEnv:
+    """
+    :param env_id: Which environment
+    :param entry: Its hyperparameters
+    :return: As it is trained on, by the faster way of running it
+    """
+    env = make_joint_vec_env(
+        env_id,
+        entry["n_envs"],
+        seed=0,
+        env_kwargs=entry.get("env_kwargs"),
+        joint_kwargs=entry.get("joint_kwargs"),
+        wrappers=[make_wrapper(wrapper) for wrapper in entry.get("wrappers", [])] or None,
+    )
+    return VecNormalize(env, norm_reward=False) if entry.get("normalize") else env
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    :param args: Of the command line
+    :return: What was measured
+    """
+    entry = read_entry(args.settings, args.env) | dict(args.overrides)
+    raw_id = args.raw_env or args.env
+    raw_entry = entry if raw_id == args.env else read_entry(args.settings, raw_id)
+    n_cores = available_cores()
+    raw: dict[int, list[float]] = {n: [] for n in dict.fromkeys([1, n_cores])}
+
+    def measure_raw() -> None:
+        for n, rates in raw.items():
+            rates.append(raw_rate(raw_id, raw_entry, n, args.seconds))
+
+    measure_raw()
+    stopwatch = Stopwatch()
+    laps = Laps(stopwatch)
+    env = make_training_env(args.env, entry)
+    hyperparams = {key: value for key, value in entry.items() if key not in ENV_KEYS}
+    model = getattr(sb3_happo, args.algo.upper())(env, seed=0, device=args.device, **hyperparams)
+    attach(stopwatch, model)
+    n_rows = model.n_steps * model.n_envs
+    with peak_memory() as memory:
+        model.learn((args.updates + laps.n_warm_up) * n_rows, callback=laps)
+        laps.times.append(time.perf_counter())
+    env.close()
+    measure_raw()
+
+    seconds = np.diff(laps.times[laps.n_warm_up :])
+    total = float(seconds.sum())
+    parts = {name: value / total for name, value in stopwatch.seconds.items()}
+    rate = n_rows * len(seconds) / total
+    raw_rates = {n: statistics.mean(rates) for n, rates in raw.items()}
+    collecting = sum(value for name, value in parts.items() if not name.startswith(("update", "factor", "batches", "logging")))
+    return {
+        "env": args.env,
+        "algo": args.algo,
+        "settings": " ".join([args.settings, *(f"{key}={value}" for key, value in args.overrides)]),
+        "n_envs": model.n_envs,
+        "n_steps": model.n_steps,
+        "vec_env": str(getattr(env.unwrapped, "choice", None) or type(env.unwrapped).__name__),
+        "n_cores": n_cores,
+        "raw_env": raw_id,
+        "raw_steps_per_second": {str(n): round(value) for n, value in raw_rates.items()},
+        "raw_before_and_after": {str(n): [round(value) for value in rates] for n, rates in raw.items()},
+        "steps_per_second": round(rate),
+        "ratio_to_raw": round(rate / raw_rates[n_cores], 3),
+        "collection_ratio_to_raw": round(rate / collecting / raw_rates[n_cores], 3),
+        "seconds_per_update": {
+            "mean": round(total / len(seconds), 4),
+            "median": round(float(np.median(seconds)), 4),
+            "best": round(float(seconds.min()), 4),
+        },
+        "updates": len(seconds),
+        # What all cores would need for the steps of the bare environment, of what is spent in the vectorised one
+        "bare_stepping": round(rate / raw_rates[n_cores], 4),
+        "parts": {name: round(value, 4) for name, value in sorted(parts.items(), key=lambda part: -part[1])}
+        | {"the rest": round(1 - sum(parts.values()), 4)},
+        "peak_memory_mb": {name: round(value) for name, value in memory.items()},
+        "command": f"python zoo/speed.py {shlex.join(sys.argv[1:])}",
+        "commit": _commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+    }
+
+
+def report(run: dict[str, Any]) -> str:
+    """
+    :param run: What was measured
+    :return: To read
+    """
+    raw = run["raw_steps_per_second"]
+    names = {name: "one process" if name == "1" else f"{name} processes" for name in raw}
+    lines = [
+        f"{run['algo']} on {run['env']}, {run['n_envs']} environments x {run['n_steps']} steps, settings {run['settings']}",
+        f"environments in         {run['vec_env']}",
+        *(
+            f"raw {names[n]:<19} {rate:>8,} steps/s (before and after: {run['raw_before_and_after'][n]})"
+            for n, rate in raw.items()
+        ),
+        f"training                {run['steps_per_second']:>8,} steps/s, mean of {run['updates']} updates; an update takes "
+        f"{run['seconds_per_update']['median']} s (median), {run['seconds_per_update']['best']} s (best)",
+        f"ratio to raw            {run['ratio_to_raw']:>8} on {run['n_cores']} cores; of collection alone "
+        f"{run['collection_ratio_to_raw']}",
+        f"peak memory             {run['peak_memory_mb']['rss']:>8,} MB over {run['peak_memory_mb']['processes']} processes "
+        f"({run['peak_memory_mb']['pss']:,} MB with shared pages counted once)",
+        "where the time goes (of the environment's share, the bare steps would take "
+        f"{100 * run['bare_stepping']:.1f} %, the rest is transport and joining):",
+        *(f"  {100 * share:5.1f} %  {name}" for name, share in run["parts"].items()),
+    ]
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- inference alone
+
+
+def measure_inference(counts: list[int], n_envs: int = 20, n_repeats: int = 300) -> dict[int, float]:
+    """
+    What a decision of the team costs, with 18 observations and 5 actions each, as on simple_spread.
+
+    :param counts: Numbers of equal agents
+    :param n_envs: Environments that are answered at once
+    :param n_repeats: Decisions of each team, taken in turns
+    :return: Per number of agents, the median of the microseconds from observations to actions for the environments, without
+        the critic
+    """
+    teams, times = {}, defaultdict(list)
+    for n in counts:
+        agents = [f"agent_{index}" for index in range(n)]
+        box = spaces.Box(-1, 1, (18,), np.float32)
+        observation_space = spaces.Dict([*((agent, box) for agent in agents), ("state", box)])
+        action_space = spaces.Dict([(agent, spaces.Discrete(5)) for agent in agents])
+        policy = JointPolicy(observation_space, action_space, lambda _: 1e-3)
+        obs = {key: th.as_tensor(np.stack([space.sample()] * n_envs)) for key, space in observation_space.spaces.items()}
+        teams[n] = RolloutTeam(policy), obs
+    with torch_threads(1):
+        for _ in range(n_repeats):
+            for n, (team, obs) in teams.items():
+                begin = time.perf_counter()
+                team.to_env_actions(team(obs))
+                times[n].append(time.perf_counter() - begin)
+    return {n: round(1e6 * statistics.median(values), 1) for n, values in times.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", default="happo", choices=["happo", "hatrpo", "haa2c", "mappo", "ippo"])
+    parser.add_argument("--env", help="an entry of the settings")
+    parser.add_argument("--raw-env", help="whose raw stepping to compare with; by default the same")
+    parser.add_argument("--settings", default="happo_harl", help="file in zoo/hyperparams")
+    parser.add_argument("-P", dest="overrides", type=override, nargs="+", default=[], metavar="NAME:VALUE")
+    parser.add_argument("--updates", type=int, default=10, help="how many to time, after two that are not timed")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of raw stepping, before and after, each way")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--inference", type=int, nargs="+", metavar="N", help="only time decisions of N equal agents")
+    parser.add_argument("--json", help="also append what was measured to this file, as one line of JSON; - for the screen")
+    args = parser.parse_args()
+    run: dict[Any, Any]
+    if args.inference:
+        run = measure_inference(args.inference)
+        print("\n".join(f"{n:4} agents {value:8.1f} us" for n, value in run.items()))
+    elif args.env is None:
+        parser.error("--env is needed")
+    else:
+        run = measure(args)
+        print(report(run))
+    if args.json == "-":
+        print(json.dumps(run))
+    elif args.json:
+        with open(args.json, "a") as file:
+            file.write(json.dumps(run) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -202,7 +202,7 @@ def value_loss(values: list[float], old: list[float], returns: list[float], **se
     model = small(HAPPO, alike_team(1), **settings)
     model.policy.critic = Given()
     column = [th.tensor(numbers).unsqueeze(1) for numbers in (values, old, returns)]
-    return model._value_loss(CriticBatch({"state": column[0]}, column[1], column[2], None)).item()
+    return model._value_losses(CriticBatch({"state": column[0]}, column[1], column[2], None)).mean().item()
 
 
 def test_value_losses() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 import torch as th
@@ -9,15 +10,55 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from sb3_happo import HAPPO
-from sb3_happo.common.threads import fitting_threads, torch_threads
+from sb3_happo.common.gradients import add_up, pieces
+from sb3_happo.common.threads import torch_threads
 
 
-def test_threads_grow_with_the_work() -> None:
-    """Small networks on small batches get one; convolutions keep all."""
-    small, large = nn.Linear(20, 64), nn.Sequential(nn.Linear(512, 2048), nn.Linear(2048, 2048))
-    assert fitting_threads([small], 1000) == 1
-    assert fitting_threads([small, large], 4000) > 8
-    assert fitting_threads([small, nn.Conv2d(3, 8, 3)], 10) == th.get_num_threads()
+class Batch(NamedTuple):
+    """A minibatch of a regression."""
+
+    inputs: th.Tensor
+    targets: th.Tensor
+
+
+def test_numbers_do_not_depend_on_the_threads() -> None:
+    """A large minibatch, divided among threads or not: the same weights to the last bit."""
+
+    def trained(n_threads: int) -> th.Tensor:
+        th.set_num_threads(1)  # the initial weights' decomposition does depend on them
+        model = HAPPO("CartPole-v1", n_steps=4096, batch_size=4096, n_epochs=2, seed=0)
+        th.set_num_threads(n_threads)
+        model.learn(4096)
+        return th.cat([param.detach().flatten() for param in model.policy.parameters()])
+
+    before = th.get_num_threads()
+    try:
+        assert th.equal(trained(1), trained(3))
+    finally:
+        th.set_num_threads(before)
+
+
+def test_a_divided_minibatch_has_the_gradient_of_the_whole() -> None:
+    """To rounding, for parameters that take part, and none for one that does not."""
+    batch = Batch(*th.randn(2, 5000, 4).unbind())
+    layer, idle = nn.Linear(4, 4), nn.Linear(1, 1)
+    params = [*layer.parameters(), *idle.parameters()]
+
+    def contribution(piece: Batch) -> tuple[th.Tensor, th.Tensor]:
+        loss = (layer(piece.inputs) - piece.targets).abs().sum() / 5000
+        return loss, th.stack([loss, 2 * loss])
+
+    parts = pieces(batch)
+    assert [len(piece.inputs) for piece in parts] == [2500, 2500]
+    figures = add_up(contribution, parts, params)
+    found = [None if param.grad is None else param.grad.clone() for param in params]
+    loss, _ = contribution(batch)
+    whole = th.autograd.grad(loss, params, allow_unused=True)
+    assert found[2:] == [None, None] == list(whole[2:])
+    for mine, exact in zip(found[:2], whole[:2], strict=True):
+        assert mine is not None
+        th.testing.assert_close(mine, exact, rtol=1e-4, atol=1e-6)
+    th.testing.assert_close(figures, th.stack([loss, 2 * loss]).detach())
 
 
 @pytest.mark.usefixtures("two_threads")

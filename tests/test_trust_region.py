@@ -8,6 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.env_util import make_vec_env
 from torch.func import functional_call
 
@@ -331,11 +332,11 @@ def test_line_search_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) 
     policy = model.policies["arm"]
     visited: list[th.Tensor] = []
 
-    def evaluate(*args: Any, **kwargs: Any) -> tuple[th.Tensor, th.Tensor]:
+    def get_distribution(*args: Any, **kwargs: Any) -> Distribution:
         visited.append(flatten(list(policy.parameters())).detach().clone())
-        return AgentPolicy.evaluate_actions(policy, *args, **kwargs)
+        return AgentPolicy.get_distribution(policy, *args, **kwargs)
 
-    monkeypatch.setattr(policy, "evaluate_actions", evaluate)
+    monkeypatch.setattr(policy, "get_distribution", get_distribution)
     model.learn(32)
     moved = [params - visited[0] for params in visited if not th.equal(params, visited[0])]
     assert [float(move.norm() / moved[0].norm()) for move in moved] == pytest.approx([1.0, 0.3], rel=1e-3)

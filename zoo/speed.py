@@ -81,7 +81,9 @@ def _team_step(env: Any) -> Callable[[], None]:
     """A function that makes one step of a parallel or a Gymnasium environment."""
     parallel = callable(env.action_space)
     team = env.possible_agents if parallel else None
-    many = [{agent: env.action_space(agent).sample() for agent in team} if team else env.action_space.sample() for _ in range(100)]
+    many = [
+        {agent: env.action_space(agent).sample() for agent in team} if team else env.action_space.sample() for _ in range(100)
+    ]
     env.reset(seed=0)
     count = 0
 
@@ -121,10 +123,6 @@ def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: floa
     :param seconds: For how long
     :return: Steps per second of all of them together
     """
-    if env_id.startswith("envpool/"):
-        return _raw_envpool(env_id, entry, n_processes, seconds)
-    if env_id.startswith("vmas/"):
-        return _raw_vmas(env_id, entry, n_processes, seconds)
     context = mp.get_context("spawn")
     start, results = context.Barrier(n_processes), context.Queue()
     arguments = (env_id, entry, seconds, start, results)
@@ -135,16 +133,6 @@ def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: floa
     for process in processes:
         process.join()
     return rate
-
-
-def _rate(step: Callable[[], Any], n_envs: int, seconds: float) -> float:
-    step()
-    begin = time.perf_counter()
-    n_steps = 0
-    while (passed := time.perf_counter() - begin) < seconds:
-        step()
-        n_steps += n_envs
-    return n_steps / passed
 
 
 # ---------------------------------------------------------------- where the time goes
@@ -190,7 +178,7 @@ def attach(stopwatch: Stopwatch, model: Any) -> None:
         __call__ = stopwatch.timed(RolloutTeam.__call__, "inference")
         to_env_actions = stopwatch.timed(RolloutTeam.to_env_actions, "actions to the environment")
 
-    on_policy_algorithm.RolloutTeam = TimedTeam  # type: ignore[misc]
+    setattr(on_policy_algorithm, "RolloutTeam", TimedTeam)  # noqa: B010 (a class is not assigned to)
     buffer, env = model.rollout_buffer, model.env
     for owner, method, name in (
         (env, "step_async", "environment"),

@@ -195,12 +195,12 @@ class MultiAgentRolloutBuffer:
         )
 
 
-def take(batch: Any, rows: th.Tensor | None) -> Any:
+def take(batch: Any, rows: th.Tensor | slice | None) -> Any:
     """
     Rows of a batch.
 
     :param batch: A NamedTuple of tensors, dicts of tensors, and None
-    :param rows: Indices; None for all rows, without a copy
+    :param rows: Indices; None for all rows, without a copy; a slice for some, without a copy
     :return: A batch of the same type
     """
     if rows is None:

@@ -45,11 +45,14 @@ def make_optimizer(
     :param network: Whose parameters to optimise
     :param lr_schedule: Learning rate over the remaining progress
     :param optimizer_class: Optimiser
-    :param optimizer_kwargs: Its keyword arguments; by default SB3's own, a larger epsilon that avoids NaN in Adam
+    :param optimizer_kwargs: Its keyword arguments; by default SB3's own, a larger epsilon that avoids NaN in Adam. PyTorch's
+        common optimisers run fused unless ``fused=False`` is among them
     :return: The optimiser, at the schedule's first rate
     """
     if optimizer_kwargs is None:
         optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
+    if optimizer_class in (th.optim.Adam, th.optim.AdamW, th.optim.SGD):
+        optimizer_kwargs = {"fused": True} | optimizer_kwargs
     return optimizer_class(network.parameters(), lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
 
 

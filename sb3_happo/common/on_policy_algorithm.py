@@ -5,6 +5,7 @@ import io
 import pathlib
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -18,14 +19,16 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
+from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
-from sb3_happo.common.threads import fitting_threads, torch_threads
+from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.vec_env import VecTeamOfOne
@@ -129,6 +132,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.normalize_value = normalize_value
         self.huber_delta = huber_delta
         self._last_active: np.ndarray | None = None
+        self._executor: ThreadPoolExecutor | None = None  # during `learn`, threads for gradients
         if self.env is not None:
             if verbose >= 1 and getattr(self.env.unwrapped, "choice", None) is not None:
                 print(f"{self.env.num_envs} environments run in {self.env.unwrapped.choice}")  # type: ignore[attr-defined]
@@ -301,11 +305,16 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param progress_bar: Show a progress bar (needs tqdm and rich)
         :return: The trained model
         """
-        n_rows = self.rollout_buffer.n_rows
-        n_threads = fitting_threads([*self.policies.values(), self.critic], min(self.batch_size or n_rows, n_rows))
         name = tb_log_name or type(self).__name__
-        with torch_threads(n_threads):
-            return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
+        n_threads = th.get_num_threads()
+        keep_freed_memory()
+        convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
+        with torch_threads(n_threads if convolutions else 1), ThreadPoolExecutor(1 if convolutions else n_threads) as executor:
+            self._executor = executor
+            try:
+                return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
+            finally:
+                self._executor = None
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         before = self._last_obs
@@ -466,15 +475,19 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         targets = self._critic_targets(data)
         rate = self.critic_lr_schedule(self._current_progress_remaining)
         update_learning_rate(self.critic.optimizer, rate)
+        params = list(self.critic.parameters())
         losses = []
         for _ in range(self.critic_n_epochs):
             for batch in minibatches(targets, self.critic_batch_size):
-                loss = self._value_loss(batch)
-                self.critic.optimizer.zero_grad()
-                (self.vf_coef * loss).backward()
-                th.nn.utils.clip_grad_norm_(self.critic.parameters(), self.max_grad_norm)
+                n_values = batch.returns.numel() if batch.active is None else int(batch.active.sum())
+
+                def contribution(piece: CriticBatch, n_values: int = n_values) -> tuple[th.Tensor, th.Tensor]:
+                    loss = self._value_losses(piece).sum() / n_values
+                    return self.vf_coef * loss, loss
+
+                losses.append(add_up(contribution, pieces(batch), params, self._executor))
+                nn.utils.clip_grad_norm_(params, self.max_grad_norm)
                 self.critic.optimizer.step()
-                losses.append(loss.detach())
         variance = data.returns.var()
         explained = 1 - (data.returns - data.old_values).var() / variance if variance > 0 else th.tensor(float("nan"))
         self.logger.record("train/value_loss", th.stack(losses).mean().item())
@@ -490,10 +503,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         norm.update(data.returns, data.active)
         return data._replace(old_values=old_values, returns=norm.normalize(data.returns))
 
-    def _value_loss(self, batch: CriticBatch) -> th.Tensor:
+    def _value_losses(self, batch: CriticBatch) -> th.Tensor:
         """
         :param batch: In the critic's own units
-        :return: Mean squared error, or Huber loss, of the values
+        :return: Squared error, or Huber loss, of each value that counts
         """
         values = self.critic(batch.observations)
         errors = [values]
@@ -508,9 +521,12 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             for value in errors
         ]
         loss = losses[0] if len(losses) == 1 else th.maximum(*losses)
-        return loss.mean() if batch.active is None else loss[batch.active].mean()
+        return loss if batch.active is None else loss[batch.active]
 
     # ---------------------------------------------------------------- save and load
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_executor"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         # Agents that share parameters share the optimiser too

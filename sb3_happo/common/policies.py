@@ -178,7 +178,7 @@ class AgentPolicy(BasePolicy, TeamModel):
 
     def get_distribution(self, obs: PyTorchObs, action_masks: th.Tensor | None = None) -> Distribution:
         """
-        The distribution over raw actions. The object is the policy's own: the next call changes it.
+        The distribution over raw actions.
 
         :param obs: Own observations, ``(batch, ...)``
         :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
@@ -189,7 +189,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         if self.one_hot is not None:
             features = th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
         latent = self.body(features)
-        return set_parameters(self.action_dist, self.head(latent), self.effective_log_std(), action_masks)
+        # A new one each time: several threads may ask at once
+        distribution = make_action_distribution(self.action_space, self.masked)
+        return set_parameters(distribution, self.head(latent), self.effective_log_std(), action_masks)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
@@ -214,10 +216,17 @@ class AgentPolicy(BasePolicy, TeamModel):
         :return: Log-probability of each whole action and entropy of its distribution, both ``(batch,)``
         """
         distribution = self.get_distribution(obs, action_masks)
-        log_prob = distribution.log_prob(actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions)
         entropy = distribution.entropy()
         assert entropy is not None
-        return log_prob, entropy
+        return self.log_prob(distribution, actions), entropy
+
+    def log_prob(self, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+        """
+        :param distribution: Of :meth:`get_distribution`
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: Log-probability of each whole action, ``(batch,)``
+        """
+        return distribution.log_prob(actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions)
 
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None

@@ -1,13 +1,15 @@
-"""How many of PyTorch's threads the work is worth: on small batches they wait for each other longer than they work."""
+"""
+What PyTorch gets of the machine. Its own threads, which share each operation, wait for each other longer than they work on
+batches of a few thousand rows, and bring everything to a crawl where another program wants a core; so there is one, except for
+convolutions, and large minibatches are divided instead (see :mod:`~sb3_happo.common.gradients`).
+"""
 
-from collections.abc import Iterator, Sequence
+import ctypes
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch as th
-from torch import nn
-
-# Floating-point operations of one gradient step that are worth a thread, some 10 ms of one core
-_WORTH_A_THREAD = 5e8
 
 
 @contextmanager
@@ -25,14 +27,14 @@ def torch_threads(n_threads: int) -> Iterator[None]:
         th.set_num_threads(before)
 
 
-def fitting_threads(networks: Sequence[nn.Module], n_rows: int) -> int:
+def keep_freed_memory() -> None:
     """
-    :param networks: What is trained, one after the other
-    :param n_rows: Rows of a minibatch
-    :return: The number of threads that a gradient step of the largest one is worth, at least 1
+    Let the C library keep the memory that tensors give back, up to 256 MB for each thread that made some, instead of returning
+    it to the system, which has to clear it page by page when the next gradient step asks for the same again.
+
+    It holds from now on, for the whole process. Only glibc is told; elsewhere nothing happens.
     """
-    if any(isinstance(module, nn.Conv2d) for network in networks for module in network.modules()):
-        return th.get_num_threads()  # a convolution uses each of its parameters many times over
-    # Forward two operations for each parameter and row, backward four
-    n_operations = max(6 * n_rows * sum(param.numel() for param in network.parameters()) for network in networks)
-    return max(1, int(n_operations / _WORTH_A_THREAD))
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: larger blocks come from the system, and go back to it
+        mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD

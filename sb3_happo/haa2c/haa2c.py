@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.type_aliases import ActorBatch
-from sb3_happo.happo.happo import HAPPO, normalize
+from sb3_happo.happo.happo import HAPPO
 
 
 class HAA2C(HAPPO):
@@ -41,10 +41,7 @@ class HAA2C(HAPPO):
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
         :param log_prob: Of the actions now, ``(batch,)``
-        :param batch: With their advantages and factor
+        :param batch: With their (normalised) advantages and factor
         :return: Negated objective of the policy gradient, scalar
         """
-        advantages = batch.advantages
-        if self.normalize_advantage in (True, "minibatch"):
-            advantages = normalize(advantages)
-        return -(log_prob * batch.factor * advantages).mean()
+        return -(log_prob * batch.factor * batch.advantages).mean()

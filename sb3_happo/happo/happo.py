@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
+from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
 from sb3_happo.common.trust_region import flat_gradient
@@ -218,6 +219,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         data = self.rollout_buffer.agent_data(agent, factor)
         if not len(data.advantages):
             return 0.0
+        if self.normalize_advantage:
+            data = normalize_advantages(data)
         policy = self.policies[agent]
         log_prob, _ = policy.evaluate_actions(data.observations, data.actions, data.action_masks)
         params = [param for param in policy.parameters() if param.requires_grad]
@@ -233,22 +236,28 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         policies = {agent: self.policies[agent] for agent in data}
         leader, policy = next(iter(policies.items()))
         update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
+        params = [param for param in policy.parameters() if param.requires_grad]
         if self.normalize_advantage == "rollout":
-            data = {agent: rows._replace(advantages=normalize(rows.advantages)) for agent, rows in data.items()}
+            data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []
         for _ in range(self.n_epochs):
             for batch in joint_minibatches(data, self.batch_size):
-                terms = [self._actor_terms(policies[agent], rows) for agent, rows in batch.items()]
-                sizes = th.tensor([len(rows.advantages) for rows in batch.values()], device=self.device)
-                policy_loss, entropy, approx_kl, clip_fraction = (th.stack(terms) * (sizes / sizes.sum())[:, None]).sum(dim=0)
-                logs.append(th.stack([policy_loss, entropy, approx_kl, clip_fraction]).detach())
-                if self.target_kl is not None and approx_kl > 1.5 * self.target_kl:
+                if self.normalize_advantage in (True, "minibatch"):
+                    batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
+                n_rows = sum(len(rows.advantages) for rows in batch.values())
+
+                def contribution(part: tuple[str, ActorBatch], n_rows: int = n_rows) -> tuple[th.Tensor, th.Tensor]:
+                    agent, rows = part
+                    terms = self._actor_terms(policies[agent], rows) * (len(rows.advantages) / n_rows)
+                    return terms[0] - self.ent_coef * terms[1], terms
+
+                parts = [(agent, piece) for agent, rows in batch.items() for piece in pieces(rows)]
+                logs.append(add_up(contribution, parts, params, self._executor))
+                if self.target_kl is not None and logs[-1][2] > 1.5 * self.target_kl:
                     self._log_actors(list(data), logs)
                     return
 
-                policy.optimizer.zero_grad()
-                (policy_loss - self.ent_coef * entropy).backward()
-                th.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+                th.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
                 policy.optimizer.step()
         self._log_actors(list(data), logs)
 
@@ -274,13 +283,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         PPO's clipped objective of ``M = factor * A``, negated (line 11 of Algorithm 3).
 
         :param log_prob: Of the actions now, ``(batch,)``
-        :param batch: With their log-probabilities at collection, advantages and factor
+        :param batch: With their log-probabilities at collection, (normalised) advantages and factor
         :return: Scalar
         """
-        advantages = batch.advantages
-        if self.normalize_advantage in (True, "minibatch"):
-            advantages = normalize(advantages)
-        objective = batch.factor * advantages
+        objective = batch.factor * batch.advantages
         ratio = th.exp(log_prob - batch.old_log_prob)
         clip_range = self._clip_range()
         return -th.min(ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective).mean()
@@ -330,11 +336,12 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
-def normalize(advantages: th.Tensor) -> th.Tensor:
+def normalize_advantages(batch: ActorBatch) -> ActorBatch:
     """
-    :param advantages: ``(batch,)``
-    :return: The same with mean 0 and standard deviation 1; a single one as it is
+    :param batch: Some of an agent's rows
+    :return: The same with advantages of mean 0 and standard deviation 1; a single row as it is
     """
+    advantages = batch.advantages
     if len(advantages) < 2:
-        return advantages
-    return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        return batch
+    return batch._replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))

@@ -1,6 +1,5 @@
 """HATRPO: Heterogeneous-Agent Trust Region Policy Optimisation."""
 
-import copy
 from typing import Any
 
 import torch as th
@@ -9,7 +8,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.trust_region import flat_gradient, hessian_vector_product, line_search, natural_step
 from sb3_happo.common.type_aliases import ActorBatch
-from sb3_happo.happo.happo import HAPPO, normalize
+from sb3_happo.happo.happo import HAPPO, normalize_advantages
 
 
 class HATRPO(HAPPO):
@@ -73,21 +72,21 @@ class HATRPO(HAPPO):
         params = [param for param in self.policies[agents[0]].parameters() if param.requires_grad]
         with th.no_grad():
             old = {
-                agent: copy.deepcopy(self.policies[agent].get_distribution(rows.observations, rows.action_masks))
+                agent: self.policies[agent].get_distribution(rows.observations, rows.action_masks)
                 for agent, rows in data.items()
             }
-        objectives = {
-            agent: rows.factor * (normalize(rows.advantages) if self.normalize_advantage else rows.advantages)
-            for agent, rows in data.items()
-        }
+        if self.normalize_advantage:
+            data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
 
         def evaluate() -> tuple[th.Tensor, th.Tensor]:
             """The objective and the mean divergence at the present parameters."""
             gains, divergences = [], []
             for agent, rows in data.items():
-                log_prob, _ = self.policies[agent].evaluate_actions(rows.observations, rows.actions, rows.action_masks)
-                gains.append(th.exp(log_prob - rows.old_log_prob) * objectives[agent])
-                divergences.append(kl_divergence(old[agent], self.policies[agent].action_dist))
+                policy = self.policies[agent]
+                distribution = policy.get_distribution(rows.observations, rows.action_masks)
+                ratio = th.exp(policy.log_prob(distribution, rows.actions) - rows.old_log_prob)
+                gains.append(ratio * rows.factor * rows.advantages)
+                divergences.append(kl_divergence(old[agent], distribution))
             return th.cat(gains).mean(), th.cat(divergences).mean()
 
         objective, divergence = evaluate()

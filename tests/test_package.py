@@ -106,6 +106,7 @@ def test_no_import_cycle() -> None:
 def test_environments_do_without_torch(room: str, without: set[str]) -> None:
     trees = {module: tree for module, tree in MODULES.items() if module.split(".")[1:2] == [room]}
     assert trees
+    trees.pop("sb3_happo.vec_env.vmas_vec_env", None)  # a simulator made of tensors, imported when it is asked for
     for module, tree in trees.items():
         found = without & {name.partition(".")[0] for name in at_import(tree)}
         assert not found, f"{module} imports {found}"

@@ -80,7 +80,7 @@ class MultiAgentRolloutBuffer:
         self,
         obs: dict[str, th.Tensor],
         step: JointStep,
-        rewards: np.ndarray,
+        rewards: th.Tensor,
         episode_starts: np.ndarray,
         active: np.ndarray | None,
     ) -> None:
@@ -99,7 +99,7 @@ class MultiAgentRolloutBuffer:
             self.actions[agent][self.pos] = actions
             self.log_probs[agent][self.pos] = step.log_probs[agent]
         self.values[self.pos] = step.values
-        self.rewards[self.pos] = th.as_tensor(rewards)
+        self.rewards[self.pos] = rewards
         self.episode_starts[self.pos] = th.as_tensor(episode_starts)
         if active is not None:
             self.active[self.pos] = th.as_tensor(active)

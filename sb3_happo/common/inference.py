@@ -169,3 +169,12 @@ class RolloutTeam:
         for agent in self.singles:
             self.policy.policies[agent].to_env_actions(step.actions[agent].cpu().numpy(), out=joint[agent])
         return joint
+
+    def to_env_tensors(self, step: JointStep) -> dict[str, th.Tensor]:
+        """
+        Join a decision to what an environment made of tensors takes: :meth:`to_env_actions` without leaving the device.
+
+        :param step: The decision
+        :return: For each agent, whose action space is plain, ``(n_envs, ...)``
+        """
+        return {agent: policy.to_env_tensor(step.actions[agent]) for agent, policy in self.policy.policies.items()}

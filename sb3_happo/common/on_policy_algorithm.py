@@ -4,7 +4,7 @@ import difflib
 import io
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -29,7 +29,7 @@ from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
-from sb3_happo.common.type_aliases import CriticBatch
+from sb3_happo.common.type_aliases import CriticBatch, JointStep
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.vec_env import VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
@@ -322,7 +322,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._last_obs is not before:
             assert self.env is not None and isinstance(self._last_obs, dict)
             self._last_active = self._reset_activity(np.ones(self.n_envs, dtype=bool), None)
-            self._check_step(self._last_obs, np.zeros(self.n_envs), [])
+            self._check_step(self._to_tensors(self._last_obs), th.zeros(self.n_envs, 1, device=self.device), [])
         return result
 
     @torch_threads(1)
@@ -342,12 +342,14 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         team = RolloutTeam(self.policy)
+        # A simulator made of tensors, unless a wrapper stands in between, keeps all on its device
+        to_env_actions: Callable[[JointStep], Any] = team.to_env_tensors if takes_tensors(env) else team.to_env_actions
+        obs = self._to_tensors(self._last_obs)
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            obs = self._to_tensors(self._last_obs)
             step = team(obs)
-            new_obs, rewards, dones, infos = env.step(team.to_env_actions(step))
+            new_obs, rewards, dones, infos = env.step(to_env_actions(step))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -355,37 +357,40 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 return False
 
             assert isinstance(new_obs, dict)
+            next_obs = self._to_tensors(new_obs)
             returns = self._split_rewards(rewards, infos)
-            self._check_step(new_obs, returns, infos)
+            self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
             self._bootstrap_time_limits(returns, dones, infos)
             rollout_buffer.add(obs, step, returns, self._last_episode_starts, self._last_active)  # type: ignore[arg-type]
+            obs = next_obs
             self._last_obs = new_obs
             self._last_episode_starts = dones
             self._last_active = self._reset_activity(dones, infos)
 
         with th.no_grad():
-            last_values = self.policy.predict_values(self._to_tensors(self._last_obs))
+            last_values = self.policy.predict_values(obs)
         rollout_buffer.compute_returns_and_advantage(last_values, dones, self._last_active)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _to_tensors(self, obs: dict[str, np.ndarray]) -> dict[str, th.Tensor]:
+    def _to_tensors(self, obs: Mapping[str, np.ndarray | th.Tensor]) -> dict[str, th.Tensor]:
         return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}
 
-    def _split_rewards(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+    def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
         """
         What each of the critic's values is the value of: here, the team's reward for all of them.
 
         :param rewards: Team rewards, ``(n_envs,)``
         :param infos: Of the step
-        :return: ``(n_envs, n_values)``
+        :return: ``(n_envs, n_values)``, the caller's own
         """
-        return np.repeat(np.asarray(rewards, dtype=np.float32)[:, None], self.critic.n_values, axis=1)
+        column = th.as_tensor(rewards, dtype=th.float32, device=self.device).unsqueeze(1)
+        return column.repeat(1, self.critic.n_values)
 
-    def _bootstrap_time_limits(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _bootstrap_time_limits(self, rewards: th.Tensor, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """
         An episode cut short by a time limit goes on in principle: add the value of where it was cut (in place), as SB3 does.
 
@@ -401,12 +406,16 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not cut:
             return
         last = [infos[index]["terminal_observation"] for index in cut]
-        stacked = {key: np.stack([obs[key] for obs in last]) for key in self.observation_space.spaces}  # type: ignore[attr-defined]
+        keys = self.observation_space.spaces  # type: ignore[attr-defined]
+        # Arrays, or tensors where the environment is made of them
+        join: Any = th.stack if isinstance(next(iter(last[0].values())), th.Tensor) else np.stack
+        stacked = self._to_tensors({key: join([obs[key] for obs in last]) for key in keys})
         self._check_finite(stacked, cut)
         with th.no_grad():
-            values = self.policy.predict_values(self._to_tensors(stacked)).cpu().numpy()
+            values = self.policy.predict_values(stacked)
         if self.critic.n_values > 1:  # an agent that is gone for good has nothing to come
-            values *= np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
+            active = np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
+            values = values * th.as_tensor(active, device=self.device)
         rewards[cut] += self.gamma * values
 
     def _reset_activity(self, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
@@ -428,29 +437,31 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             return None
         return np.stack([np.ones(len(self.agents), dtype=bool) if flag is None else flag for flag in flags])
 
-    def _check_step(self, obs: dict[str, np.ndarray], rewards: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _check_step(self, obs: dict[str, th.Tensor], rewards: th.Tensor, infos: list[dict[str, Any]]) -> None:
         """
         :param obs: What the environment returned
         :param rewards: What will be learned from, ``(n_envs, ...)``
         :param infos: Of the step, with each agent's own reward
         :raises ValueError: On NaN and infinities, and on action masks that allow nothing
         """
-        self._check_finite(obs, range(len(rewards)))
-        index = first_not_finite(rewards)
-        if index is not None:
-            own = zip(self.agents, infos[index].get("agent_rewards", ()), strict=False)
-            blamed = [agent for agent, reward in own if not np.isfinite(reward)]
-            self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
+        if not all_finite([*obs.values(), rewards]):
+            self._check_finite(obs, range(len(rewards)))
+            index = first_not_finite(rewards)
+            if index is not None:
+                own = zip(self.agents, infos[index].get("agent_rewards", ()), strict=False)
+                blamed = [agent for agent, reward in own if not np.isfinite(reward)]
+                self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
         for agent, policy in self.policies.items():
             if policy.masked:
-                rows = rows_without_choice(policy.action_space, obs[f"{agent}/{MASK}"][..., -policy.n_choices :])
+                masks = obs[f"{agent}/{MASK}"][..., -policy.n_choices :].cpu().numpy()
+                rows = rows_without_choice(policy.action_space, masks)
                 if len(rows):
                     raise ValueError(
                         f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
                         "timesteps); an agent that cannot act must be left out of the observations, or have one legal action."
                     )
 
-    def _check_finite(self, obs: dict[str, np.ndarray], env_indices: Sequence[int]) -> None:
+    def _check_finite(self, obs: dict[str, th.Tensor], env_indices: Sequence[int]) -> None:
         """
         :param obs: Observations, each entry ``(n, ...)``
         :param env_indices: Of which environments, ``(n,)``
@@ -526,7 +537,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_executor"]
+        excluded = [*super()._excluded_save_params(), "_executor"]
+        # A simulator's tensors may be on a device that is not there when they are loaded
+        return [*excluded, "_last_obs"] if self.env is not None and takes_tensors(self.env) else excluded
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         # Agents that share parameters share the optimiser too
@@ -581,15 +594,30 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
-def first_not_finite(values: np.ndarray) -> int | None:
+def takes_tensors(env: VecEnv) -> bool:
+    """
+    :param env: A vectorised environment
+    :return: Whether it takes actions as tensors and then returns tensors; SB3's wrappers know only NumPy
+    """
+    return env is env.unwrapped and getattr(env, "takes_tensors", False)
+
+
+def all_finite(values: Sequence[th.Tensor]) -> bool:
+    """
+    :param values: Tensors of any shapes, on one device
+    :return: True if there is neither NaN nor infinity in them; False may also be an overflow
+    """
+    # The sum is quicker than looking at every number, and one answer for all of them is all that leaves the device
+    return bool(th.stack([value.sum() for value in values if value.is_floating_point()]).isfinite().all())
+
+
+def first_not_finite(values: th.Tensor) -> int | None:
     """
     :param values: ``(n, ...)``
     :return: The first row with NaN or infinity, or None
     """
-    # The sum is quicker than looking at every number, and finite whenever they all are (overflow aside)
-    if values.dtype.kind != "f" or np.isfinite(values.sum()) or np.isfinite(values).all():
-        return None
-    return int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))[0])
+    rows = (~values.isfinite()).reshape(len(values), -1).any(dim=1).nonzero()
+    return int(rows[0]) if len(rows) else None
 
 
 def _check_same_team(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:

@@ -316,6 +316,25 @@ class AgentPolicy(BasePolicy, TeamModel):
                 field[...] = columns
         return out
 
+    def to_env_tensor(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :meth:`to_env_actions` for tensors, on their device, and plain action spaces.
+
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: ``(batch, ...)``
+        """
+        (leaf,) = self.leaves
+        space = leaf.space
+        columns = actions.reshape(-1, *(space.shape or ()))
+        if isinstance(space, spaces.Box):
+            low, high = (th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
+            if self.rescale_actions:
+                columns = low + 0.5 * (columns.clamp(-1.0, 1.0) + 1.0) * (high - low)
+            return columns.clamp(low, high)
+        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+            return columns.long() + th.as_tensor(space.start, device=actions.device)
+        return columns
+
 
 def unbatch(space: spaces.Space, action: Any) -> Any:
     """

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch as th
 
 from sb3_happo.mappo.mappo import MAPPO
 
@@ -27,10 +28,11 @@ class IPPO(MAPPO):
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
         super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
 
-    def _split_rewards(self, rewards: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
+    def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
         """
         :param rewards: Team rewards, unused
         :param infos: With each agent's own reward
-        :return: ``(n_envs, n_agents)``
+        :return: ``(n_envs, n_agents)``, the caller's own
         """
-        return np.stack([info["agent_rewards"] for info in infos]).astype(np.float32)
+        own = np.stack([info["agent_rewards"] for info in infos])
+        return th.as_tensor(own, dtype=th.float32, device=self.device)

@@ -1,0 +1,152 @@
+"""The zoo's train and enjoy scripts, with tiny budgets."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import yaml  # type: ignore[import-untyped]
+from stable_baselines3.common.vec_env import VecNormalize
+
+ZOO = Path(__file__).resolve().parents[1] / "zoo"
+SPREAD = "mpe2/simple_spread_v3"
+TINY = ["--env", SPREAD, "--n-timesteps", "200", "--eval-freq", "-1", "--seed", "1", "--verbose", "0"]
+SMALL = ["--hyperparams", "n_envs:2", "n_steps:50", "batch_size:50", "n_epochs:1"]
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
+    monkeypatch.syspath_prepend(ZOO)
+
+
+@pytest.fixture
+def train() -> ModuleType:
+    return importlib.import_module("train")
+
+
+@pytest.fixture
+def manager() -> ModuleType:
+    return importlib.import_module("exp_manager")
+
+
+def test_a_run_leaves_all_that_tells_and_repeats_it(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:
+    settings = tmp_path / "mine.yml"
+    settings.write_text(
+        f"{SPREAD}: {{n_envs: 2, n_timesteps: 200, n_steps: 50, n_epochs: 1, batch_size: 50, normalize: true,"
+        f' learning_rate: lin_1e-3, env_kwargs: dict(max_cycles=10), joint_kwargs: dict(team_reward="sum"),'
+        f" policy_kwargs: 'dict(net_arch=[8], activation_fn=nn.ReLU)'}}"
+    )
+    arguments = ["-f", str(tmp_path), "-conf", str(settings), "--env", SPREAD, "--seed", "3", "--verbose", "0"]
+    frequencies = ["--eval-freq", "100", "--eval-episodes", "3", "--save-freq", "100"]
+    run = train.main([*arguments, *frequencies])
+    folder = tmp_path / "happo" / "mpe2-simple_spread_v3_1"
+    assert Path(run.save_path) == folder
+    about = folder / "mpe2-simple_spread_v3"
+    assert yaml.unsafe_load((about / "config.yml").read_text()) == yaml.safe_load(settings.read_text())[SPREAD]
+    assert yaml.unsafe_load((about / "args.yml").read_text())["seed"] == 3
+    assert yaml.safe_load((about / "versions.yml").read_text())["sb3_happo"]
+    assert (about / "command.txt").read_text().startswith("python zoo/train.py -f")
+    evaluations = np.load(folder / "evaluations.npz")
+    assert evaluations["timesteps"].tolist() == [100, 200] and evaluations["results"].shape == (2, 3)
+    assert np.all(evaluations["ep_lengths"] == 10), "the evaluation has the entry's env_kwargs"
+
+    for model, n_steps in (("rl_model_100_steps.zip", 100), ("rl_model_200_steps.zip", 200), ("", 200)):
+        team = manager.load_agent(folder / model)
+        env = team.make_env(2, seed=5)
+        assert team.model.num_timesteps == n_steps
+        assert isinstance(env, VecNormalize) and not env.training and not env.norm_reward
+        assert env.obs_rms["agent_0"].count == pytest.approx(n_steps + 2, abs=1)  # with the first reset's
+        env.close()
+    assert (team.algo, team.env_id, team.deterministic) == ("happo", SPREAD, True)
+    assert team.model.lr_schedule(0.5) == pytest.approx(5e-4)
+    assert (folder / "best_model.zip").is_file() and (folder / "best_model" / "vecnormalize.pkl").is_file()
+
+    # The same again, from the same seed, in a folder of its own
+    again = train.main([*arguments, *frequencies])
+    assert Path(again.save_path) == folder.with_name("mpe2-simple_spread_v3_2")
+    other = np.load(Path(again.save_path) / "evaluations.npz")
+    np.testing.assert_array_equal(other["results"], evaluations["results"])
+
+
+def test_continues_a_trained_agent_with_its_normaliser(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:
+    arguments = [*TINY, "-f", str(tmp_path), *SMALL, "normalize:True"]
+    first = Path(train.main(arguments).save_path)
+    old = manager.load_agent(first)
+    with pytest.raises(SystemExit) as exit_:
+        train.main([*arguments, "-i", str(first / "none.zip")])
+    assert exit_.value.code == 2
+    second = Path(train.main([*arguments, "learning_rate:1e-20", "-i", str(first / f"{first.name[:-2]}.zip")]).save_path)
+    new = manager.load_agent(second)
+    counts = [team.make_env().obs_rms["agent_0"].count for team in (old, new)]
+    assert counts[1] == pytest.approx(counts[0] + 202, abs=2)
+    before, after = (team.model.policies["agent_0"].state_dict() for team in (old, new))
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-6)  # it went on from there
+
+
+@pytest.mark.parametrize(
+    ("algo", "env"),
+    [
+        ("hatrpo", SPREAD),
+        ("haa2c", "CartPole-v1"),
+        ("mappo", "pettingzoo.sisl/multiwalker_v9"),
+        ("ippo", "mpe2/simple_speaker_listener_v4"),
+    ],
+)
+def test_every_algorithm_trains_where_there_is_no_entry(
+    train: ModuleType, manager: ModuleType, tmp_path: Path, algo: str, env: str
+) -> None:
+    arguments = ["--algo", algo, "--env", env, "-n", "64", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)]
+    run = train.main([*arguments, "--hyperparams", "n_envs:2", "n_steps:32"])
+    team = manager.load_agent(run.save_path)
+    assert type(team.model) is manager.TEAM_ALGOS[algo]
+    assert team.model.num_timesteps == 64
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--algo", "hapo", "--env", SPREAD], "did you mean 'happo'?"),
+        (["--env", "mpe2/simple_spred_v3"], "Did you mean 'mpe2/simple_spread_v3'"),
+        (["--env", SPREAD, "-params", "lerning_rate:1e-3"], "Did you mean 'learning_rate'?"),
+        (["--env", SPREAD, "-params", "learning_rate"], "expected name:value"),
+        (["--env", SPREAD, "-params", "n_epochs:0"], "n_epochs must be at least 1"),
+        (["--env", SPREAD, "-params", "learning_rate:'lon_1'"], "neither a number nor lin_"),
+        (["--env", SPREAD, "-params", "joint_kwargs:'dict('"], "joint_kwargs: dict( is no valid expression"),
+        (["--env", SPREAD, "--env-kwargs", "N_agents:3"], "N_agents"),
+        (["--env", SPREAD, "-conf", "happo_hrl.yml"], "happo_harl.yml"),
+        (["--env", "mpe2/simple_spred_v3", "-conf", str(ZOO / "hyperparams" / "happo_harl.yml")], f"'{SPREAD}'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_training(
+    train: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        train.main([*arguments, "-n", "200", "-f", str(tmp_path / "logs")])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not list(tmp_path.glob("logs/*/*"))
+
+
+def test_tracking_says_what_to_install(
+    train: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as exit_:
+        train.main([*TINY, "--track", "-f", str(tmp_path)])
+    assert exit_.value.code == 2
+    assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_normalisation_leaves_masks_and_images_alone(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:
+    env = "pettingzoo.classic/connect_four_v3"
+    run = train.main(
+        [*("--env", env, "-n", "16", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)),
+         *("--hyperparams", "n_envs:1", "n_steps:16", "normalize:True")]
+    )  # fmt: skip
+    statistics = manager.load_agent(run.save_path).make_env().obs_rms
+    assert statistics and not any(key.endswith("action_mask") for key in statistics)

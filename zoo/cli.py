@@ -1,0 +1,134 @@
+"""What the command lines of the zoo's scripts share."""
+
+import argparse
+import contextlib
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+from exp_manager import TEAM_ALGOS, nearest
+from rl_zoo3.utils import StoreDict
+from stable_baselines3.common.utils import set_random_seed
+
+
+class StoreKwargs(StoreDict):
+    """RL Zoo's ``name:expression`` arguments, with an error for what is not one."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """
+        :param parser: Of the command line
+        :param namespace: Takes the dict
+        :param values: ``name:expression`` each
+        :param option_string: The option
+        """
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except Exception as error:  # whatever the user's expression raises
+            raise argparse.ArgumentError(
+                self, f"expected name:value, the value a Python expression (text in quotes of its own), got {values}: {error}"
+            ) from error
+
+
+def algorithm(name: str) -> str:
+    """
+    :param name: Of the command line
+    :return: The same, if there is such an algorithm
+    """
+    if name not in TEAM_ALGOS:
+        near = nearest(name, TEAM_ALGOS)
+        raise argparse.ArgumentTypeError(
+            f"there is no {name!r}{near and f', did you mean {near!r}?'} (choose from {', '.join(TEAM_ALGOS)})"
+        )
+    return name
+
+
+def whole_number(text: str) -> int:
+    """
+    :param text: Such as "1000000" or "1e6"
+    :return: The number
+    """
+    return int(float(text))
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Gets the arguments that all scripts have
+    """
+    parser.add_argument("--algo", type=algorithm, default="happo", help=f"one of {', '.join(TEAM_ALGOS)}")
+    parser.add_argument("--env", required=True, help="id of the environment, such as mpe2/simple_spread_v3")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", action=StoreKwargs, help="keyword arguments of the environment: name:value …"
+    )
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
+    parser.add_argument("--seed", type=int, default=-1, help="of everything random; negative for a random one")
+    parser.add_argument("--device", default="auto", help="PyTorch's device: cpu, cuda, …")
+    parser.add_argument("--num-threads", type=int, default=-1, help="PyTorch's threads (-1 for the default)")
+    parser.add_argument("--verbose", type=int, default=1, help="0: no output, 1: information, 2: with tracebacks of errors")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Gets the arguments that all trainings have
+    """
+    parser.add_argument("-n", "--n-timesteps", type=whole_number, default=-1, help="instead of the entry's")
+    parser.add_argument("-f", "--log-folder", default="logs", help="log folder")
+    parser.add_argument(
+        "--eval-env-kwargs", nargs="+", action=StoreKwargs, help="of the environments for evaluation, if others"
+    )
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreKwargs, help="other hyperparameters: name:value …")
+    parser.add_argument("-conf", "--conf-file", help="YAML file or Python package with the hyperparameters")
+    parser.add_argument("--n-eval-envs", type=int, default=1, help="environments for evaluation")
+    parser.add_argument(
+        "--vec-env",
+        choices=["auto", "dummy", "subproc"],
+        default="auto",
+        help="environments in this process, in worker processes, or where they are faster",
+    )
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """
+    Import what the user asked for, and seed.
+
+    :param args: Of the command line; gets a random seed if it has none
+    :raises ImportError: If a package is missing
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # environments in the user's own folder
+    for module in args.gym_packages:
+        importlib.import_module(module)
+    if args.seed < 0:
+        args.seed = int(np.random.randint(2**31 - 1))
+    set_random_seed(args.seed)
+    if args.num_threads > 0:
+        th.set_num_threads(args.num_threads)
+
+
+@contextlib.contextmanager
+def usage_errors(parser: argparse.ArgumentParser, verbose: int) -> Iterator[None]:
+    """
+    Say what was wrong, without a traceback, and exit with 2.
+
+    :param parser: Of the command line
+    :param verbose: From 2 on, with a traceback
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AssertionError, ImportError, OSError) as error:
+        if verbose > 1:
+            raise
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+def command_line(script: str, argv: Sequence[str] | None) -> str:
+    """
+    :param script: Name of the script
+    :param argv: Its arguments, None for those of the process
+    :return: The command that does the same again
+    """
+    return shlex.join(["python", f"zoo/{script}.py", *(sys.argv[1:] if argv is None else argv)])

@@ -43,6 +43,12 @@ setup(
             "rware>=2.0",
             "supersuit>=3.9",
         ],
+        # Multi-agent MuJoCo stepped by EnvPool's threads, `sb3_happo/vec_env/envpool_vec_env.py`
+        "envpool": [
+            'envpool>=1.2.5,<2; python_version >= "3.11"',  # it has no wheels for older ones
+            "gymnasium-robotics>=1.3",
+            "mujoco>=3.0",
+        ],
         # The scripts under zoo/: training, plots, films, tuning
         "zoo": [
             "imageio",

@@ -13,9 +13,9 @@ from sb3_happo.envs import as_joint_env, make_joint_env
 from sb3_happo.envs.make import EnvWrapper, is_vectorised
 from sb3_happo.vec_env.choose import choose_vec_env
 
-# For each of VECTORISED_FAMILIES: the module, imported when it is needed, and its function (id, n_envs, seed, **kwargs)
+# For each of VECTORISED_FAMILIES: the module, imported when it is needed, and what to call there, (id, n_envs, seed, **kwargs)
 _MAKERS = {
-    "envpool": ("sb3_happo.vec_env.envpool_vec_env", "make_envpool_vec_env"),
+    "envpool": ("sb3_happo.vec_env.envpool_vec_env", "EnvPoolVecEnv"),
     "vmas": ("sb3_happo.vec_env.vmas_vec_env", "make_vmas_vec_env"),
 }
 

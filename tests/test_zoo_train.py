@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import yaml  # type: ignore[import-untyped]
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
@@ -25,6 +27,11 @@ def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def train() -> ModuleType:
     return importlib.import_module("train")
+
+
+@pytest.fixture
+def enjoy() -> ModuleType:
+    return importlib.import_module("enjoy")
 
 
 @pytest.fixture
@@ -150,3 +157,90 @@ def test_normalisation_leaves_masks_and_images_alone(train: ModuleType, manager:
     )  # fmt: skip
     statistics = manager.load_agent(run.save_path).make_env().obs_rms
     assert statistics and not any(key.endswith("action_mask") for key in statistics)
+
+
+# ---------------------------------------------------------------- enjoy
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log folder with one run, its best model and a checkpoint."""
+    folder = tmp_path_factory.mktemp("logs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ZOO)
+        arguments = ["-f", str(folder), "--eval-freq", "100", "--save-freq", "100", *SMALL, "normalize:True"]
+        importlib.import_module("train").main([*TINY, *arguments])
+    return folder
+
+
+def test_statistics_without_a_display(
+    enjoy: ModuleType, manager: ModuleType, logs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is what SB3 counts."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    episodes = enjoy.main(["--env", SPREAD, "-f", str(logs), "--n-episodes", "5", "--n-envs", "2", "--seed", "7"])
+    assert "There is no display" in capsys.readouterr().out
+    team = manager.load_agent(logs / "happo" / "mpe2-simple_spread_v3_1")
+    returns, lengths = evaluate_policy(team.model, team.make_env(2, seed=7), 5, return_episode_rewards=True)
+    assert [episode.team_return for episode in episodes] == pytest.approx(returns, rel=1e-4)
+    assert [episode.length for episode in episodes] == lengths
+    for episode in episodes:  # the entry's team reward is the sum
+        assert episode.agent_returns.shape == (3,)
+        assert episode.agent_returns.sum() == pytest.approx(episode.team_return, rel=1e-4)
+
+
+@pytest.mark.parametrize("ending", ["gif", "mp4"])
+def test_films(enjoy: ModuleType, logs: Path, tmp_path: Path, ending: str) -> None:
+    film = tmp_path / "films" / f"team.{ending}"
+    enjoy.main(
+        [
+            "--env",
+            SPREAD,
+            "-f",
+            str(logs),
+            "-n",
+            "6",
+            "--record",
+            str(film),
+            "--record-pixels",
+            "60",
+            "--load-checkpoint",
+            "100",
+        ]
+    )
+    frames = list(imageio.imiter(film))
+    assert frames[0].shape == (60, 60, 3)
+    assert len(frames) == 6 if ending == "mp4" else 3 < len(frames) <= 6  # a GIF shows equal frames as one
+    assert any(np.any(frame != frames[0]) for frame in frames)
+
+
+def test_shipped_agents_are_found_without_a_log_folder(
+    enjoy: ModuleType, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(enjoy, "AGENTS", logs)
+    arguments = ["--env", SPREAD, "--no-render", "--n-episodes", "1", "--verbose", "0"]
+    episodes = [enjoy.main([*arguments, *more])[0] for more in ([], ["--env-kwargs", "max_cycles:4"], ["--load-best"])]
+    assert [episode.length for episode in episodes] == [25, 4, 25]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--env", "mpe2/simple_spred_v3"], "Did you mean mpe2-simple_spread_v3_1?"),
+        (["--env", SPREAD, "--algo", "mappo"], "train one"),
+        (["--env", SPREAD, "--exp-id", "7"], "no run 7"),
+        (["--env", SPREAD, "--load-checkpoint", "7"], "rl_model_7_steps.zip"),
+        (["--env", SPREAD, "--record", "film.avi"], ".gif and .mp4"),
+        (["--env", SPREAD, "--env-kwargs", "n_agents:3"], "n_agents"),
+    ],
+)
+def test_enjoy_says_what_is_wrong(
+    enjoy: ModuleType, logs: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        enjoy.main([*arguments, "-f", str(logs), "--no-render"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error

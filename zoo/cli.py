@@ -119,7 +119,7 @@ def usage_errors(parser: argparse.ArgumentParser, verbose: int) -> Iterator[None
     """
     try:
         yield
-    except (ValueError, TypeError, AssertionError, ImportError, OSError) as error:
+    except (ValueError, TypeError, AssertionError, ImportError, OSError, RuntimeError) as error:
         if verbose > 1:
             raise
         parser.exit(2, f"{parser.prog}: error: {error}\n")

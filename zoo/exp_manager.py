@@ -22,9 +22,10 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_latest_run_id, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 from torch import nn
 
 import sb3_happo
@@ -198,7 +199,7 @@ class TeamExperimentManager(ExperimentManager):
                 "vec_env_cls": self._vec_env_cls(eval_env),
             }
         env = make_joint_vec_env(env_id, n_envs, self.seed + EVAL_SEED * eval_env, joint_kwargs=self.joint_kwargs, **kwargs)
-        if is_vectorised(env_id) and not is_vecenv_wrapped(env, VecMonitor):
+        if not any(env.env_is_wrapped(Monitor)):  # a simulator that runs many at a time without counting itself
             env = VecMonitor(env, monitor_dir)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)

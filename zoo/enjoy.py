@@ -1,0 +1,246 @@
+"""
+Watch a trained team, film it, or count what it gets.
+
+    python zoo/enjoy.py --algo happo --env mpe2/simple_spread_v3
+    python zoo/enjoy.py --algo happo --env mpe2/simple_spread_v3 -f logs --load-best --record team.gif --n-episodes 3
+    python zoo/enjoy.py --algo happo --env mpe2/simple_spread_v3 --no-render --n-episodes 100 --n-envs 10
+
+Agents are taken from the log folder, by default ``logs`` and then those that come with the zoo (``zoo/agents``). Where there
+is no display, or with ``--no-render``, only the returns are printed.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imageio.v3 as imageio
+import numpy as np
+from cli import add_common_arguments, prepare, usage_errors, whole_number
+from exp_manager import AGENTS, load_agent, nearest
+from huggingface_sb3 import EnvironmentName
+from PIL import Image
+from rl_zoo3.utils import get_latest_run_id, get_model_path
+from stable_baselines3.common.vec_env import VecEnv
+
+
+class Episode(NamedTuple):
+    """
+    What a team got in an episode.
+
+    :param team_return: The sum of its rewards
+    :param agent_returns: Of each agent's own ones, ``(n_agents,)``
+    :param length: Steps
+    """
+
+    team_return: float
+    agent_returns: np.ndarray
+    length: int
+
+
+def play(
+    model: Any,
+    env: VecEnv,
+    n_timesteps: int | None = None,
+    n_episodes: int | None = None,
+    deterministic: bool = True,
+    on_step: Callable[[], Any] | None = None,
+) -> Iterator[Episode]:
+    """
+    Let a team play.
+
+    :param model: Its ``predict`` is asked
+    :param env: Where
+    :param n_timesteps: Stop after so many, counted over the environments
+    :param n_episodes: Stop after so many, of which each environment plays its share, so that long episodes count as well
+    :param deterministic: Whether the agents take their most likely actions
+    :param on_step: Called before each step
+    :return: The episodes, as they end
+    """
+    obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
+    returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
+    agent_returns = np.zeros((env.num_envs, len(env.action_space.spaces)))  # type: ignore[attr-defined]
+    shares = np.full(env.num_envs, np.iinfo(int).max)
+    if n_episodes is not None:
+        shares = (n_episodes + np.arange(env.num_envs)) // env.num_envs
+    steps = 0
+    while shares.any() and (n_timesteps is None or steps < n_timesteps):
+        if on_step is not None:
+            on_step()
+        actions, state = model.predict(obs, state=state, episode_start=starts, deterministic=deterministic)
+        obs, rewards, starts, infos = env.step(actions)
+        steps += env.num_envs
+        returns += rewards
+        agent_returns += [info["agent_rewards"] for info in infos]
+        lengths += 1
+        for index in np.flatnonzero(starts):
+            if shares[index]:
+                shares[index] -= 1
+                yield Episode(float(returns[index]), agent_returns[index].copy(), int(lengths[index]))
+            returns[index], agent_returns[index], lengths[index] = 0.0, 0.0, 0
+
+
+def write_film(path: Path, frames: Sequence[np.ndarray], fps: float, pixels: int = 400) -> None:
+    """
+    :param path: Of the film, ``.gif`` or ``.mp4``
+    :param frames: ``(height, width, 3)`` each, uint8
+    :param fps: Frames per second
+    :param pixels: Length of its longer side at most
+    """
+    small = []
+    for frame in frames:
+        image = Image.fromarray(frame)
+        image.thumbnail((pixels, pixels))
+        # Codecs want even sides
+        small.append(np.asarray(image)[: image.height // 2 * 2, : image.width // 2 * 2])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".gif":
+        imageio.imwrite(path, small, duration=1000 / fps, loop=0)
+    else:
+        imageio.imwrite(path, small, fps=fps, macro_block_size=2)
+
+
+def find_model(args: argparse.Namespace) -> str:
+    """
+    :param args: Of the command line
+    :return: Path of the model that it asks for
+    :raises ValueError: If there is none
+    """
+    name = EnvironmentName(args.env)
+    folders = [Path("logs"), AGENTS] if args.folder is None else [args.folder]
+    for folder in folders:
+        runs = folder / args.algo
+        exists = (runs / f"{name}_{args.exp_id}").is_dir() if args.exp_id > 0 else get_latest_run_id(str(runs), name) > 0
+        if exists or (args.exp_id < 0 and runs.is_dir()):
+            checkpoint = None if args.load_checkpoint is None else str(args.load_checkpoint)
+            choice = (args.load_best, checkpoint, args.load_last_checkpoint)
+            return get_model_path(args.exp_id, str(folder), args.algo, name, *choice)[1]
+    there = sorted({path.name for folder in folders for path in (folder / args.algo).glob("*_*") if path.is_dir()})
+    near = nearest(f"{name}_1", there)
+    run = f"run {args.exp_id}" if args.exp_id > 0 else "run"
+    raise ValueError(
+        f"There is no {run} of {args.algo} on {args.env} in {' or '.join(map(str, folders))}; train one with zoo/train.py."
+        + (f" Did you mean {near}?" if near else "")
+        + (f" There are {', '.join(there)}." if there else "")
+    )
+
+
+def print_statistics(episodes: Sequence[Episode], agents: Sequence[str]) -> None:
+    """
+    :param episodes: At least one
+    :param agents: Their names
+    """
+    sums = [episode.agent_returns.sum() for episode in episodes]
+    print(f"{len(episodes)} episodes, mean +/- standard deviation:")
+    for label, values in (
+        ("return of the team", [episode.team_return for episode in episodes]),
+        ("sum over the agents", sums),
+        *((agent, [episode.agent_returns[index] for episode in episodes]) for index, agent in enumerate(agents)),
+        ("length", [episode.length for episode in episodes]),
+    ):
+        print(f"  {label:<20} {np.mean(values):10.2f} +/- {np.std(values):.2f}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """
+    :return: The command line: RL Zoo's flags, and a few more
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_arguments(parser)
+    parser.set_defaults(seed=0)
+    parser.add_argument("-f", "--folder", type=Path, help="log folder; by default logs, then zoo/agents")
+    parser.add_argument("--exp-id", type=int, default=0, help="number of the run (0: the latest, -1: no folder of a run)")
+    parser.add_argument("--load-best", action="store_true", help="the best model instead of the last")
+    parser.add_argument("--load-checkpoint", type=whole_number, help="the checkpoint after so many timesteps")
+    parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
+    parser.add_argument("-n", "--n-timesteps", type=whole_number, default=1000, help="timesteps (%(default)s)")
+    parser.add_argument("--n-episodes", type=int, help="episodes, instead of --n-timesteps")
+    parser.add_argument("--n-envs", type=int, default=1, help="environments")
+    actions = parser.add_mutually_exclusive_group()
+    actions.add_argument(
+        "--deterministic", action="store_true", help="the most likely actions (default, if the entry says so)"
+    )
+    actions.add_argument("--stochastic", action="store_true", help="sampled actions")
+    parser.add_argument("--no-render", action="store_true", help="open no window")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="film to write: .gif or .mp4")
+    parser.add_argument("--fps", type=float, help="of the film, by default the environment's")
+    parser.add_argument("--record-pixels", type=int, default=400, help="the film's longer side (%(default)s)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> list[Episode]:
+    """
+    Command line.
+
+    :param argv: Arguments, by default those of the process
+    :return: The episodes played
+    """
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    with usage_errors(parser, args.verbose):
+        if args.record is not None and args.record.suffix not in (".gif", ".mp4"):
+            raise ValueError(f"--record writes .gif and .mp4, not {args.record}")
+        prepare(args)
+        path = find_model(args)
+        print(f"Loading {path}")
+        team = load_agent(path, args.device)
+        mode = _render_mode(args)
+        env = _make_env(team.make_env, args, mode)
+        deterministic = args.deterministic or (team.deterministic and not args.stochastic)
+        n_timesteps = args.n_timesteps if args.n_episodes is None else None
+        frames: list[np.ndarray] = []
+
+        def on_step() -> None:
+            if mode == "human":
+                env.render("human")
+            elif mode is not None:
+                frames.append(np.asarray(env.get_images()[0]))
+
+        episodes: list[Episode] = []
+        with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
+            for episode in play(team.model, env, n_timesteps, args.n_episodes, deterministic, on_step):
+                episodes.append(episode)
+                if args.verbose > 0:
+                    print(f"Episode {len(episodes)}: return {episode.team_return:.2f}, length {episode.length}")
+        if frames:
+            fps = args.fps or env.get_attr("metadata")[0].get("render_fps", 10)
+            write_film(args.record, frames, fps, args.record_pixels)
+            print(f"Film: {args.record}")
+    if args.verbose > 0:
+        if episodes:
+            print_statistics(episodes, tuple(team.model.agents))
+        else:
+            print("No episode has ended.")
+    env.close()
+    return episodes
+
+
+def _render_mode(args: argparse.Namespace) -> str | None:
+    """The environments', and what they need where there is no display."""
+    display = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if not display or args.no_render or args.record is not None:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    if not display:
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    if args.record is not None:
+        return "rgb_array"
+    if not display and not args.no_render:
+        print("There is no display: nothing is drawn (--record FILE makes a film).")
+    return "human" if display and not args.no_render else None
+
+
+def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: str | None) -> VecEnv:
+    kwargs = ({} if mode is None else {"render_mode": mode}) | (args.env_kwargs or {})
+    try:
+        return make_env(args.n_envs, args.seed, **kwargs)
+    except TypeError as error:
+        if mode is None:
+            raise
+        raise TypeError(f"{error}. If the environment cannot be drawn, pass --no-render.") from error
+
+
+if __name__ == "__main__":
+    main()

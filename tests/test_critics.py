@@ -194,8 +194,8 @@ class Given(Critic):
     def __init__(self) -> None:
         th.nn.Module.__init__(self)
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        return observations["state"]
+    def evaluate(self, observations: dict[str, th.Tensor], sequences: Any = None, active: Any = None) -> Any:
+        return observations["state"], None
 
 
 def value_loss(values: list[float], old: list[float], returns: list[float], **settings: Any) -> float:

@@ -8,8 +8,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_happo.common.memory import owners_of, pack, select
 from sb3_happo.common.policies import JointPolicy
-from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep
+from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
 
 _DTYPES = {np.dtype(np.uint8): th.uint8, np.dtype(np.int8): th.int8, np.dtype(np.int64): th.int64}
 
@@ -29,6 +30,8 @@ class MultiAgentRolloutBuffer:
     :param gae_lambda: Trade-off of bias against variance of the advantages, in [0, 1]
     :param gamma: Discount factor, in [0, 1]
     :param n_envs: Number of environments
+    :param chunk_length: Longest sequence of steps through which a memory is trained, counted from the start of each episode
+        (and rollout); None for no limit
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class MultiAgentRolloutBuffer:
         gae_lambda: float = 1.0,
         gamma: float = 0.99,
         n_envs: int = 1,
+        chunk_length: int | None = None,
     ) -> None:
         assert isinstance(policy.observation_space, spaces.Dict)
         self.buffer_size = buffer_size
@@ -51,6 +55,7 @@ class MultiAgentRolloutBuffer:
         self.gae_lambda = gae_lambda
         self.gamma = gamma
         self.n_envs = n_envs
+        self.chunk_length = chunk_length or buffer_size
 
         def zeros(*shape: int, dtype: th.dtype = th.float32) -> th.Tensor:
             return th.zeros(buffer_size, n_envs, *shape, dtype=dtype, device=self.device)
@@ -68,12 +73,18 @@ class MultiAgentRolloutBuffer:
         self.returns = zeros(n_values)
         self.advantages = zeros(n_values)
         self.episode_starts = zeros()
+        #: Where a sequence begins, with an episode, a chunk or the rollout
+        self.begins = zeros(dtype=th.bool)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new rollout; the tensors are used again."""
         self.pos = 0
         self.full = False
+        self.begins.fill_(False)
+        #: What the team remembered before each sequence, in the order of their first rows
+        self.states: list[RNNStates] = []
+        self._sequence_lengths = np.full(self.n_envs, self.chunk_length)
         self.active.fill_(True)
 
     def add(
@@ -83,6 +94,7 @@ class MultiAgentRolloutBuffer:
         rewards: th.Tensor,
         episode_starts: np.ndarray,
         active: np.ndarray | None,
+        states: RNNStates | None = None,
     ) -> None:
         """
         Append one vectorised step.
@@ -92,7 +104,10 @@ class MultiAgentRolloutBuffer:
         :param rewards: ``(n_envs, n_values)``
         :param episode_starts: Whether ``obs`` began an episode, ``(n_envs,)``
         :param active: Which agents were alive and on turn, ``(n_envs, n_agents)``; None for all
+        :param states: What the team remembered before it, with nothing where ``obs`` began an episode
         """
+        if states is not None:
+            self._begin_sequences(np.asarray(episode_starts, dtype=bool), states)
         for key, stored in self.observations.items():
             stored[self.pos] = obs[key]
         for agent, actions in step.actions.items():
@@ -105,6 +120,17 @@ class MultiAgentRolloutBuffer:
             self.active[self.pos] = th.as_tensor(active)
         self.pos += 1
         self.full = self.pos == self.buffer_size
+
+    def _begin_sequences(self, episode_starts: np.ndarray, states: RNNStates) -> None:
+        if not (states.pi or states.vf is not None):
+            return
+        begins = episode_starts | (self._sequence_lengths == self.chunk_length)
+        self._sequence_lengths = np.where(begins, 1, self._sequence_lengths + 1)
+        if begins.any():
+            here = th.as_tensor(begins, device=self.device)
+            self.begins[self.pos] = here
+            pi = {agent: state[here] for agent, state in states.pi.items()}
+            self.states.append(RNNStates(pi, None if states.vf is None else states.vf[here]))
 
     def compute_returns_and_advantage(
         self, last_values: th.Tensor, dones: np.ndarray, active: np.ndarray | None = None
@@ -166,9 +192,11 @@ class MultiAgentRolloutBuffer:
         :param factor: Product of the ratios of the agents before it, ``(n_rows,)``
         :return: The rows at which it was active
         """
-        rows = self.active_rows(agent)
+        rows, sequences = self.active_rows(agent), None
+        if self.policy.policies[agent].memory is not None:
+            rows, sequences = self._sequences([states.pi[agent] for states in self.states], rows)
         flat = {key: stored.flatten(end_dim=1) for key, stored in self.observations.items()}
-        return take(
+        data = take(
             ActorBatch(
                 self.policy.agent_observation(flat, agent),
                 self.actions[agent].flatten(end_dim=1),
@@ -179,6 +207,20 @@ class MultiAgentRolloutBuffer:
             ),
             rows,
         )
+        return data._replace(rows=rows, sequences=sequences)
+
+    def _sequences(self, states: list[th.Tensor], active_rows: th.Tensor | None = None) -> tuple[th.Tensor, Sequences]:
+        """
+        Lay out the rollout in sequences, each of one environment and within one chunk and one episode.
+
+        :param states: Memory before each sequence, in pieces ``(n, ...)``
+        :param active_rows: Rows at which something happened; None for all of them. The memory passes over the others
+        :return: These rows, in the order of the sequences, and the sequences
+        """
+        numbers = (self.begins.flatten().cumsum(0) - 1).view_as(self.begins)
+        owners = numbers.where(self.begins, -1).cummax(dim=0).values.flatten()  # until the environment's next one begins
+        rows, batch_sizes, present = pack(owners if active_rows is None else owners[active_rows])
+        return rows if active_rows is None else active_rows[rows], Sequences(batch_sizes, th.cat(states)[present])
 
     def critic_data(self) -> CriticBatch:
         """
@@ -187,36 +229,53 @@ class MultiAgentRolloutBuffer:
         :return: All rows
         """
         every_value_counts = self.n_values == 1 or bool(self.active.all())
-        return CriticBatch(
+        data = CriticBatch(
             {key: self.observations[key].flatten(end_dim=1) for key in self.policy.critic.keys},
             self.values.flatten(end_dim=1),
             self.returns.flatten(end_dim=1),
             None if every_value_counts else self.active.flatten(end_dim=1),
         )
+        if not self.policy.critic.recurrent:
+            return data
+        rows, sequences = self._sequences([states.vf for states in self.states if states.vf is not None])
+        return take(data, rows)._replace(sequences=sequences)
 
 
 def take(batch: Any, rows: th.Tensor | slice | None) -> Any:
     """
     Rows of a batch.
 
-    :param batch: A NamedTuple of tensors, dicts of tensors, and None
+    :param batch: A NamedTuple of tensors, dicts of tensors, and None; its sequences, if any, are left as they are
     :param rows: Indices; None for all rows, without a copy; a slice for some, without a copy
     :return: A batch of the same type
     """
     if rows is None:
         return batch
 
-    def pick(part: PyTorchObs | None) -> PyTorchObs | None:
+    def pick(part: PyTorchObs | Sequences | None) -> PyTorchObs | Sequences | None:
         if isinstance(part, dict):
             return {key: value[rows] for key, value in part.items()}
-        return None if part is None else part[rows]
+        return part if part is None or isinstance(part, Sequences) else part[rows]
 
     return type(batch)(*(pick(part) for part in batch))
 
 
+def divide_sequences(batch: Any, numbers: th.Tensor) -> Iterator[Any]:
+    """
+    :param batch: A batch with sequences
+    :param numbers: To which part each sequence goes, ``(n_sequences,)``
+    :return: An iterator over the parts
+    """
+    owners = owners_of(batch.sequences)
+    for number in numbers.unique():
+        rows, sequences = select(batch.sequences, (numbers == number)[owners])
+        yield take(batch, rows)._replace(sequences=sequences)
+
+
 def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
     """
-    Shuffle a batch and cut it up, as SB3 does; the last piece may be smaller.
+    Shuffle a batch and cut it up, as SB3 does; the last piece may be smaller. Sequences stay whole, so that minibatches of
+    them have at most about ``batch_size`` rows.
 
     :param batch: A NamedTuple as for :func:`take`
     :param batch_size: Rows per minibatch; None for all at once
@@ -226,6 +285,13 @@ def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
     if batch_size is None or batch_size >= n_rows:
         # In one piece the order has no meaning, so nothing is shuffled or copied
         yield batch
+        return
+    if batch.sequences is not None:
+        lengths = owners_of(batch.sequences).bincount()
+        order = th.from_numpy(np.random.permutation(len(lengths))).to(lengths.device)
+        numbers = th.empty_like(order)
+        numbers[order] = (lengths[order].cumsum(0) - 1) // batch_size
+        yield from divide_sequences(batch, numbers)
         return
     for rows in th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device).split(batch_size):
         yield take(batch, rows)

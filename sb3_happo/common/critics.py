@@ -9,7 +9,9 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_happo.common.memory import Memory, RecurrentKind, select, single_steps
 from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, make_optimizer
+from sb3_happo.common.type_aliases import CriticBatch, Sequences
 
 STATE = "state"
 AGENT_STATES = "agent_states"
@@ -41,6 +43,10 @@ class ValueNet(TeamModel):
     :param features_extractor_class: Features extractor; by default SB3's choice for the space
     :param features_extractor_kwargs: Keyword arguments of the features extractor
     :param normalize_images: Divide images by 255
+    :param recurrent: "lstm" or "gru" for a memory between features and hidden layers, or None
+    :param lstm_hidden_size: Units of the memory
+    :param n_lstm_layers: Its layers
+    :param lstm_kwargs: See :class:`~sb3_happo.common.memory.Memory`
     """
 
     def __init__(
@@ -55,6 +61,10 @@ class ValueNet(TeamModel):
         features_extractor_class: type[BaseFeaturesExtractor] | None = None,
         features_extractor_kwargs: dict[str, Any] | None = None,
         normalize_images: bool = True,
+        recurrent: RecurrentKind | None = None,
+        lstm_hidden_size: int = 256,
+        n_lstm_layers: int = 1,
+        lstm_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             observation_space,
@@ -66,16 +76,47 @@ class ValueNet(TeamModel):
         self.ortho_init = ortho_init
         self.output_gain = output_gain
         self.features_extractor = self.make_features_extractor()
-        self.body, latent_dim = make_mlp(self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm)
+        features_dim = self.features_extractor.features_dim
+        self.memory = (
+            Memory(recurrent, features_dim, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs)
+            if recurrent
+            else None
+        )
+        self.body, latent_dim = make_mlp(
+            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm, memory=self.memory
+        )
         self.head = nn.Linear(latent_dim, 1)
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
-        :param observations: ``(batch, ...)``
+        :param observations: ``(batch, ...)``, to a network with memory all first ones
         :return: ``(batch, 1)``
         """
+        return self.evaluate(observations)[0]
+
+    def evaluate(
+        self, observations: PyTorchObs, sequences: Sequences | None = None, active: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param observations: ``(batch, ...)``
+        :param sequences: For a network with memory, how they follow each other; None if each begins an episode
+        :param active: At which of them the memory runs on, bool ``(batch,)``, for all if None; values elsewhere mean nothing
+        :return: ``(batch, 1)``; and, if the memory ran on for all, the states after each sequence
+        """
         assert self.features_extractor is not None
-        return self.head(self.body(self.extract_features(observations, self.features_extractor)))
+        features = self.extract_features(observations, self.features_extractor)
+        if self.memory is None:
+            return self.head(self.body(features)), None
+        if sequences is None:
+            sequences = single_steps(self.memory.initial_state(len(features)))
+        if active is None:
+            latent, states = self.memory(features, sequences)
+            return self.head(self.body(latent)), states
+        rows, sequences = select(sequences, active)
+        latent = features.new_zeros(len(features), self.memory.hidden_size)
+        if len(rows):
+            latent = latent.index_copy(0, rows, self.memory(features[rows], sequences)[0])
+        return self.head(self.body(latent)), None
 
 
 class Critic(nn.Module):
@@ -104,19 +145,71 @@ class Critic(nn.Module):
         optimizer_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.networks = nn.ModuleList(networks)
+        self.networks: Any = nn.ModuleList(networks)
         self.keys = keys
         self.n_values = n_values
         self.value_norm = ValueNorm(n_norms) if n_norms else None
         self.optimizer = make_optimizer(self, lr_schedule, optimizer_class, optimizer_kwargs)
 
-    def predict_values(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+    @property
+    def recurrent(self) -> bool:
+        """
+        :return: Whether it has a memory
+        """
+        return self.networks[0].memory is not None
+
+    def initial_state(self, batch_size: int) -> th.Tensor | None:
+        """
+        :param batch_size: Number of environments or sequences
+        :return: What it remembers at the start of an episode: zeros ``(batch_size, n_values, n_parts, n_layers,
+            hidden_size)``, or None without memory
+        """
+        memory = self.networks[0].memory
+        return None if memory is None else memory.initial_state(batch_size * self.n_values).unflatten(0, (-1, self.n_values))
+
+    def evaluate(
+        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param observations: Joint observation, of which the critic's own keys are read, each ``(batch, ...)``
+        :param sequences: For a critic with memory, how its rows follow each other; None if each begins an episode
+        :param active: Whose memory runs on at which row, bool ``(batch, n_values)``, everybody's if None; other values mean
+            nothing
+        :return: Values as the networks give them (normalised, if values are), ``(batch, n_values)``; and, if the memory ran on
+            for all, the states after each sequence, ``(n_sequences, n_values, ...)``
+        """
+        raise NotImplementedError
+
+    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """
+        :param observations: Joint observation, each entry ``(batch, ...)``, to a critic with memory all first ones
+        :return: Values as the networks give them, ``(batch, n_values)``
+        """
+        return self.evaluate(observations)[0]
+
+    def evaluate_batch(self, batch: CriticBatch) -> th.Tensor:
+        """
+        :param batch: Rows of a rollout
+        :return: Values as the networks give them, ``(batch, n_values)``
+        """
+        return self.evaluate(batch.observations, batch.sequences, batch.active)[0]
+
+    def step(self, observations: dict[str, th.Tensor], states: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
+        :param states: Memory before it; None for a critic without memory, or at the start of an episode
+        :return: Values in units of reward, ``(batch, n_values)``, and the memory after it
+        """
+        values, states = self.evaluate(observations, None if states is None else single_steps(states))
+        return (values if self.value_norm is None else self.value_norm.denormalize(values)), states
+
+    def predict_values(self, observations: dict[str, th.Tensor], states: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param observations: Joint observation, each entry ``(batch, ...)``
+        :param states: Memory before it; None for a critic without memory, or at the start of an episode
         :return: Values in units of reward, ``(batch, n_values)``
         """
-        values = self(observations)
-        return values if self.value_norm is None else self.value_norm.denormalize(values)
+        return self.step(observations, states)[0]
 
 
 class CentralizedCritic(Critic):
@@ -164,17 +257,19 @@ class CentralizedCritic(Critic):
         network = ValueNet(space, **kwargs)
         super().__init__([network], keys, n_values, int(normalize_value), lr_schedule, optimizer_class, optimizer_kwargs)
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        """
-        :param observations: Joint observation, of which the critic's own keys are read, each ``(batch, ...)``
-        :return: Values as the network gives them (normalised, if values are), ``(batch, n_values)``
-        """
+    def evaluate(
+        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
         state: Any = observations[self.keys[0]]
         if self.agent_specific:
             state = state.flatten(end_dim=1)  # (batch, n_agents, dim) -> (batch * n_agents, dim)
         elif self.keys != [STATE]:
             state = {key.removeprefix(STATE + "/"): observations[key] for key in self.keys}
-        return self.networks[0](state).reshape(-1, self.n_values)
+        if sequences is not None:
+            # The agents' sequences run side by side: packed order stays packed order
+            sequences = Sequences(sequences.batch_sizes * self.n_values, sequences.states.flatten(end_dim=1))
+        values, states = self.networks[0].evaluate(state, sequences, None if active is None else active.flatten())
+        return values.reshape(-1, self.n_values), None if states is None else states.unflatten(0, (-1, self.n_values))
 
 
 class LocalCritics(Critic):
@@ -207,13 +302,15 @@ class LocalCritics(Critic):
         n_norms = len(networks) if normalize_value else 0
         super().__init__(networks, keys, len(networks), n_norms, lr_schedule, optimizer_class, optimizer_kwargs)
 
-    def forward(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        """
-        :param observations: Joint observation, each entry ``(batch, ...)``
-        :return: Values as the networks give them, ``(batch, n_agents)``
-        """
-        values = []
-        for (agent, keys), network in zip(self._own_keys.items(), self.networks, strict=True):
+    def evaluate(
+        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        values, states = [], []
+        for index, ((agent, keys), network) in enumerate(zip(self._own_keys.items(), self.networks, strict=True)):
             own: Any = {key.removeprefix(agent + "/"): observations[key] for key in keys}
-            values.append(network(observations[agent] if keys == [agent] else own))
-        return th.cat(values, dim=1)
+            mine = None if sequences is None else Sequences(sequences.batch_sizes, sequences.states[:, index])
+            present = None if active is None else active[:, index]
+            value, state = network.evaluate(observations[agent] if keys == [agent] else own, mine, present)
+            values.append(value)
+            states.append(state)
+        return th.cat(values, dim=1), None if states[0] is None else th.stack(states, dim=1)

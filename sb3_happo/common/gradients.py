@@ -8,7 +8,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_happo.common.buffers import take
+from sb3_happo.common.buffers import divide_sequences, take
 
 # So many that Python's part of the work is small beside PyTorch's
 _ROWS_PER_PIECE = 2000
@@ -17,15 +17,18 @@ _ROWS_PER_PIECE = 2000
 def pieces(batch: Any) -> list[Any]:
     """
     Cut a large minibatch into pieces for :func:`add_up`. Where depends on its size alone, so that numbers do not depend on the
-    machine's cores. A GPU takes everything at once.
+    machine's cores. A GPU takes everything at once. Sequences stay whole.
 
     :param batch: A NamedTuple as for :func:`~sb3_happo.common.buffers.take`
-    :return: Views of its rows
+    :return: Views of its rows; copies, where there are sequences
     """
     n_rows = len(batch[1])
     n_pieces = n_rows // _ROWS_PER_PIECE if batch[1].device.type == "cpu" else 1
     if n_pieces < 2:
         return [batch]
+    sequences = getattr(batch, "sequences", None)
+    if sequences is not None:  # longest first, and so dealt out evenly
+        return list(divide_sequences(batch, th.arange(len(sequences.states)) % n_pieces))
     bounds = [n_rows * index // n_pieces for index in range(n_pieces + 1)]
     return [take(batch, slice(start, end)) for start, end in itertools.pairwise(bounds)]
 

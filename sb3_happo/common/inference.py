@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.distributions import make_action_distribution, set_parameters
+from sb3_happo.common.memory import StackedMemory
 from sb3_happo.common.policies import AgentPolicy, JointPolicy
-from sb3_happo.common.type_aliases import JointStep
+from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates
 
 _ELEMENTWISE = (
     nn.Tanh,
@@ -37,6 +38,7 @@ def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
     return (
         str(policy.observation_space),
         str(policy.action_space),
+        str(policy.memory),
         str(policy.body),
         policy.masked,
         policy.log_std_form,
@@ -57,6 +59,8 @@ class StackedPolicies:
     def __init__(self, policies: Sequence[AgentPolicy]) -> None:
         self.leader = policies[0]
         self.n_agents = len(policies)
+        memories = [policy.memory for policy in policies if policy.memory is not None]
+        self.memory = StackedMemory(memories) if memories else None
         self.layers: list[tuple[nn.Module, th.Tensor | None, th.Tensor | None]] = []
         for layers in zip(*(policy.body for policy in policies), strict=True):
             if isinstance(layers[0], (nn.Linear, nn.LayerNorm)):
@@ -78,13 +82,19 @@ class StackedPolicies:
         self.layers.append((layers[0], weights, biases))
 
     def __call__(
-        self, observations: Sequence[th.Tensor], masks: Sequence[th.Tensor] | None, deterministic: bool = False
-    ) -> tuple[th.Tensor, th.Tensor]:
+        self,
+        observations: Sequence[th.Tensor],
+        masks: Sequence[th.Tensor] | None,
+        states: Sequence[th.Tensor] = (),
+        deterministic: bool = False,
+    ) -> AgentStep:
         """
         :param observations: Of each agent, ``(n_envs, ...)``
         :param masks: Of each agent, ``(n_envs, n_choices)``
+        :param states: Of each agent that has a memory, ``(n_envs, n_parts, n_layers, hidden_size)``
         :param deterministic: Take the most likely actions instead of samples
-        :return: Raw actions ``(n_agents, n_envs, action_dim)`` and log-probabilities ``(n_agents, n_envs)``
+        :return: Raw actions ``(n_agents, n_envs, action_dim)``, log-probabilities ``(n_agents, n_envs)`` and memories
+            ``(n_agents, n_envs, ...)``
         """
         n_envs = len(observations[0])
         leader = self.leader
@@ -93,6 +103,9 @@ class StackedPolicies:
         x = flat.reshape(self.n_agents, n_envs, -1)
         if self.ids is not None:
             x = th.cat([x, self.ids.expand(-1, n_envs, -1)], dim=2)
+        after = None
+        if self.memory is not None:
+            x, after = self.memory(x, th.stack(list(states)))
         for layer, weights, biases in self.layers:
             if isinstance(layer, nn.LayerNorm):
                 assert weights is not None and biases is not None
@@ -109,7 +122,7 @@ class StackedPolicies:
         )
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
-        return actions.reshape(self.n_agents, n_envs, -1), log_probs.reshape(self.n_agents, n_envs)
+        return AgentStep(actions.reshape(self.n_agents, n_envs, -1), log_probs.reshape(self.n_agents, n_envs), after)
 
 
 class RolloutTeam:
@@ -133,25 +146,34 @@ class RolloutTeam:
         self.singles = [agents[0] for agents in groups.values() if len(agents) == 1]
 
     @th.no_grad()
-    def __call__(self, obs: dict[str, th.Tensor]) -> JointStep:
+    def __call__(self, obs: dict[str, th.Tensor], states: RNNStates) -> JointStep:
         """
         One decision of the whole team, without gradients.
 
         :param obs: Joint observation, each entry ``(n_envs, ...)``
-        :return: Raw actions, log-probabilities, values
+        :param states: What the team remembers
+        :return: Raw actions, log-probabilities, values, and what it remembers then
         """
         policy = self.policy
         actions: dict[str, th.Tensor] = {}
         log_probs: dict[str, th.Tensor] = {}
+        pi: dict[str, th.Tensor] = {}
         for agents, stack in self.stacks.items():
             masks = [policy.action_masks(obs, agent) for agent in agents] if stack.leader.masked else None
-            acts, logs = stack([obs[agent] for agent in agents], masks)  # type: ignore[arg-type]
-            actions.update(zip(agents, acts.unbind(), strict=True))
-            log_probs.update(zip(agents, logs.unbind(), strict=True))
+            before = [states.pi[agent] for agent in agents if agent in states.pi]
+            together = stack([obs[agent] for agent in agents], masks, before)  # type: ignore[arg-type]
+            actions.update(zip(agents, together.actions.unbind(), strict=True))
+            log_probs.update(zip(agents, together.log_probs.unbind(), strict=True))
+            if together.states is not None:
+                pi.update(zip(agents, together.states.unbind(), strict=True))
         for agent in self.singles:
             own, mask = policy.agent_observation(obs, agent), policy.action_masks(obs, agent)
-            actions[agent], log_probs[agent] = policy.policies[agent](own, action_masks=mask)
-        return JointStep(actions, log_probs, policy.predict_values(obs))
+            alone = policy.policies[agent].step(own, states.pi.get(agent), action_masks=mask)
+            actions[agent], log_probs[agent] = alone.actions, alone.log_probs
+            if alone.states is not None:
+                pi[agent] = alone.states
+        values, vf = policy.critic.step(obs, states.vf)
+        return JointStep(actions, log_probs, values, RNNStates(pi, vf))
 
     def to_env_actions(self, step: JointStep) -> np.ndarray:
         """

@@ -12,6 +12,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Combine
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_happo.common.memory import Memory
+
 NetArch = list[int] | dict[str, list[int]]
 
 
@@ -64,6 +66,7 @@ def make_mlp(
     input_layer_norm: bool = False,
     layer_norm: bool = False,
     n_extra: int = 0,
+    memory: Memory | None = None,
 ) -> tuple[nn.Sequential, int]:
     """
     The hidden layers of a policy or a critic.
@@ -75,11 +78,14 @@ def make_mlp(
     :param input_layer_norm: Layer normalisation of the features (HARL's ``use_feature_normalization``)
     :param layer_norm: Layer normalisation after each activation, as HARL's networks have
     :param n_extra: Inputs beside the features
+    :param memory: What stands between the features and the hidden layers, and normalises its own input
     :return: The layers, and the number of features that come out of them
     """
     if net_arch is None:
         net_arch = [] if isinstance(features_extractor, NatureCNN) else [128, 128]
     dim = features_extractor.features_dim + n_extra
+    if memory is not None:
+        dim, input_layer_norm = memory.hidden_size, layer_norm
     layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
     for n_units in net_arch.get(part, []) if isinstance(net_arch, dict) else net_arch:
         layers += [nn.Linear(dim, n_units), activation_fn()]
@@ -99,6 +105,7 @@ class TeamModel(BaseModel):
 
     ortho_init: bool
     output_gain: float
+    memory: Memory | None
     body: nn.Sequential
     head: nn.Linear
 

@@ -27,9 +27,10 @@ from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.distributions import rows_without_choice
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
-from sb3_happo.common.policies import MASK, AgentPolicy, JointPolicy
+from sb3_happo.common.memory import forget
+from sb3_happo.common.policies import MASK, AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
-from sb3_happo.common.type_aliases import CriticBatch, JointStep
+from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.vec_env import VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
@@ -62,6 +63,12 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "MlpPolicy": JointPolicy,
         "CnnPolicy": JointPolicy,
         "MultiInputPolicy": JointPolicy,
+        "MlpLstmPolicy": LstmJointPolicy,
+        "CnnLstmPolicy": LstmJointPolicy,
+        "MultiInputLstmPolicy": LstmJointPolicy,
+        "MlpGruPolicy": GruJointPolicy,
+        "CnnGruPolicy": GruJointPolicy,
+        "MultiInputGruPolicy": GruJointPolicy,
     }
     policy: JointPolicy  # type: ignore[assignment]
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
@@ -85,6 +92,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         critic_batch_size: int | None = None,
         normalize_value: bool = True,
         huber_delta: float | None = None,
+        chunk_length: int | None = 32,
         rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -121,6 +129,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         )
         if critic_n_epochs < 1:
             raise ValueError(f"critic_n_epochs must be at least 1, not {critic_n_epochs}")
+        if chunk_length is not None and chunk_length < 1:
+            raise ValueError(f"chunk_length must be at least 1, or None for whole rollouts, not {chunk_length}")
         if isinstance(clip_range_vf, (float, int)) and clip_range_vf <= 0:
             raise ValueError(f"clip_range_vf must be positive, or None for no limit, not {clip_range_vf}")
         self.batch_size = batch_size
@@ -131,6 +141,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.critic_batch_size = critic_batch_size
         self.normalize_value = normalize_value
         self.huber_delta = huber_delta
+        self.chunk_length = chunk_length
         self._last_active: np.ndarray | None = None
         self._executor: ThreadPoolExecutor | None = None  # during `learn`, threads for gradients
         if self.env is not None:
@@ -237,8 +248,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
             n_envs=self.n_envs,
+            chunk_length=self.chunk_length,
             **self.rollout_buffer_kwargs,
         )
+        self._last_states = self.policy.initial_states(self.n_envs)
 
     # ---------------------------------------------------------------- the team
 
@@ -266,11 +279,11 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     def predict(
         self,
         observation: dict[str, Any] | np.ndarray,
-        state: tuple[np.ndarray, ...] | None = None,
+        state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         action_masks: dict[str, np.ndarray] | None = None,
-    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+    ) -> tuple[Any, Any]:
         """
         The actions of the agents whose observations are given; see :meth:`JointPolicy.predict`.
 
@@ -322,6 +335,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if self._last_obs is not before:
             assert self.env is not None and isinstance(self._last_obs, dict)
             self._last_active = self._reset_activity(np.ones(self.n_envs, dtype=bool), None)
+            self._last_states = self.policy.initial_states(self.n_envs)
             self._check_step(self._to_tensors(self._last_obs), th.zeros(self.n_envs, 1, device=self.device), [])
         return result
 
@@ -348,7 +362,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = team(obs)
+            step = team(obs, self._last_states)
             new_obs, rewards, dones, infos = env.step(to_env_actions(step))
             self.num_timesteps += env.num_envs
 
@@ -361,15 +375,24 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             returns = self._split_rewards(rewards, infos)
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
-            self._bootstrap_time_limits(returns, dones, infos)
-            rollout_buffer.add(obs, step, returns, self._last_episode_starts, self._last_active)  # type: ignore[arg-type]
+            states = self.policy.keep_memory(self._last_states, step.states, self._last_active)
+            self._bootstrap_time_limits(returns, dones, infos, states)
+            rollout_buffer.add(
+                obs,
+                step,
+                returns,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                self._last_active,
+                self._last_states,
+            )
             obs = next_obs
             self._last_obs = new_obs
             self._last_episode_starts = dones
+            self._last_states = forget(states, th.as_tensor(dones, device=self.device)) if dones.any() else states
             self._last_active = self._reset_activity(dones, infos)
 
         with th.no_grad():
-            last_values = self.policy.predict_values(obs)
+            last_values = self.policy.predict_values(obs, self._last_states)
         rollout_buffer.compute_returns_and_advantage(last_values, dones, self._last_active)
 
         callback.update_locals(locals())
@@ -390,13 +413,16 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         column = th.as_tensor(rewards, dtype=th.float32, device=self.device).unsqueeze(1)
         return column.repeat(1, self.critic.n_values)
 
-    def _bootstrap_time_limits(self, rewards: th.Tensor, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+    def _bootstrap_time_limits(
+        self, rewards: th.Tensor, dones: np.ndarray, infos: list[dict[str, Any]], states: RNNStates
+    ) -> None:
         """
         An episode cut short by a time limit goes on in principle: add the value of where it was cut (in place), as SB3 does.
 
         :param rewards: ``(n_envs, n_values)``
         :param dones: ``(n_envs,)``
         :param infos: With the terminal observations
+        :param states: What the team remembers before these
         """
         cut = [
             int(index)
@@ -412,7 +438,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         stacked = self._to_tensors({key: join([obs[key] for obs in last]) for key in keys})
         self._check_finite(stacked, cut)
         with th.no_grad():
-            values = self.policy.predict_values(stacked)
+            values = self.critic.predict_values(stacked, None if states.vf is None else states.vf[cut])
         if self.critic.n_values > 1:  # an agent that is gone for good has nothing to come
             active = np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
             values = values * th.as_tensor(active, device=self.device)
@@ -519,7 +545,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param batch: In the critic's own units
         :return: Squared error, or Huber loss, of each value that counts
         """
-        values = self.critic(batch.observations)
+        values = self.critic.evaluate_batch(batch)
         errors = [values]
         if self.clip_range_vf is not None:
             clip_range = self.clip_range_vf(self._current_progress_remaining)  # type: ignore[operator]
@@ -537,7 +563,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- save and load
 
     def _excluded_save_params(self) -> list[str]:
-        excluded = [*super()._excluded_save_params(), "_executor"]
+        # Memories belong to the running environments, as in sb3-contrib's RecurrentPPO
+        excluded = [*super()._excluded_save_params(), "_executor", "_last_states"]
         # A simulator's tensors may be on a device that is not there when they are loaded
         return [*excluded, "_last_obs"] if self.env is not None and takes_tensors(self.env) else excluded
 

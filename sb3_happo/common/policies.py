@@ -14,8 +14,9 @@ from torch import nn
 
 from sb3_happo.common.critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
+from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
-from sb3_happo.common.type_aliases import JointStep
+from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
 from sb3_happo.envs.spaces import joint_action_dtype
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
@@ -31,6 +32,10 @@ _CRITIC_KWARGS = {
     "normalize_images",
     "optimizer_class",
     "optimizer_kwargs",
+    "recurrent",
+    "lstm_hidden_size",
+    "n_lstm_layers",
+    "lstm_kwargs",
 }
 
 
@@ -66,6 +71,10 @@ class AgentPolicy(BasePolicy, TeamModel):
     :param normalize_images: Divide images by 255
     :param optimizer_class: Optimiser
     :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    :param recurrent: "lstm" or "gru" for a memory between the features and the hidden layers, or None
+    :param lstm_hidden_size: Units of the memory
+    :param n_lstm_layers: Its layers
+    :param lstm_kwargs: Further keyword arguments of ``nn.LSTM`` or ``nn.GRU``: ``bias``, ``dropout``
     """
 
     def __init__(
@@ -91,6 +100,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         normalize_images: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        recurrent: RecurrentKind | None = None,
+        lstm_hidden_size: int = 256,
+        n_lstm_layers: int = 1,
+        lstm_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             observation_space,
@@ -114,6 +127,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.log_std_form = log_std_form
         self.std_x_coef = std_x_coef
         self.std_y_coef = std_y_coef
+        self.recurrent = recurrent
+        self.lstm_hidden_size = lstm_hidden_size
+        self.n_lstm_layers = n_lstm_layers
+        self.lstm_kwargs = lstm_kwargs
         self.leaves = list(action_leaves(action_space))
         self.n_choices = sum(leaf.n_choices for leaf in self.leaves)
         self.action_dtype = joint_action_dtype(spaces.Dict([("agent", action_space)]))["agent"]
@@ -121,8 +138,12 @@ class AgentPolicy(BasePolicy, TeamModel):
 
         self.features_extractor = self.make_features_extractor()
         n_ids = 0 if agent_id is None else agent_id[1]
+        n_inputs = self.features_extractor.features_dim + n_ids
+        self.memory = (
+            Memory(recurrent, n_inputs, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs) if recurrent else None
+        )
         self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm, n_ids
+            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm, n_ids, self.memory
         )
         one_hot = None if agent_id is None else nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
         self.one_hot: th.Tensor | None
@@ -152,6 +173,7 @@ class AgentPolicy(BasePolicy, TeamModel):
             *("net_arch", "activation_fn", "ortho_init", "output_gain", "input_layer_norm", "layer_norm", "log_std_init"),
             *("log_std_form", "std_x_coef", "std_y_coef", "rescale_actions", "masked", "agent_id", "optimizer_class"),
             *("features_extractor_class", "features_extractor_kwargs", "optimizer_kwargs"),
+            *("recurrent", "lstm_hidden_size", "n_lstm_layers", "lstm_kwargs"),
         ]
         # As in SB3, a policy that was saved alone acts, and does not learn on
         return data | {name: getattr(self, name) for name in names} | {"lr_schedule": self._dummy_schedule}
@@ -163,6 +185,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         :param other: A policy of the same form
         """
         self.features_extractor = other.features_extractor
+        self.memory = other.memory
         self.body = other.body
         self.head = other.head
         self.log_std = other.log_std
@@ -176,46 +199,83 @@ class AgentPolicy(BasePolicy, TeamModel):
             return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
         return self.log_std
 
-    def get_distribution(self, obs: PyTorchObs, action_masks: th.Tensor | None = None) -> Distribution:
+    def _run(
+        self, obs: PyTorchObs, action_masks: th.Tensor | None, sequences: Sequences | None
+    ) -> tuple[Distribution, th.Tensor | None]:
+        """The distribution, and the memory after each sequence."""
+        assert self.features_extractor is not None
+        features = self.extract_features(obs, self.features_extractor)
+        if self.one_hot is not None:
+            features = th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+        states = None
+        if self.memory is not None:
+            if sequences is None:
+                sequences = single_steps(self.memory.initial_state(len(features)))
+            features, states = self.memory(features, sequences)
+        params = self.head(self.body(features))
+        # A new one each time: several threads may ask at once
+        distribution = make_action_distribution(self.action_space, self.masked)
+        return set_parameters(distribution, params, self.effective_log_std(), action_masks), states
+
+    def get_distribution(
+        self, obs: PyTorchObs, action_masks: th.Tensor | None = None, sequences: Sequences | None = None
+    ) -> Distribution:
         """
         The distribution over raw actions.
 
         :param obs: Own observations, ``(batch, ...)``
         :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
+        :param sequences: For a policy with memory, how the rows follow each other; None if each begins an episode
         :return: SB3's distribution for plain spaces, a maskable one, or a hybrid one
         """
-        assert self.features_extractor is not None
-        features = self.extract_features(obs, self.features_extractor)
-        if self.one_hot is not None:
-            features = th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
-        latent = self.body(features)
-        # A new one each time: several threads may ask at once
-        distribution = make_action_distribution(self.action_space, self.masked)
-        return set_parameters(distribution, self.head(latent), self.effective_log_std(), action_masks)
+        return self._run(obs, action_masks, sequences)[0]
+
+    def step(
+        self,
+        obs: PyTorchObs,
+        states: th.Tensor | None = None,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
+    ) -> AgentStep:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param states: Memory before the step, ``(batch, n_parts, n_layers, hidden_size)``; None for a policy without memory,
+            or at the start of an episode
+        :param deterministic: Take the most likely action instead of a sample
+        :param action_masks: ``(batch, n_choices)``
+        :return: Raw actions, log-probabilities, and the memory after the step
+        """
+        distribution, states = self._run(obs, action_masks, None if states is None else single_steps(states))
+        actions = distribution.get_actions(deterministic=deterministic)
+        return AgentStep(actions.reshape(len(actions), -1), distribution.log_prob(actions), states)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param obs: Own observations, ``(batch, ...)``
+        :param obs: Own observations, ``(batch, ...)``, to a policy with memory all first ones
         :param deterministic: Take the most likely action instead of a sample
         :param action_masks: ``(batch, n_choices)``
         :return: Raw actions ``(batch, action_dim)`` and the log-probability of each whole action ``(batch,)``
         """
-        distribution = self.get_distribution(obs, action_masks)
-        actions = distribution.get_actions(deterministic=deterministic)
-        return actions.reshape(len(actions), -1), distribution.log_prob(actions)
+        step = self.step(obs, None, deterministic, action_masks)
+        return step.actions, step.log_probs
 
     def evaluate_actions(
-        self, obs: PyTorchObs, actions: th.Tensor, action_masks: th.Tensor | None = None
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         :param obs: Own observations, ``(batch, ...)``
         :param actions: Raw actions, ``(batch, action_dim)``
         :param action_masks: ``(batch, n_choices)``
+        :param sequences: For a policy with memory, how the rows follow each other; None if each begins an episode
         :return: Log-probability of each whole action and entropy of its distribution, both ``(batch,)``
         """
-        distribution = self.get_distribution(obs, action_masks)
+        distribution = self.get_distribution(obs, action_masks, sequences)
         entropy = distribution.entropy()
         assert entropy is not None
         return self.log_prob(distribution, actions), entropy
@@ -227,6 +287,20 @@ class AgentPolicy(BasePolicy, TeamModel):
         :return: Log-probability of each whole action, ``(batch,)``
         """
         return distribution.log_prob(actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions)
+
+    def evaluate_batch(self, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param batch: Rows of a rollout
+        :return: Log-probability of each whole action and entropy of its distribution, both ``(batch,)``
+        """
+        return self.evaluate_actions(batch.observations, batch.actions, batch.action_masks, batch.sequences)
+
+    def batch_distribution(self, batch: ActorBatch) -> Distribution:
+        """
+        :param batch: Rows of a rollout
+        :return: The distribution over their raw actions, as from :meth:`get_distribution`
+        """
+        return self.get_distribution(batch.observations, batch.action_masks, batch.sequences)
 
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
@@ -246,20 +320,35 @@ class AgentPolicy(BasePolicy, TeamModel):
 
         :param observation: Own observation; where the agent has action masks also PettingZoo's form
             ``{"observation": ..., "action_mask": ...}``
-        :param state: Unused, for SB3's interface
-        :param episode_start: Unused, for SB3's interface
+        :param state: What a policy with memory returned at the step before: an LSTM's hidden and cell state, or a GRU's
+            hidden state, each ``(n_layers, batch, hidden_size)``; None at the start
+        :param episode_start: Where an episode begins, so that nothing is remembered, ``(batch,)``; None for nowhere
         :param deterministic: Take the most likely action instead of a sample
         :param action_masks: 1 where a choice is legal, ``(n_choices,)`` or ``(batch, n_choices)``
-        :return: An action that the environment takes (for a batch: an array of them), and ``state``
+        :return: An action that the environment takes (for a batch: an array of them), and the next ``state``
         :raises ValueError: If the agent was trained with action masks and none is given, or a mask allows nothing
         """
         self.set_training_mode(False)
         own, own_masks = self.split_mask(observation)
         obs, vectorized = self.obs_to_tensor(own)
+        masks = self._mask_tensor(own_masks if action_masks is None else action_masks)
         with th.no_grad():
-            actions = self._predict(obs, deterministic, self._mask_tensor(own_masks if action_masks is None else action_masks))
-        env_actions = self.to_env_actions(actions.cpu().numpy())
+            step = self.step(obs, self._state_tensor(state, episode_start), deterministic, masks)
+        env_actions = self.to_env_actions(step.actions.cpu().numpy())
+        if step.states is not None:
+            # (batch, n_parts, n_layers, hidden_size) -> n_parts x (n_layers, batch, hidden_size)
+            state = tuple(step.states.permute(1, 2, 0, 3).cpu().numpy())
         return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
+
+    def _state_tensor(self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor | None:
+        """The memory, ``(batch, n_parts, n_layers, hidden_size)``, of what :meth:`predict` was given."""
+        if self.memory is None or state is None:
+            return None
+        states = th.as_tensor(np.stack(state), dtype=th.float32, device=self.device).permute(2, 0, 1, 3)
+        if episode_start is None:
+            return states
+        starts = th.as_tensor(np.asarray(episode_start, dtype=bool).reshape(-1), device=self.device)
+        return states.masked_fill(starts.reshape(-1, 1, 1, 1), 0.0)
 
     def split_mask(self, observation: Any) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
         """
@@ -421,6 +510,11 @@ class JointPolicy(BasePolicy):
         (IPPO)
     :param agent_kwargs: Overrides for single agents, ``{agent: {"net_arch": ..., "learning_rate": ..., ...}}``
     :param critic_kwargs: Overrides for the critic
+    :param recurrent: "lstm" or "gru" for actors and a critic with memory, or None. Single agents may differ
+        (``agent_kwargs``), and so may the critic (``critic_kwargs``)
+    :param enable_critic_lstm: Whether the critic has a memory too; otherwise it is feed-forward
+    :param shared_lstm: sb3-contrib's critic on top of the actor's memory, which a team's critic cannot have
+    :raises ValueError: If an agent is unknown, or a setting cannot work
     """
 
     def __init__(
@@ -436,9 +530,17 @@ class JointPolicy(BasePolicy):
         local_critics: bool = False,
         agent_kwargs: dict[str, dict[str, Any]] | None = None,
         critic_kwargs: dict[str, Any] | None = None,
+        recurrent: RecurrentKind | None = None,
+        enable_critic_lstm: bool = True,
+        shared_lstm: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space)
+        if shared_lstm:
+            raise ValueError(
+                "shared_lstm=True: a team's critic values the state, and no actor's memory has seen it; give the critic a "
+                "memory of its own (enable_critic_lstm=True, the default) or none (enable_critic_lstm=False)."
+            )
         self.agents = tuple(action_space.spaces)
         self.action_dtype = joint_action_dtype(action_space)
         agent_kwargs = agent_kwargs or {}
@@ -452,8 +554,11 @@ class JointPolicy(BasePolicy):
             local_critics=local_critics,
             agent_kwargs=agent_kwargs,
             critic_kwargs=critic_kwargs,
+            recurrent=recurrent,
+            enable_critic_lstm=enable_critic_lstm,
             **kwargs,
         )
+        kwargs["recurrent"] = recurrent
         self._keys = agent_keys(observation_space, self.agents)
         self._mask_keys = {agent: f"{agent}/{MASK}" for agent in self.agents}
         own_spaces = {agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents}
@@ -478,6 +583,8 @@ class JointPolicy(BasePolicy):
         self.policies = {agent: self.policies[agent] for agent in self.agents}
         self.actors = nn.ModuleList(self.policies.values())  # by index: an agent's name need not be a legal module name
         shared = {key: value for key, value in kwargs.items() if key in _CRITIC_KWARGS}
+        if not enable_critic_lstm:
+            shared["recurrent"] = None
         critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
         rate = critic_lr_schedule or lr_schedule
         self.critic: Critic = (
@@ -579,26 +686,72 @@ class JointPolicy(BasePolicy):
         # Behind VecFrameStack older masks stand before the present one
         return None if masks is None else masks[..., -self.policies[agent].n_choices :]
 
-    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False) -> JointStep:
+    @property
+    def recurrent_agents(self) -> list[str]:
+        """
+        :return: Names of the agents that have a memory
+        """
+        return [agent for agent, policy in self.policies.items() if policy.memory is not None]
+
+    def initial_states(self, n_envs: int) -> RNNStates:
+        """
+        :param n_envs: Number of environments
+        :return: What the team remembers at the start of an episode: zeros
+        """
+        memories = {agent: policy.memory for agent, policy in self.policies.items() if policy.memory is not None}
+        pi = {agent: memory.initial_state(n_envs) for agent, memory in memories.items()}
+        return RNNStates(pi, self.critic.initial_state(n_envs))
+
+    def keep_memory(self, before: RNNStates, after: RNNStates, active: np.ndarray | None) -> RNNStates:
+        """
+        An agent that is dead or not on turn keeps its memory as it is, and so does its column of the critic's.
+
+        :param before: A step
+        :param after: The same step, of everybody as if active
+        :param active: Who is alive and on turn, ``(n_envs, n_agents)``; None for all
+        :return: What the team remembers after the step
+        """
+        if active is None or not (after.pi or after.vf is not None):
+            return after
+        here = th.as_tensor(active, device=self.device)
+        columns = dict(zip(self.agents, here.unbind(dim=1), strict=True))
+        pi = {agent: where(columns[agent], states, before.pi[agent]) for agent, states in after.pi.items()}
+        vf = after.vf
+        if before.vf is not None and vf is not None and self.critic.n_values > 1:
+            vf = where(here, vf, before.vf)
+        return RNNStates(pi, vf)
+
+    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False, states: RNNStates | None = None) -> JointStep:
         """
         One decision of the whole team.
 
         :param obs: Joint observation, each entry ``(n_envs, ...)``
         :param deterministic: Take the most likely actions instead of samples
-        :return: Raw actions, log-probabilities, values
+        :param states: What the team remembers; None at the start of an episode, or without memory
+        :return: Raw actions, log-probabilities, values, and what it remembers then
         """
-        actions, log_probs = {}, {}
-        for agent, policy in self.policies.items():
-            masks = self.action_masks(obs, agent)
-            actions[agent], log_probs[agent] = policy(self.agent_observation(obs, agent), deterministic, masks)
-        return JointStep(actions, log_probs, self.predict_values(obs))
+        before = RNNStates({}, None) if states is None else states
+        steps = {
+            agent: policy.step(
+                self.agent_observation(obs, agent), before.pi.get(agent), deterministic, self.action_masks(obs, agent)
+            )
+            for agent, policy in self.policies.items()
+        }
+        values, vf = self.critic.step(obs, before.vf)
+        return JointStep(
+            {agent: step.actions for agent, step in steps.items()},
+            {agent: step.log_probs for agent, step in steps.items()},
+            values,
+            RNNStates({agent: step.states for agent, step in steps.items() if step.states is not None}, vf),
+        )
 
-    def predict_values(self, obs: dict[str, th.Tensor]) -> th.Tensor:
+    def predict_values(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> th.Tensor:
         """
         :param obs: Joint observation, of which the critic reads its keys
+        :param states: What the team remembers; None at the start of an episode, or without memory
         :return: Values in units of reward, ``(batch, n_values)``
         """
-        return self.critic.predict_values(obs)
+        return self.critic.predict_values(obs, None if states is None else states.vf)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")
@@ -606,22 +759,23 @@ class JointPolicy(BasePolicy):
     def predict(
         self,
         observation: dict[str, Any] | tuple[Any, ...] | np.ndarray,
-        state: tuple[np.ndarray, ...] | None = None,
+        state: Any = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
         action_masks: dict[str, np.ndarray] | None = None,
-    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+    ) -> tuple[Any, Any]:
         """
         The actions of the agents whose observations are given; neither the state nor the critic is needed.
 
         :param observation: ``{agent: observation}`` in the environment's own form, or the observation of a ``JointEnv`` or of
             a vectorised one; a team of one also takes its agent's bare observation
-        :param state: Unused, for SB3's interface
-        :param episode_start: Unused, for SB3's interface
+        :param state: What a team with memory returned at the step before, ``{agent: state}``; None at the start. An agent that
+            is not asked keeps its memory
+        :param episode_start: Where an episode begins, so that nothing is remembered, ``(n_envs,)``; None for nowhere
         :param deterministic: Take the most likely actions instead of samples
         :param action_masks: ``{agent: mask}``, where masks do not come within the observations
         :return: For one environment ``{agent: action}``; for a batch of them a structured array with one row per
-            environment and one field per agent. And ``state``
+            environment and one field per agent. And the next ``state``
         :raises ValueError: If an agent is unknown, or its mask is missing
         """
         if len(self.agents) == 1 and self._is_bare(observation):
@@ -634,19 +788,48 @@ class JointPolicy(BasePolicy):
         for agent in masks:
             self._check_agent(agent, "`action_masks`")
         answers: dict[str, Any] = {}
+        states: dict[str, Any] = dict(state or {})
         batched = False
         for agent in self.agents:
             if agent in own:
                 policy = self.policies[agent]
                 try:
-                    answers[agent] = policy.predict(own[agent], None, None, deterministic, masks.get(agent))[0]
+                    answers[agent], after = policy.predict(
+                        own[agent], states.get(agent), episode_start, deterministic, masks.get(agent)
+                    )
                 except ValueError as error:
                     raise ValueError(f"agent {agent!r}: {error}") from error
+                if after is not None:
+                    states[agent] = after
                 batched = batched or policy.is_vectorized_observation(policy.split_mask(own[agent])[0])
         if not batched:
-            return answers, state
+            return answers, states or None
         n_envs = len(next(iter(answers.values())))
         joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers]))
         for agent, actions in answers.items():
             joint[agent] = actions
-        return joint, state
+        return joint, states or None
+
+
+class LstmJointPolicy(JointPolicy):
+    """
+    A team with LSTMs: ``recurrent`` is "lstm" by default.
+
+    :param args: As for :class:`JointPolicy`
+    :param kwargs: As for :class:`JointPolicy`
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"recurrent": "lstm", **kwargs})
+
+
+class GruJointPolicy(JointPolicy):
+    """
+    A team with GRUs: ``recurrent`` is "gru" by default.
+
+    :param args: As for :class:`JointPolicy`
+    :param kwargs: As for :class:`JointPolicy`
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"recurrent": "gru", **kwargs})

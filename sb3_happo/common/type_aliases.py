@@ -11,6 +11,45 @@ AgentOrderName: TypeAlias = Literal["random", "fixed", "reverse", "greedy"]
 AgentOrder: TypeAlias = AgentOrderName | AgentOrderFn
 
 
+class RNNStates(NamedTuple):
+    """
+    What a recurrent team remembers in each environment. Without memory there is nothing in it.
+
+    :param pi: Per recurrent agent, ``(n_envs, n_parts, n_layers, hidden_size)``; an LSTM has two parts, a GRU one
+    :param vf: The critic's, ``(n_envs, n_values, n_parts, n_layers, hidden_size)``, or None
+    """
+
+    pi: dict[str, th.Tensor]
+    vf: th.Tensor | None
+
+
+class Sequences(NamedTuple):
+    """
+    How the rows of a batch follow each other in time, in PyTorch's packed order: the first step of every sequence, longest
+    sequences first, then the second step of all that have one, and so on.
+
+    :param batch_sizes: How many sequences have a t-th step, on the CPU, ``(max_length,)``
+    :param states: Memory before the first step of each, ``(n_sequences, ..., n_parts, n_layers, hidden_size)``
+    """
+
+    batch_sizes: th.Tensor
+    states: th.Tensor
+
+
+class AgentStep(NamedTuple):
+    """
+    What one agent decided at one vectorised step.
+
+    :param actions: Raw (neither clipped nor shifted) actions, ``(batch, action_dim)``
+    :param log_probs: Log-probability of each whole action, ``(batch,)``
+    :param states: Its memory after the step, ``(batch, n_parts, n_layers, hidden_size)``, or None without one
+    """
+
+    actions: th.Tensor
+    log_probs: th.Tensor
+    states: th.Tensor | None
+
+
 class JointStep(NamedTuple):
     """
     What the team decided at one vectorised step.
@@ -18,11 +57,13 @@ class JointStep(NamedTuple):
     :param actions: Per agent, the raw (neither clipped nor shifted) actions, ``(n_envs, action_dim)``
     :param log_probs: Per agent, the log-probability of its whole action, ``(n_envs,)``
     :param values: The critic's values in units of reward, ``(n_envs, n_values)``
+    :param states: What the team remembers after the step, of everybody as if active
     """
 
     actions: dict[str, th.Tensor]
     log_probs: dict[str, th.Tensor]
     values: th.Tensor
+    states: RNNStates
 
 
 class ActorBatch(NamedTuple):
@@ -35,6 +76,8 @@ class ActorBatch(NamedTuple):
     :param old_log_prob: Log-probability at collection, ``(batch,)``
     :param advantages: Advantages of the joint action, ``(batch,)``
     :param factor: Product of the probability ratios of the agents updated before, ``(batch,)``
+    :param rows: Where in the rollout they lie, ``(batch,)``, or None for all of it in order
+    :param sequences: How they follow each other, or None for an agent without memory
     """
 
     observations: PyTorchObs
@@ -43,6 +86,8 @@ class ActorBatch(NamedTuple):
     old_log_prob: th.Tensor
     advantages: th.Tensor
     factor: th.Tensor
+    rows: th.Tensor | None = None
+    sequences: Sequences | None = None
 
 
 class CriticBatch(NamedTuple):
@@ -53,9 +98,11 @@ class CriticBatch(NamedTuple):
     :param old_values: Values at collection, in units of reward, ``(batch, n_values)``
     :param returns: TD(lambda) targets, in units of reward, ``(batch, n_values)``
     :param active: Which values count, ``(batch, n_values)``, or None where all do
+    :param sequences: How the rows follow each other, or None for a critic without memory
     """
 
     observations: dict[str, th.Tensor]
     old_values: th.Tensor
     returns: th.Tensor
     active: th.Tensor | None
+    sequences: Sequences | None = None

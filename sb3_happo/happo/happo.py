@@ -33,7 +33,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     meanings of the hyperparameters are SB3's. With one agent, and the same settings, the numbers are those of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's network follows its observation
-        space), a subclass of ``JointPolicy``, or the environment itself: ``HAPPO(env)``
+        space), "MlpLstmPolicy" or "MlpGruPolicy" for actors and a critic with memory, a subclass of ``JointPolicy``, or the
+        environment itself: ``HAPPO(env)``
     :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id such as "mpe2/simple_spread_v3", or a ``VecEnv``
         of these (see ``make_joint_vec_env``)
     :param learning_rate: Of the actors, > 0, constant or a schedule of the remaining progress (from 1 to 0); single agents
@@ -63,6 +64,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         mean squared error
     :param use_clipped_value_loss: With ``clip_range_vf``, take the larger of the clipped and the unclipped loss, as HARL and
         MAPPO do; otherwise the clipped one alone, as SB3 does
+    :param chunk_length: With a recurrent policy, through how many steps gradients flow back (truncated backpropagation through
+        time), at least 1; None for the whole rollout. What is learned in one piece must lie within one chunk: a cue that
+        matters k steps later wants more than k. Longer chunks take more time
     :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper),
         "fixed" (the environment's), "reverse", "greedy" (the agent whose surrogate advantage can rise fastest first, after
         "Order Matters", Wang et al. 2023, https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or
@@ -73,7 +77,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param tensorboard_log: Folder for TensorBoard; None for no log
     :param policy_kwargs: Of the networks: ``net_arch``, ``activation_fn``, ``ortho_init``, ``output_gain``,
         ``input_layer_norm``, ``layer_norm``, ``log_std_init``, ``log_std_form``, ``rescale_actions``, features extractors,
-        optimisers (see
+        optimisers, ``lstm_hidden_size``, ``n_lstm_layers``, ``enable_critic_lstm`` (see
         :class:`~sb3_happo.common.policies.AgentPolicy`), and overrides in ``agent_kwargs`` and ``critic_kwargs`` (see
         :class:`~sb3_happo.common.policies.JointPolicy`)
     :param verbose: 0 for no output, 1 for training information
@@ -106,6 +110,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         normalize_value: bool = True,
         huber_delta: float | None = None,
         use_clipped_value_loss: bool = False,
+        chunk_length: int | None = 32,
         agent_order: AgentOrder = "random",
         rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
@@ -137,6 +142,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             critic_batch_size=batch_size if critic_batch_size is None else critic_batch_size,
             normalize_value=normalize_value,
             huber_delta=huber_delta,
+            chunk_length=chunk_length,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
@@ -222,7 +228,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         if self.normalize_advantage:
             data = normalize_advantages(data)
         policy = self.policies[agent]
-        log_prob, _ = policy.evaluate_actions(data.observations, data.actions, data.action_masks)
+        log_prob, _ = policy.evaluate_batch(data)
         params = [param for param in policy.parameters() if param.requires_grad]
         return flat_gradient(self._policy_loss(log_prob, data), params).norm().item()
 
@@ -268,7 +274,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         :return: Policy loss, entropy, approximate KL divergence from the policy at collection, share of clipped samples,
             ``(4,)``
         """
-        log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions, batch.action_masks)
+        log_prob, entropy = policy.evaluate_batch(batch)
         policy_loss = self._policy_loss(log_prob, batch)
         with th.no_grad():
             # Schulman's estimate of the KL divergence, low in variance (http://joschu.net/blog/kl-approx.html)
@@ -305,10 +311,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             if not len(batch.advantages):
                 continue  # never active in this rollout, and PyTorch's distributions refuse an empty batch
             with th.no_grad():
-                log_prob, _ = self.policies[agent].evaluate_actions(batch.observations, batch.actions, batch.action_masks)
+                log_prob, _ = self.policies[agent].evaluate_batch(batch)
             ratio = th.exp(log_prob - batch.old_log_prob)
-            rows = self.rollout_buffer.active_rows(agent)
-            factor[slice(None) if rows is None else rows] *= ratio
+            factor[slice(None) if batch.rows is None else batch.rows] *= ratio
         return factor
 
     def _clip_range(self) -> float:

@@ -71,10 +71,7 @@ class HATRPO(HAPPO):
         agents = list(data)
         params = [param for param in self.policies[agents[0]].parameters() if param.requires_grad]
         with th.no_grad():
-            old = {
-                agent: self.policies[agent].get_distribution(rows.observations, rows.action_masks)
-                for agent, rows in data.items()
-            }
+            old = {agent: self.policies[agent].batch_distribution(rows) for agent, rows in data.items()}
         if self.normalize_advantage:
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
 
@@ -83,13 +80,15 @@ class HATRPO(HAPPO):
             gains, divergences = [], []
             for agent, rows in data.items():
                 policy = self.policies[agent]
-                distribution = policy.get_distribution(rows.observations, rows.action_masks)
+                distribution = policy.batch_distribution(rows)
                 ratio = th.exp(policy.log_prob(distribution, rows.actions) - rows.old_log_prob)
                 gains.append(ratio * rows.factor * rows.advantages)
                 divergences.append(kl_divergence(old[agent], distribution))
             return th.cat(gains).mean(), th.cat(divergences).mean()
 
-        objective, divergence = evaluate()
+        # cuDNN's recurrent layers cannot be differentiated twice
+        with th.backends.cudnn.flags(enabled=not self.policy.recurrent_agents):
+            objective, divergence = evaluate()
         gradient = flat_gradient(objective, params)
         product = hessian_vector_product(divergence, params, self.cg_damping)
         assert self.target_kl is not None

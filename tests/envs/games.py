@@ -200,3 +200,54 @@ class MaskedGame(ParallelEnv):
             self.agents = []
         observations, infos = self._answer()
         return observations, rewards, dict.fromkeys(self.heads, end), dict.fromkeys(self.heads, False), infos
+
+
+class Relay(ParallelEnv):
+    """
+    A game of memory. ``scout`` sees a cue, 0 or 1, at the first step, and nothing ever after. What it does then is the one
+    word that ``runner`` hears, at the second step. At the last step, ten steps after the cue, everybody gets 1 if ``runner``
+    does as the cue said, else 0. They must agree on what the word means, and who forgets it can do no better than 0.5.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"name": "relay", "render_modes": []}
+    render_mode = None
+    delay = 10
+
+    def __init__(self) -> None:
+        self.possible_agents = ["scout", "runner"]
+        self.agents: list[str] = []
+        self._observation_space = spaces.Box(0, 1, (2,), np.float32)
+        self._action_space = spaces.Discrete(2)
+        self._rng = np.random.default_rng()
+        self._t = 0
+        self._cue = 0
+
+    def observation_space(self, agent: str) -> spaces.Space:
+        return self._observation_space
+
+    def action_space(self, agent: str) -> spaces.Space:
+        return self._action_space
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._t = 0
+        self._cue = int(self._rng.integers(2))
+        self.agents = self.possible_agents[:]
+        return self._observations(scout=self._cue), {agent: {} for agent in self.agents}
+
+    def _observations(self, **told: int) -> dict[str, np.ndarray]:
+        one_hot = np.eye(2, dtype=np.float32)
+        return {agent: one_hot[told[agent]] if agent in told else np.zeros(2, np.float32) for agent in self.possible_agents}
+
+    def step(self, actions: dict[str, int]) -> Step:
+        team = self.agents
+        end = self._t == self.delay
+        first = self._t == 0
+        reward = float(end and actions["runner"] == self._cue)
+        self._t += 1
+        if end:
+            self.agents = []
+        observations = self._observations(runner=actions["scout"]) if first else self._observations()
+        ended = dict.fromkeys(team, end)
+        return observations, dict.fromkeys(team, reward), ended, dict.fromkeys(team, False), {agent: {} for agent in team}

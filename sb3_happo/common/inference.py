@@ -146,15 +146,17 @@ class RolloutTeam:
         self.singles = [agents[0] for agents in groups.values() if len(agents) == 1]
 
     @th.no_grad()
-    def __call__(self, obs: dict[str, th.Tensor], states: RNNStates) -> JointStep:
+    def __call__(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> JointStep:
         """
         One decision of the whole team, without gradients.
 
         :param obs: Joint observation, each entry ``(n_envs, ...)``
-        :param states: What the team remembers
+        :param states: What the team remembers; None at the start of an episode, or without memory
         :return: Raw actions, log-probabilities, values, and what it remembers then
         """
         policy = self.policy
+        if states is None:
+            states = policy.initial_states(len(next(iter(obs.values()))))
         actions: dict[str, th.Tensor] = {}
         log_probs: dict[str, th.Tensor] = {}
         pi: dict[str, th.Tensor] = {}

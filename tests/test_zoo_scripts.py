@@ -95,10 +95,11 @@ def test_ablations(ablations: ModuleType, tmp_path: Path) -> None:
     assert {name: run["hyperparams"]["agent_order"] for name, run in runs.items()} == {
         "random": "random", "shared": "random", "fixed": "fixed", "greedy": "greedy"
     }  # fmt: skip
-    assert [name for name, run in runs.items() if "'share_parameters': True" in run["hyperparams"]["policy_kwargs"]] == [
-        "shared"
-    ]
-    assert all("'net_arch': [128, 128]" in run["hyperparams"]["policy_kwargs"] for run in runs.values())
+    policies = {
+        name: importlib.import_module("records").evaluated(run["hyperparams"]["policy_kwargs"]) for name, run in runs.items()
+    }
+    assert [name for name, policy in policies.items() if policy["share_parameters"]] == ["shared"]
+    assert all(policy["net_arch"] == [128, 128] for policy in policies.values())
     report = (tmp_path / "ablations.md").read_text()
     plots = re.findall(r"!\[.*\]\((.+\.png)\)", report)
     assert len(plots) == len(ablations.ABLATIONS) and all(is_png(tmp_path / plot) for plot in plots)
@@ -111,18 +112,17 @@ def trained(ablations: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tupl
     """Runs in no time; which ones were trained."""
     done: list[tuple[str, int]] = []
 
-    def train_and_evaluate(args: Any, seed: int) -> dict[str, Any]:
-        changed = dict(args.overrides)
-        shared = changed["policy_kwargs"]["share_parameters"]
-        done.append(("shared" if shared else changed["agent_order"], seed))
-        entry = ablations.figures.read_entry(args.settings, args.env) | changed
+    def train_and_evaluate(run: Any, folder: Path, n_episodes: int, **_: Any) -> dict[str, Any]:
+        shared = "'share_parameters': True" in run.hyperparams["policy_kwargs"]
+        done.append(("shared" if shared else run.hyperparams["agent_order"], run.seed))
+        n_timesteps = run.hyperparams["n_timesteps"]
         return {
-            "env": args.env, "seed": seed, "return": 100.0 * shared + seed, "n_timesteps": args.n_timesteps,
-            "episodes": args.eval_episodes, "steps_per_second": 1, "learning_curve": [(1, 0.0), (args.n_timesteps, 1.0)],
-            "hyperparams": {key: str(value) for key, value in entry.items()}, "commit": "c", "versions": {"python": "3"},
+            "env": run.env, "seed": run.seed, "return": 100.0 * shared + run.seed, "n_timesteps": n_timesteps,
+            "episodes": n_episodes, "steps_per_second": 1, "learning_curve": [(1, 0.0), (n_timesteps, 1.0)],
+            "hyperparams": run.hyperparams, "commit": "c", "versions": {"python": "3"},
         }  # fmt: skip
 
-    monkeypatch.setattr(ablations.figures, "train_and_evaluate", train_and_evaluate)
+    monkeypatch.setattr(ablations, "train_and_evaluate", train_and_evaluate)
     return done
 
 
@@ -130,15 +130,15 @@ def test_ablations_resume(
     ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An interrupted call goes on where it stopped, whole ones repeat nothing, and new seeds add to the old."""
-    train = ablations.figures.train_and_evaluate
+    train = ablations.train_and_evaluate
 
-    def interrupted(args: Any, seed: int) -> dict[str, Any]:
+    def interrupted(*args: Any, **kwargs: Any) -> dict[str, Any]:
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return train(args, seed)
+        return train(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ablations.figures, "train_and_evaluate", interrupted)
+        patch.setattr(ablations, "train_and_evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             ablations.main(arguments(tmp_path, 0))
     ablations.main(arguments(tmp_path, 0))
@@ -159,8 +159,9 @@ def test_ablations_repeat_what_no_longer_holds(
     ablations.main(arguments(tmp_path, 1, budget=3_000))
     assert len(trained) == 2 * n_variants
     assert "--seeds 1 --n-timesteps 3000" in (tmp_path / "ablations.md").read_text()
-    read_entry = ablations.figures.read_entry
-    monkeypatch.setattr(ablations.figures, "read_entry", lambda *args: read_entry(*args) | {"gamma": 0.5})
+    runs = importlib.import_module("runs")
+    entry = runs.read_entries("happo")[SPREAD]
+    monkeypatch.setattr(runs, "read_entries", lambda settings: {SPREAD: entry | {"gamma": 0.5}})
     ablations.main(arguments(tmp_path, 0))
     assert len(trained) == 3 * n_variants
 

@@ -10,16 +10,16 @@ processes. At the end, what is there is drawn and told in ``docs/ablations.md``.
 """
 
 import argparse
-import json
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import figures
 import numpy as np
-import torch as th
 from matplotlib.figure import Figure
 from plots import draw_seeds
+from records import Record, append_record, canonical, read_entries, read_records
+from runs import Run, make_run, train_and_evaluate
 
 ZOO = Path(__file__).resolve().parent
 RESULTS = ZOO / "ablations.jsonl"
@@ -41,18 +41,19 @@ ABLATIONS = {
     "Order of the updates": {"random": "random", "fixed": "fixed", "greedy": "greedy"},
 }
 
-Record = dict[str, Any]
 
-
-def overrides(env_id: str, variant: str) -> dict[str, Any]:
+def variant_run(env_id: str, variant: str, seed: int, n_timesteps: int) -> Run:
     """
     :param env_id: One of ``ENVS``
     :param variant: One of ``VARIANTS``
-    :return: What replaces hyperparameters of the environment's entry
+    :param seed: Of the training
+    :param n_timesteps: Budget
+    :return: The environment's entry with the variant's changes
     """
     changes = VARIANTS[variant]
-    entry = figures.read_entry("happo", env_id)
-    return changes | {"policy_kwargs": entry.get("policy_kwargs", {}) | changes["policy_kwargs"]}
+    policy_kwargs = read_entries("happo")[env_id].get("policy_kwargs", "dict()")  # the text of an expression
+    merged = f"dict({policy_kwargs}, **{changes['policy_kwargs']})"
+    return make_run("happo", env_id, seed, changes=changes | {"policy_kwargs": merged, "n_timesteps": n_timesteps})
 
 
 def read_runs(path: Path, n_timesteps: int) -> dict[tuple[str, str, int], Record]:
@@ -62,19 +63,19 @@ def read_runs(path: Path, n_timesteps: int) -> dict[tuple[str, str, int], Record
     :return: The finished runs with this budget and today's hyperparameters, by environment, variant and seed
     """
     runs: dict[tuple[str, str, int], Record] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        run = json.loads(line)
+    for run in read_records(path):
         if run["variant"] not in VARIANTS or run["budget"] != n_timesteps:
             continue
-        entry = figures.read_entry("happo", run["env"]) | overrides(run["env"], run["variant"])
-        if run["hyperparams"] == {key: str(value) for key, value in entry.items()}:
+        today = variant_run(run["env"], run["variant"], run["seed"], n_timesteps).hyperparams
+        # Earlier records have the entry's number of steps there, not the budget
+        if canonical(run["hyperparams"] | {"n_timesteps": n_timesteps}) == canonical(today):
             runs[run["env"], run["variant"], run["seed"]] = run
     return runs
 
 
 def train(env_id: str, variant: str, seed: int, n_timesteps: int, eval_episodes: int) -> Record:
     """
-    One run of :func:`figures.train_and_evaluate`.
+    One run.
 
     :param env_id: One of ``ENVS``
     :param variant: One of ``VARIANTS``
@@ -83,19 +84,11 @@ def train(env_id: str, variant: str, seed: int, n_timesteps: int, eval_episodes:
     :param eval_episodes: After it
     :return: What is written down of it
     """
-    args = argparse.Namespace(
-        algo="happo",
-        env=env_id,
-        settings="happo",
-        overrides=list(overrides(env_id, variant).items()),
-        n_timesteps=n_timesteps,
-        eval_episodes=eval_episodes,
-        n_eval_envs=10,
-        save=False,
-        progress=False,
-    )
+    run = variant_run(env_id, variant, seed, n_timesteps)
+    with tempfile.TemporaryDirectory() as folder:
+        record = train_and_evaluate(run, Path(folder), eval_episodes, vec_env="dummy")
     command = f"python zoo/ablations.py --envs {env_id} --variants {variant} --seeds {seed} --n-timesteps {n_timesteps}"
-    return figures.train_and_evaluate(args, seed) | {"variant": variant, "budget": n_timesteps, "command": command}
+    return record | {"variant": variant, "budget": n_timesteps, "command": command}
 
 
 def draw(ablation: str, groups: dict[str, list[Record]], path: Path) -> None:
@@ -211,7 +204,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the runs are written down")
     parser.add_argument("--folder", type=Path, default=DOCS, help="where the plots and the tables go")
     args = parser.parse_args(argv)
-    th.set_num_threads(1)
     # Seed by seed, so that an interrupted call leaves whole comparisons
     wanted = [(env_id, variant, seed) for env_id in args.envs for seed in args.seeds for variant in args.variants]
     for key in wanted:
@@ -219,8 +211,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             continue
         env_id, variant, seed = key
         run = train(env_id, variant, seed, args.n_timesteps, args.eval_episodes or ENVS[env_id])
-        with args.results.open("a") as file:
-            file.write(json.dumps(run) + "\n")
+        append_record(run, args.results)
         print({name: run[name] for name in ("env", "variant", "seed", "return", "steps_per_second")}, flush=True)
     report(read_runs(args.results, args.n_timesteps), args.folder)
 

@@ -457,7 +457,7 @@ def commit() -> str:
     try:
         head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ZOO, text=True, stderr=subprocess.DEVNULL)
         # What runs write down, and agents that were shipped, change nothing
-        outputs = (":!results.*", ":!benchmark.*", ":!agents")
+        outputs = (":!results.jsonl", ":!benchmark.md", ":!curves", ":!agents", ":!../docs/gallery")
         changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "..", *outputs], cwd=ZOO, check=False).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -14,7 +14,6 @@ cores" are those that the process may use. One step is a step of the whole team 
 import argparse
 import json
 import multiprocessing as mp
-import platform
 import shlex
 import statistics
 import sys
@@ -30,8 +29,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch as th
-from figures import PACKAGES, _commit, _version, make_wrapper, override, read_entry
+from exp_manager import versions
 from gymnasium import spaces
+from records import change, evaluated, read_entry
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -63,8 +64,8 @@ def step_alone(env_id: str, entry: dict[str, Any], seconds: float, start: Barrie
     :param results: Where to put the steps per second
     """
     env = make_env(env_id, **entry.get("env_kwargs", {}))
-    for wrapper in entry.get("wrappers", []):
-        env = make_wrapper(wrapper)(env)
+    wrap = get_wrapper_class(entry, "wrappers")
+    env = wrap(env) if wrap else env
     step = _turn_step(env) if hasattr(env, "agent_iter") else _team_step(env)
     step()
     start.wait()
@@ -263,13 +264,14 @@ def make_training_env(env_id: str, entry: dict[str, Any]) -> VecEnv:
     :param entry: Its hyperparameters
     :return: As it is trained on, by the faster way of running it
     """
+    wrap = get_wrapper_class(entry, "wrappers")
     env = make_joint_vec_env(
         env_id,
         entry["n_envs"],
         seed=0,
         env_kwargs=entry.get("env_kwargs"),
         joint_kwargs=entry.get("joint_kwargs"),
-        wrappers=[make_wrapper(wrapper) for wrapper in entry.get("wrappers", [])] or None,
+        wrappers=[wrap] if wrap else None,
     )
     return VecNormalize(env, norm_reward=False) if entry.get("normalize") else env
 
@@ -279,7 +281,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     :param args: Of the command line
     :return: What was measured
     """
-    entry = read_entry(args.settings, args.env) | dict(args.overrides)
+    entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides}
     raw_id = args.raw_env or args.env
     raw_entry = entry if raw_id == args.env else read_entry(args.settings, raw_id)
     n_cores = available_cores()
@@ -309,6 +311,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rate = n_rows * len(seconds) / total
     raw_rates = {n: statistics.mean(rates) for n, rates in raw.items()}
     collecting = sum(value for name, value in parts.items() if not name.startswith(("update", "factor", "batches", "logging")))
+    found = versions()
     return {
         "env": args.env,
         "algo": args.algo,
@@ -335,8 +338,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         | {"the rest": round(1 - sum(parts.values()), 4)},
         "peak_memory_mb": {name: round(value) for name, value in memory.items()},
         "command": f"python zoo/speed.py {shlex.join(sys.argv[1:])}",
-        "commit": _commit(),
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commit": found.pop("commit"),
+        "versions": found,
     }
 
 
@@ -405,7 +408,7 @@ def main() -> None:
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--raw-env", help="whose raw stepping to compare with; by default the same")
     parser.add_argument("--settings", default="happo_harl", help="file in zoo/hyperparams")
-    parser.add_argument("-P", dest="overrides", type=override, nargs="+", default=[], metavar="NAME:VALUE")
+    parser.add_argument("-P", dest="overrides", type=change, nargs="+", default=[], metavar="NAME:VALUE")
     parser.add_argument("--updates", type=int, default=10, help="how many to time, after two that are not timed")
     parser.add_argument("--seconds", type=float, default=4.0, help="of raw stepping, before and after, each way")
     parser.add_argument("--device", default="cpu")

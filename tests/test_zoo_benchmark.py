@@ -1,0 +1,332 @@
+"""The zoo's benchmark with tiny budgets: records, resuming, tables, shipped agents, films, reproducing."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+ZOO = ROOT / "zoo"
+SPREAD = "mpe2/simple_spread_v3"
+SHIPPED = sorted((ZOO / "agents").glob("*/*_1"))
+TINY = f"""
+{SPREAD}:
+  n_envs: 2
+  n_timesteps: 100
+  n_steps: 50
+  batch_size: 50
+  n_epochs: 1
+  joint_kwargs: dict(team_reward="sum")
+  policy_kwargs: dict(net_arch=[8])
+mpe2/simple_reference_v3:
+  n_timesteps: 100
+  learning_rat: 0.001
+"""
+
+
+@pytest.fixture(autouse=True)
+def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
+    monkeypatch.syspath_prepend(ZOO)
+
+
+@pytest.fixture
+def records() -> ModuleType:
+    return importlib.import_module("records")
+
+
+@pytest.fixture
+def benchmark() -> ModuleType:
+    return importlib.import_module("benchmark")
+
+
+@pytest.fixture
+def reproduce() -> ModuleType:
+    return importlib.import_module("reproduce")
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    return {
+        "algo": "happo", "env": SPREAD, "settings": "happo", "seed": 0, "n_timesteps": 1000, "return": -30.0,
+        "return_std": 5.0, "sum_over_agents": -30.0, "episodes": 100, "episode_length": 25.0,
+        "learning_curve": [(500, -60.0), (1000, -30.0)], "wall_seconds": 10.0, "steps_per_second": 100,
+        "hyperparams": {"n_timesteps": 1000}, "command": "python zoo/benchmark.py --seeds 0", "commit": "abc",
+        "versions": {"python": "3.11"},
+    } | changes  # fmt: skip
+
+
+# ---------------------------------------------------------------- records
+
+
+def test_interquartile_mean_and_interval(records: ModuleType) -> None:
+    """A quarter of the runs counts at neither end; the interval is narrower than the runs and wider than nothing."""
+    iqm, low, high = records.estimate([-1000.0, 1, 2, 3, 4, 5, 6, 1000])
+    assert iqm == 3.5
+    assert -1000 < low < 3.5 < high < 1000
+    assert records.estimate([1.0, 2, 6])[0] == 3
+    assert np.isnan(records.estimate([2.0]).low)
+    assert str(records.estimate([2.0])) == "2.00"
+    assert records.estimate([2.0, 2.0]) == (2, 2, 2)
+
+
+def test_interval_is_that_of_rliable(records: ModuleType) -> None:
+    try:
+        library = importlib.import_module("rliable.library")
+    except TypeError:
+        pytest.skip("arch 7, which rliable needs, does not run beside pandas 3")
+    metrics = importlib.import_module("rliable.metrics")
+    results = np.random.default_rng(0).normal(size=10)
+    points, intervals = library.get_interval_estimates(
+        {"team": results[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=10_000
+    )
+    assert records.estimate(results) == pytest.approx([*points["team"], *intervals["team"].ravel()], abs=0.03)
+
+
+def test_hyperparameters_of_all_ages_compare(records: ModuleType) -> None:
+    """Texts of values, as records had them once, and what a YAML file says."""
+    old = {"n_steps": "50", "gamma": "0.95", "policy_kwargs": "{'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}"}
+    new = {"gamma": 0.95, "n_steps": 50, "policy_kwargs": "dict(activation_fn=nn.ReLU)"}
+    assert records.canonical(old) == records.canonical(new)
+    assert records.canonical(old) != records.canonical(new | {"gamma": 0.9})
+
+
+def test_a_broken_line_is_one_run_less(records: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    records.append_record(record(seed=0), path)
+    with path.open("a") as file:
+        file.write(json.dumps(record(seed=1))[:50])
+    records.append_record(record(seed=2), path)
+    with pytest.warns(UserWarning, match="line 2 is broken"):
+        assert [run["seed"] for run in records.read_records(path)] == [0, 2]
+
+
+def test_table(records: ModuleType, tmp_path: Path) -> None:
+    """Seeds stand in one line, the newest run of a seed counts, other hyperparameters are another line."""
+    report = importlib.import_module("report")
+    runs = [record(seed=seed, **{"return": value}) for seed, value in ((0, -90.0), (1, -20.0), (2, -40.0), (0, -30.0))]
+    runs += [record(seed=0, hyperparams={"n_timesteps": 1000, "gamma": 0.5})]
+    text = report.write_report(runs, tmp_path / "runs.jsonl").read_text()
+    lines = [line for line in text.splitlines() if "| happo | happo (earlier) |" in line]
+    assert len(lines) == 2
+    assert any("| 1,000 | 0, 1, 2 | 100 | -30.0 [-40.0, -20.0] | -30.0 " in line for line in lines)
+
+
+def test_what_was_recorded_stays_readable(records: ModuleType, tmp_path: Path) -> None:
+    report = importlib.import_module("report")
+    runs = records.read_records()
+    text = report.write_report(runs, tmp_path / "results.jsonl").read_text()
+    assert len(runs) >= 22
+    assert all(run["env"] in text and run["commit"] in text for run in runs)
+    assert list((tmp_path / "curves").glob("*.png"))
+
+
+# ---------------------------------------------------------------- from a killed benchmark to a reproduced line
+
+
+def call(folder: Path, *more: str) -> list[str]:
+    """Arguments of a tiny benchmark."""
+    return [
+        *("--algos", "happo", "--seeds", "0", "1", "--settings", str(folder / "tiny.yml"), "--eval-episodes", "4"),
+        *(
+            "--log-folder",
+            str(folder / "logs"),
+            "--results",
+            str(folder / "runs.jsonl"),
+            "--agents",
+            str(folder / "agents"),
+            *more,
+        ),
+    ]
+
+
+def kill_after_first_run(folder: Path) -> None:
+    """Start a benchmark, and kill it when one run has finished and the next one is under way."""
+    process = subprocess.Popen(
+        [sys.executable, str(ZOO / "benchmark.py"), *call(folder, "--envs", SPREAD)],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    begin = time.time()
+    while len(list(folder.glob("logs/*"))) < 2:
+        assert process.poll() is None and time.time() - begin < 120
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert workers
+    process.kill()
+    process.wait(30)
+    _, alive = psutil.wait_procs(workers, 30)
+    assert not alive
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a benchmark that was killed and went on."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    (folder / "tiny.yml").write_text(TINY)
+    kill_after_first_run(folder)
+    sys.path.insert(0, str(ZOO))
+    try:
+        benchmark = importlib.import_module("benchmark")
+        assert benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1  # one entry cannot be trained
+    finally:
+        sys.path.remove(str(ZOO))
+    return folder
+
+
+def test_killed_and_resumed(finished: Path, benchmark: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    """All runs are there, each once, as in an unbroken benchmark; and nothing is left to do."""
+    runs = records.read_records(finished / "runs.jsonl")
+    assert [(run["algo"], run["env"], run["seed"], run["n_timesteps"]) for run in runs] == [
+        ("happo", SPREAD, 0, 100),
+        ("happo", SPREAD, 1, 100),
+    ]
+    assert all(run["episodes"] == 4 and run["learning_curve"][-1][0] == 100 for run in runs)
+    assert benchmark.main(call(finished, "--envs", SPREAD)) == 0
+    assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+    assert "| 100 | 0, 1 | 4 |" in (finished / "benchmark.md").read_text()
+
+
+def test_a_failed_run_stops_no_other(finished: Path) -> None:
+    """It leaves its error in its log."""
+    outputs = [path.read_text() for path in finished.glob("logs/*reference*/output.txt")]
+    assert len(outputs) == 2
+    assert all("Did you mean 'learning_rate'?" in output for output in outputs)
+
+
+def test_interrupted(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Ctrl-C ends the runs that are under way, and says how to go on."""
+    workers: list[Any] = []
+
+    def ctrl_c(sentinels: list[int]) -> list[int]:
+        workers.extend(multiprocessing.active_children())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark.connection, "wait", ctrl_c)
+    (tmp_path / "tiny.yml").write_text(TINY)
+    assert benchmark.main(call(tmp_path, "--n-jobs", "2")) == 130
+    assert len(workers) == 2
+    assert not any(worker.is_alive() for worker in workers)
+    assert "the same command does the others" in capsys.readouterr().out
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_the_best_seed_is_shipped(finished: Path, records: ModuleType, benchmark: ModuleType) -> None:
+    """Small, with what it takes to act, and never replaced by a worse one."""
+    load_agent = importlib.import_module("exp_manager").load_agent
+    (folder,) = finished.glob("agents/happo/*")
+    runs = records.read_records(finished / "runs.jsonl")
+    best = max(runs, key=lambda run: run["return"])
+    assert json.loads((folder / "record.json").read_text()) == best
+    assert not any(optimizer.state for optimizer in [load_agent(folder, "cpu").model.policy.critic.optimizer])
+    (trained,) = finished.glob(f"logs/*seed{best['seed']}/happo/*_1")
+    observation = load_agent(folder).make_env(3, seed=1).reset()
+    actions, again = (load_agent(path, "cpu").model.predict(observation, deterministic=True)[0] for path in (folder, trained))
+    assert np.array_equal(actions, again)
+    before = (folder / "record.json").stat().st_mtime_ns
+    benchmark.main(call(finished, "--envs", SPREAD, "--ship"))
+    assert (folder / "record.json").stat().st_mtime_ns == before
+
+
+def test_reproduce(finished: Path, reproduce: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    """The same seed gives the same result; a result that lies elsewhere is told."""
+    arguments = ["--results", str(finished / "runs.jsonl"), "--log-folder", str(finished / "again"), "--seed", "1"]
+    assert reproduce.main([f"happo/{SPREAD}", *arguments]) == 0
+    (again,) = records.read_records(finished / "again" / "results.jsonl")
+    assert again["return"] == records.read_records(finished / "runs.jsonl")[1]["return"]
+    assert "lies between" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("value", "code"), [(-31.0, 0), (-39.0, 0), (-50.0, 1)])
+def test_reproduced_or_not(
+    value: float, code: int, reproduce: ModuleType, records: ModuleType, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture,
+) -> None:  # fmt: skip
+    """Inside the interval of all seeds; which versions differ is told in any case."""
+    for seed, recorded in enumerate((-40.0, -30.0, -20.0)):
+        records.append_record(
+            record(seed=seed, hyperparams={"n_timesteps": 1000, "n_envs": 1}, **{"return": recorded}), tmp_path / "r"
+        )
+
+    def run_all(runs: Any, options: Any) -> list[Any]:
+        assert [run.seed for run in runs] == [1]  # the middle one
+        new = record(seed=1, hyperparams=runs[0].hyperparams, versions={"python": "3.12"}, **{"return": value})
+        records.append_record(new, options.results)
+        return []
+
+    monkeypatch.setattr(reproduce, "run_all", run_all)
+    arguments = [f"happo/{SPREAD}", "--results", str(tmp_path / "r"), "--log-folder", str(tmp_path / "again")]
+    assert reproduce.main(arguments) == code
+    assert "Differs: python 3.11 then, 3.12 now" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- wrong names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["--algos", "hapo"], "happo"),
+        (["--envs", "mpe2/simple_spred_v3"], SPREAD),
+        (["--settings", "happo_harn"], "happo_harl"),
+        (["--hyperparams", "agent_order:fixed"], "quote"),
+        (["--n-jobs", "0"], "at least 1"),
+    ],
+)
+def test_wrong_names(benchmark: ModuleType, arguments: list[str], hint: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as error:
+        benchmark.main(arguments)
+    assert error.value.code == 2
+    assert hint in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_wrong_line(reproduce: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as error:
+        reproduce.main(["hapo/mpe2/simple_spread_v3"])
+    assert error.value.code == 2
+    assert f"Did you mean 'happo/{SPREAD}'?" in capsys.readouterr().err
+
+
+def test_settings_of_yesterday(reproduce: ModuleType) -> None:
+    """Records with texts of values can be repeated only as long as the file says the same."""
+    old = record(hyperparams={"n_timesteps": "1000", "gamma": "0.123"}, commit="0ld", command="python zoo/figures.py")
+    with pytest.raises(ValueError, match=r"check out 0ld and run `python zoo/figures\.py`"):
+        reproduce.repeat_run(old, 0)
+
+
+# ---------------------------------------------------------------- what is shipped
+
+
+def test_film(finished: Path, tmp_path: Path) -> None:
+    gallery = importlib.import_module("gallery")
+    gallery.main(["--agents", str(finished / "agents"), "--out", str(tmp_path)])
+    with Image.open(tmp_path / "happo-mpe2-simple_spread_v3.gif") as film:
+        assert film.n_frames > 50
+        assert max(film.size) == gallery.PIXELS
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+@pytest.mark.parametrize("n_episodes", [10, pytest.param(None, marks=pytest.mark.slow)])
+def test_shipped_agents(folder: Path, n_episodes: int | None) -> None:
+    """Each loads from the clone, is small, and plays as its record says."""
+    runs, manager = (importlib.import_module(name) for name in ("runs", "exp_manager"))
+    recorded = json.loads((folder / "record.json").read_text())
+    assert sum(file.stat().st_size for file in folder.rglob("*")) < 1e6
+    team = manager.load_agent(folder, "cpu")
+    env = team.make_env(runs.N_EVAL_ENVS, runs.EVAL_SEED + recorded["seed"])
+    episodes = runs.evaluate(team.model, env, team.deterministic, n_episodes or recorded["episodes"])
+    env.close()
+    mean = np.mean([episode.team_return for episode in episodes])
+    error = (4 if n_episodes else 2) * recorded["return_std"] / np.sqrt(len(episodes))
+    assert mean == pytest.approx(recorded["return"], rel=0.01, abs=error)

@@ -33,6 +33,7 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     ("mpe2", "mpe2/simple_tag_v3", one_side("adversary_0", "adversary_1", "adversary_2")),
     ("gymnasium_robotics", "mamujoco/HalfCheetah-2x3-v1", {}),
     ("gymnasium_robotics", "mamujoco/Ant-4x2-v1", {"env_kwargs": {"agent_obsk": 1}}),
+    ("envpool", "envpool/HalfCheetah-2x3-v1", {}),
     ("Box2D", "pettingzoo.sisl/multiwalker_v9", {}),
     ("pygame", "pettingzoo.sisl/pursuit_v5", {}),
     (

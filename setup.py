@@ -49,6 +49,8 @@ setup(
             "gymnasium-robotics>=1.3",
             "mujoco>=3.0",
         ],
+        # Not among "envs", for it brings the unmaintained `gym` along
+        "vmas": ["vmas>=1.5,<2"],
         # The scripts under zoo/: training, plots, films, tuning
         "zoo": [
             "imageio",

@@ -59,6 +59,8 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
         {"env_kwargs": {"map_size": 16}, **one_side(*(f"red_{index}" for index in range(6)))},
     ),
     ("magent2", "magent2.environments/adversarial_pursuit_v4", {"env_kwargs": {"map_size": 18}}),
+    ("vmas", "vmas/navigation", {}),
+    ("vmas", "vmas/balance", {}),
 ]
 
 
@@ -97,13 +99,3 @@ def test_a_family_trains_from_its_id(package: str, id: str, kwargs: dict[str, An
     if callable(kwargs.get("wrappers")):
         kwargs = kwargs | {"wrappers": kwargs["wrappers"]()}
     train(make_joint_vec_env(id, 2, seed=0, vec_env_cls=JointDummyVecEnv, **kwargs) if kwargs else id)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_vmas_trains() -> None:
-    """One of its many worlds at a time, through its own Gymnasium wrapper."""
-    pytest.importorskip("shimmy")
-    vmas = pytest.importorskip("vmas")
-    make = partial(vmas.make_env, "balance", num_envs=1, max_steps=100, terminated_truncated=True, wrapper="gymnasium")
-    train(make_joint_vec_env(make, 2, seed=0, vec_env_cls=JointDummyVecEnv))

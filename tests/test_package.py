@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sb3_happo"
 
 # What only the extras bring
 EXTRAS = [
-    *("envpool", "gymnasium_robotics", "lbforaging", "mpe2", "mujoco", "pygame", "pymunk", "rlcard", "rware", "supersuit"),
+    *("envpool", "gymnasium_robotics", "lbforaging", "mpe2", "mujoco", "pygame", "pymunk", "rlcard", "rware", "supersuit", "vmas"),
     *(
         "imageio",
         "matplotlib",

@@ -98,7 +98,7 @@ class VmasVecEnv(VecEnv):
         self.team_reward = team_reward
         self.state = state
         self.agent_infos: dict[str, Any] = {}
-        self._random_state = list(type(self.env).vmas_random_state)
+        self._random_state = list(self.env.vmas_random_state)
         self._actions: list[th.Tensor] = []
         self._in_tensors = False
         # The statistics of the running episodes
@@ -236,22 +236,27 @@ class VmasVecEnv(VecEnv):
         :param obs: The joint observation of all environments, each entry ``(n_envs, ...)``
         :return: The same with the new episodes' first observations
         """
+        from vmas.simulator.environment.environment import local_seed
+
+        rows = th.from_numpy(finished).to(self.device)
         self._returns[finished] = 0.0
         self._lengths[finished] = 0
         with self._own_randomness():
             if len(finished) == self.num_envs:
                 return self._observe(self.env.reset())
-            for index in finished.tolist():
-                self.env.reset_at(index, return_observations=False)
+            # What `reset_at` does, but random states change hands once and not for each environment
+            with local_seed(self.env.vmas_random_state):
+                for index in finished.tolist():
+                    self.env.scenario.env_reset_world_at(index)
+            self.env.steps[rows] = 0
             (parts,) = self.env.get_from_scenario(get_observations=True, get_rewards=False, get_infos=False, get_dones=False)
-        rows = th.from_numpy(finished).to(self.device)
         fresh = self._observe(parts)
         return {key: part.index_copy(0, rows, fresh[key][rows]) for key, part in obs.items()}
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """VMAS keeps one random state for all its simulators in the process: lend it this one's."""
-        shared: list[Any] = type(self.env).vmas_random_state
+        shared: list[Any] = self.env.vmas_random_state
         others = shared[:]
         shared[:] = self._random_state
         try:

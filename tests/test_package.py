@@ -17,7 +17,19 @@ PACKAGE = ROOT / "sb3_happo"
 
 # What only the extras bring
 EXTRAS = [
-    *("envpool", "gymnasium_robotics", "lbforaging", "mpe2", "mujoco", "pygame", "pymunk", "rlcard", "rware", "supersuit", "vmas"),
+    *(
+        "envpool",
+        "gymnasium_robotics",
+        "lbforaging",
+        "mpe2",
+        "mujoco",
+        "pygame",
+        "pymunk",
+        "rlcard",
+        "rware",
+        "supersuit",
+        "vmas",
+    ),
     *(
         "imageio",
         "matplotlib",

@@ -55,7 +55,7 @@ setup(
         "zoo": [
             "imageio",
             "matplotlib",
-            "optuna>=3.0",
+            "optuna>=4.0",
             "pillow",
             "psutil",
             "pyyaml",

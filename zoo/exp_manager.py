@@ -178,6 +178,16 @@ class TeamExperimentManager(ExperimentManager):
             self.eval_env_kwargs = self.env_kwargs
         return result
 
+    def configure(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """
+        Take an entry as it is, without a file and without a log folder.
+
+        :param entry: Its keys and values as in YAML
+        :return: Arguments of the algorithm; :meth:`create_envs` makes the environments
+        """
+        hyperparams, self.env_wrapper, self.callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(dict(entry))
+        return hyperparams
+
     # ---------------------------------------------------------------- environments
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
@@ -352,7 +362,7 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
         n_timesteps=int(config.get("n_timesteps", 1)),
         verbose=0,
     )
-    manager._preprocess_hyperparams(dict(config))
+    manager.configure(config)
     env_kwargs = manager.eval_env_kwargs
 
     def make_env(n_envs: int = 1, seed: int = 0, **more: Any) -> VecEnv:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cli import add_common_arguments, add_training_arguments, command_line, prepare, usage_errors, whole_number
 from exp_manager import TeamExperimentManager
+from study import trial_entry
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -63,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
         if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
             raise ValueError(f"There is no trained agent {args.trained_agent}; it must be a .zip file that exists.")
         prepare(args)
+        if args.storage is not None:
+            args.hyperparams = trial_entry(args.storage, args.study_name, args.trial_id) | (args.hyperparams or {})
         print("=" * 10, args.env, "=" * 10)
         print(f"Seed: {args.seed}")
         run = _track(args) if args.track else None
@@ -82,9 +85,6 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
             env_kwargs=args.env_kwargs,
             eval_env_kwargs=args.eval_env_kwargs,
             trained_agent=args.trained_agent,
-            storage=args.storage,
-            study_name=args.study_name,
-            trial_id=args.trial_id,
             uuid_str=f"_{time.time_ns():x}" if args.uuid else "",
             seed=args.seed,
             log_interval=args.log_interval,

@@ -1,0 +1,159 @@
+"""What is searched when hyperparameters are tuned: RL Zoo's samplers, for teams."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
+from torch import nn
+
+NET_ARCHS = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
+NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=False)"}
+
+# Environments' steps of an update are a multiple of this, so that minibatches of a half to an eighth are whole
+_N_STEPS_UNIT = 8
+
+
+def _sample_team(
+    trial: optuna.Trial, n_envs: int, additional_args: dict[str, Any], rollout_pow: tuple[int, int], minibatches: bool = True
+) -> dict[str, Any]:
+    """
+    What all algorithms have: rollouts, critic, networks.
+
+    :param trial: Asked for values
+    :param n_envs: Environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param rollout_pow: Exponents of the smallest and the largest rollout, in joint transitions
+    :param minibatches: Whether rollouts are divided
+    :return: Hyperparameters
+    """
+    n_rows = 2 ** trial.suggest_int("rollout_pow", *rollout_pow)
+    n_steps = max(round(n_rows / n_envs / _N_STEPS_UNIT), 1) * _N_STEPS_UNIT
+    net_arch = trial.suggest_categorical("net_arch", list(NET_ARCHS))
+    activation_fn = trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
+    policy_kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[net_arch], "activation_fn": ACTIVATIONS[activation_fn]}
+    if additional_args.get("continuous"):
+        policy_kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
+    hyperparams = {
+        "n_steps": n_steps,
+        "gamma": _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.1, log=True)),
+        "gae_lambda": _rounded(1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)),
+        "max_grad_norm": _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
+        "normalize": NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
+        "policy_kwargs": policy_kwargs,
+    }
+    if minibatches:
+        hyperparams["batch_size"] = n_steps * n_envs // trial.suggest_categorical("n_minibatches", [1, 2, 4, 8])
+    return hyperparams
+
+
+def sample_happo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param trial: Asked for values
+    :param n_actions: Unused (RL Zoo's form)
+    :param n_envs: Environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :return: Hyperparameters of HAPPO
+    """
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | {
+        "learning_rate": _rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
+        "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        "n_epochs": trial.suggest_int("n_epochs", 2, 20, log=True),
+        "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
+        "ent_coef": _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True)),
+    }
+
+
+def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param trial: Asked for values
+    :param n_actions: Unused (RL Zoo's form)
+    :param n_envs: Environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :return: Hyperparameters of MAPPO and IPPO: HAPPO's, and who shares a network
+    """
+    hyperparams = sample_happo_params(trial, n_actions, n_envs, additional_args)
+    sharing = trial.suggest_categorical("sharing", ["shared", "shared with agent's id", "each its own"])
+    hyperparams["policy_kwargs"] |= {
+        "share_parameters": sharing != "each its own",
+        "append_agent_id": sharing == "shared with agent's id",
+    }
+    return hyperparams
+
+
+def sample_hatrpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param trial: Asked for values
+    :param n_actions: Unused (RL Zoo's form)
+    :param n_envs: Environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :return: Hyperparameters of HATRPO, whose learning rate, minibatches and passes are the critic's
+    """
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | {
+        "learning_rate": _rounded(trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True)),
+        "n_epochs": trial.suggest_int("n_epochs", 2, 20, log=True),
+        "target_kl": _rounded(trial.suggest_float("target_kl", 1e-3, 3e-2, log=True)),
+        "cg_damping": _rounded(trial.suggest_float("cg_damping", 1e-2, 0.5, log=True)),
+        "accept_ratio": trial.suggest_categorical("accept_ratio", [0.1, 0.3, 0.5]),
+    }
+
+
+def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param trial: Asked for values
+    :param n_actions: Unused (RL Zoo's form)
+    :param n_envs: Environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :return: Hyperparameters of HAA2C: one pass of the actors over short rollouts, several of the critic
+    """
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False) | {
+        "learning_rate": _rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
+        "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        "batch_size": None,
+        "critic_n_epochs": trial.suggest_int("critic_n_epochs", 1, 15, log=True),
+        "ent_coef": _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True)),
+    }
+
+
+Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
+TEAM_SAMPLERS: dict[str, Sampler] = {
+    "happo": sample_happo_params,
+    "hatrpo": sample_hatrpo_params,
+    "haa2c": sample_haa2c_params,
+    "mappo": sample_mappo_params,
+    "ippo": sample_mappo_params,
+}
+HYPERPARAMS_SAMPLER.update(TEAM_SAMPLERS)
+
+
+def as_entry(base: dict[str, Any], sampled: dict[str, Any], evaluated_policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param base: The entry that is tuned, as in YAML
+    :param sampled: What takes the place of its values
+    :param evaluated_policy_kwargs: Those of the entry, of which the sampled ones take the place of equal keys
+    :return: An entry as it may stand in YAML: no value needs Python but expressions in strings
+    """
+    entry = base | sampled
+    if "policy_kwargs" in sampled:
+        entry["policy_kwargs"] = evaluated_policy_kwargs | sampled["policy_kwargs"]
+    return {key: expression(value) if isinstance(value, dict) else value for key, value in entry.items()}
+
+
+def expression(value: Any) -> str:
+    """
+    :param value: A dict of what may stand in ``policy_kwargs``
+    :return: The Python expression, as RL Zoo's YAML files have it
+    """
+    if isinstance(value, dict):
+        if all(isinstance(key, str) and key.isidentifier() for key in value):
+            return f"dict({', '.join(f'{key}={expression(item)}' for key, item in value.items())})"
+        return f"{{{', '.join(f'{key!r}: {expression(item)}' for key, item in value.items())}}}"
+    if isinstance(value, type) and value in vars(nn).values():
+        return f"nn.{value.__name__}"
+    return repr(value)
+
+
+def _rounded(value: float) -> float:
+    """So that what is pasted into YAML is short, and exactly what was tried."""
+    return float(f"{value:.4g}")

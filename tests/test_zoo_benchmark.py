@@ -317,16 +317,17 @@ def test_film(finished: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
-@pytest.mark.parametrize("n_episodes", [10, pytest.param(None, marks=pytest.mark.slow)])
-def test_shipped_agents(folder: Path, n_episodes: int | None) -> None:
+@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "as recorded"])
+def test_shipped_agents(folder: Path, quick: bool) -> None:
     """Each loads from the clone, is small, and plays as its record says."""
     runs, manager = (importlib.import_module(name) for name in ("runs", "exp_manager"))
     recorded = json.loads((folder / "record.json").read_text())
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 1e6
     team = manager.load_agent(folder, "cpu")
-    env = team.make_env(runs.N_EVAL_ENVS, runs.EVAL_SEED + recorded["seed"])
-    episodes = runs.evaluate(team.model, env, team.deterministic, n_episodes or recorded["episodes"])
+    n_episodes = max(2, min(20, int(2000 / recorded["episode_length"]))) if quick else recorded["episodes"]
+    env = team.make_env(min(n_episodes, runs.N_EVAL_ENVS), runs.EVAL_SEED + recorded["seed"])
+    episodes = runs.evaluate(team.model, env, team.deterministic, n_episodes)
     env.close()
     mean = np.mean([episode.team_return for episode in episodes])
-    error = (4 if n_episodes else 2) * recorded["return_std"] / np.sqrt(len(episodes))
+    error = (4 if quick else 2) * recorded["return_std"] / np.sqrt(len(episodes))
     assert mean == pytest.approx(recorded["return"], rel=0.01, abs=error)

@@ -99,7 +99,7 @@ def write_film(path: Path, frames: Sequence[np.ndarray], fps: float, pixels: int
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
         # One palette for all frames and no dithering: what does not move then costs nothing
-        palette = Image.fromarray(np.concatenate(small[:: len(small) // 4 or 1])).quantize(128)
+        palette = Image.fromarray(np.concatenate(small[:: len(small) // 4 or 1])).quantize(64)
         first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in small)
         first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)
     else:

@@ -15,8 +15,8 @@ import yaml  # type: ignore[import-untyped]
 from exp_manager import AGENTS
 
 GALLERY = Path(__file__).resolve().parents[1] / "docs" / "gallery"
-N_FRAMES = 100
-PIXELS = 320
+N_FRAMES = 75
+PIXELS = 240
 SEED = 3
 
 
@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in sorted(args.agents.glob("*/*_1/*/args.yml")):
         trained = yaml.safe_load(path.read_text())
         film = args.out / f"{trained['algo']}-{path.parent.name}.gif"
+        # The bodies run out of the default camera's sight
+        camera = ["--env-kwargs", 'camera_name:"track"'] if trained["env"].startswith("mamujoco/") else []
         enjoy.main([
+            *camera,
             *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
             *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
         ])  # fmt: skip

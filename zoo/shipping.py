@@ -1,7 +1,9 @@
 """Trained agents that come with the zoo: small copies of runs' folders, in ``zoo/agents``."""
 
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +64,12 @@ def copy_agent(trained: Path, folder: Path, record: Record) -> None:
     (configs,) = trained.glob("*/config.yml")
     details = folder / configs.parent.name
     details.mkdir(parents=True)
-    model.save(folder / f"{details.name}.zip", exclude=LEFT_OUT)
+    saved = io.BytesIO()
+    model.save(saved, exclude=LEFT_OUT)
+    with zipfile.ZipFile(saved) as full, zipfile.ZipFile(folder / f"{details.name}.zip", "w", zipfile.ZIP_DEFLATED) as small:
+        for name in full.namelist():
+            if name != "system_info.txt":  # of the machine that ships; versions.yml is of the one that trained
+                small.writestr(name, full.read(name))
     for name in ("config.yml", "versions.yml", "vecnormalize.pkl"):
         if (configs.parent / name).is_file():
             shutil.copy(configs.parent / name, details)

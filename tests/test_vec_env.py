@@ -76,6 +76,10 @@ class Talkative(gym.Wrapper):
     def render(self) -> Any:
         return np.full((2, 2, 3), self.number, np.uint8)
 
+    def close(self) -> None:
+        self._fail("close")
+        super().close()
+
     def pid(self) -> int:
         """
         :return: The process that this runs in
@@ -132,7 +136,7 @@ class Thrifty(gym.Env):
 
 def forked(env_fns: EnvFns, n_workers: int = 2, **kwargs: Any) -> JointSubprocVecEnv:
     """The quickest to start."""
-    return JointSubprocVecEnv(env_fns, n_workers, "fork", **kwargs)
+    return JointSubprocVecEnv(env_fns, n_workers, "fork", **{"parent_works": False} | kwargs)
 
 
 @pytest.fixture(autouse=True)
@@ -204,8 +208,8 @@ def without_agent_infos(courses: list[Course]) -> list[Course]:
 TEAMS = {"heterogeneous": each(heterogeneous, [12, 11, 7, 12, 9]), "turns": each(turns, [4, 2, 3, 1, 4])}
 VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
     "in-process": JointDummyVecEnv,
-    "1 worker, forkserver": partial(JointSubprocVecEnv, n_workers=1, start_method="forkserver", full_infos=True),
-    "2 workers, spawn": partial(JointSubprocVecEnv, n_workers=2, start_method="spawn", full_infos=True),
+    "1 worker, forkserver": partial(JointSubprocVecEnv, n_workers=1, full_infos=True, parent_works=False),
+    "2 workers, spawn": partial(JointSubprocVecEnv, n_workers=2, start_method="spawn", full_infos=True, parent_works=False),
     "3 workers, fork": partial(JointSubprocVecEnv, n_workers=3, start_method="fork", full_infos=True),
     "default": JointSubprocVecEnv,
 }
@@ -353,6 +357,24 @@ def test_exception_in_a_worker(where: str) -> None:
 def test_exception_while_starting(start_method: str) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Environment 2 .*Traceback.*this one cannot be made"):
         JointSubprocVecEnv(each(talkative, [1, 2, -1, 3]), 2, start_method)
+
+
+def test_parent_that_works() -> None:
+    """It takes the first share, reports its failures like any other, and closes the others when its own cannot be."""
+    venv = forked(each(talkative, [10, 11, 12, 13]), parent_works=True)
+    pids = venv.env_method("pid")
+    assert pids[0] == pids[1] == os.getpid() != pids[2] == pids[3]
+    venv.reset()
+    venv.set_attr("fail_in", "step", indices=[1])
+    with pytest.raises(RuntimeError, match=r"(?s)^Environment 1 failed:.*Traceback.*number 11 fails in step"):
+        venv.step(np.zeros(4, joint_action_dtype(venv.action_space)))
+    assert pids[2] not in {process.pid for process in multiprocessing.active_children()}
+
+    venv = forked(each(talkative, [10, 11]), parent_works=True)
+    venv.set_attr("fail_in", "close", indices=[0])
+    with pytest.raises(ZeroDivisionError, match="number 10 fails in close"):
+        venv.close()
+    assert not multiprocessing.active_children()
 
 
 def test_exceptions_that_a_vec_env_survives() -> None:

@@ -38,7 +38,7 @@ def choose_vec_env(
     and is the attribute ``choice`` of the result, a :class:`VecEnvChoice`.
 
     :param env_fns: Functions that return joint environments, each call a new one, all of one team
-    :param n_workers: Number of worker processes, by default one per available core
+    :param n_workers: Number of processes that step environments, by default one per available core
     :param start_method: How to start them
     :param full_infos: Whether they send all that the environments say, see :class:`JointSubprocVecEnv`
     :param seconds: How long to measure each, > 0

@@ -18,9 +18,9 @@ class VecEnvChoice(NamedTuple):
     """
     What :func:`~sb3_happo.vec_env.choose_vec_env` has found.
 
-    :param n_workers: Number of worker processes, 0 for none: the environments run in the current process
+    :param n_workers: Number of processes that step environments, the current one among them; 0 for the current one alone
     :param in_process: Environment steps per second in the current process, None if not measured
-    :param in_workers: Environment steps per second in worker processes, None if not measured
+    :param in_workers: Environment steps per second in several processes, None if not measured
     """
 
     n_workers: int
@@ -28,10 +28,10 @@ class VecEnvChoice(NamedTuple):
     in_workers: float | None
 
     def __str__(self) -> str:
-        place = f"{self.n_workers} worker processes" if self.n_workers else "the current process"
+        place = f"{self.n_workers} processes" if self.n_workers else "the current process"
         rates = [
             f"{rate:,.0f} steps/s {where}"
-            for rate, where in ((self.in_process, "in the current process"), (self.in_workers, "in worker processes"))
+            for rate, where in ((self.in_process, "in the current process"), (self.in_workers, "in several"))
             if rate is not None
         ]
         return f"{place} ({', '.join(rates) or 'not measured'})"

@@ -44,7 +44,8 @@ _CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closi
 class JointSubprocVecEnv(VecEnv):
     """
     Joint environments in worker processes, several to each. Observations, joint actions, rewards, dones, individual rewards
-    and ``info["active"]`` go through shared memory; a step costs one short message to each worker and back.
+    and ``info["active"]`` go through shared memory; a step costs one short message to each worker and back. The current
+    process takes a share of the environments itself, where it would only wait.
 
     The arrays that :meth:`reset` and :meth:`step` return belong to the caller: each call makes new ones.
 
@@ -59,7 +60,10 @@ class JointSubprocVecEnv(VecEnv):
     reset, or if a worker died, or after Ctrl-C, all workers are closed. They end with the parent, however that ends.
 
     :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new one each, all of one team
-    :param n_workers: Number of worker processes, at most one per environment; by default one per available core
+    :param n_workers: Number of processes that step environments, at most one per environment; by default one per available
+        core
+    :param parent_works: Whether the current process is one of them, which saves a process. Without it, environments that crash
+        or hang take only a worker along
     :param start_method: "forkserver" (default where there is one), "spawn", or "fork" (unsafe while threads run, like torch's)
     :param full_infos: Send all that the environments say at every step, pickled
     :raises RuntimeError: If an environment cannot be made
@@ -78,6 +82,7 @@ class JointSubprocVecEnv(VecEnv):
         n_workers: int | None = None,
         start_method: str | None = None,
         full_infos: bool = False,
+        parent_works: bool = True,
     ) -> None:
         n_envs = len(env_fns)
         if not n_envs:
@@ -87,14 +92,14 @@ class JointSubprocVecEnv(VecEnv):
         self.n_workers = min(n_envs, n_workers or available_cores())
         starts = [n_envs * worker // self.n_workers for worker in range(self.n_workers + 1)]
         self._slices = [slice(start, end) for start, end in itertools.pairwise(starts)]
-        self._connections: list[Connection] = []
+        self._connections: list[Connection | _Here] = []
         self._processes: list[BaseProcess] = []
         self._blocks: list[_SharedBlock] = []
         self._waiting = False
         # Runs at the latest when this object is collected as garbage, or the program ends
         self._finalizer = weakref.finalize(self, _close_workers, os.getpid(), self._connections, self._processes, self._blocks)
         try:
-            self._start_workers(env_fns, start_method, full_infos)
+            self._start_workers(env_fns, start_method, full_infos, parent_works)
             teams = [team for worker_teams in self._receive(range(self.n_workers)) for team in worker_teams]
             for index, team in enumerate(teams):
                 check_same_team(index, team, teams[0])
@@ -114,7 +119,9 @@ class JointSubprocVecEnv(VecEnv):
             self.close()
             raise
 
-    def _start_workers(self, env_fns: Sequence[Callable[[], gym.Env]], start_method: str | None, full_infos: bool) -> None:
+    def _start_workers(
+        self, env_fns: Sequence[Callable[[], gym.Env]], start_method: str | None, full_infos: bool, parent_works: bool
+    ) -> None:
         if start_method is None:
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
         context = mp.get_context(start_method)
@@ -122,12 +129,18 @@ class JointSubprocVecEnv(VecEnv):
             context.set_forkserver_preload([__name__])  # imported once, for all workers, now and later
         # The parent's own, before any worker is there: a worker's would remove the shared memory together with that worker
         resource_tracker.ensure_running()
-        for rows in self._slices:
-            request = _pack(("make", (list(env_fns[rows]), full_infos, dict(gym.registry))))
+        for worker, rows in enumerate(self._slices):
+            arguments = (list(env_fns[rows]), full_infos, dict(gym.registry))
+            if parent_works and worker == 0:
+                self._connections.append(_Here(arguments))
+                continue
+            request = _pack(("make", arguments))
             ours, theirs = context.Pipe()
             self._connections.append(ours)
             # A forked worker has a copy of these, and would never see the parent's end of its connection closed
-            inherited = self._connections if start_method == "fork" else []
+            inherited = (
+                [other for other in self._connections if isinstance(other, Connection)] if start_method == "fork" else []
+            )
             process = context.Process(target=_work, args=(theirs, inherited, request), daemon=True)  # type: ignore[attr-defined]
             with _without_main():
                 process.start()
@@ -332,7 +345,7 @@ class JointSubprocVecEnv(VecEnv):
         return replies
 
     def _worker_died(self, worker: int) -> RuntimeError:
-        process = self._processes[worker]
+        process = self._processes[worker - self.n_workers]  # from the end, for the current process is not among them
         process.join(_CLOSING_TIME)
         error = RuntimeError(
             f"The worker process of {_named(self._slices[worker])} has died (exit code {process.exitcode}"
@@ -347,7 +360,8 @@ class JointSubprocVecEnv(VecEnv):
         if failure.row is not None:
             rows = slice(rows.start + failure.row, rows.start + failure.row + 1)
         kind = AttributeError if failure.is_attribute_error else RuntimeError
-        return kind(f"{_named(rows)} failed in a worker process:\n\n{failure.traceback}")
+        place = "" if isinstance(self._connections[worker], _Here) else " in a worker process"
+        return kind(f"{_named(rows)} failed{place}:\n\n{failure.traceback}")
 
 
 class _Failure(NamedTuple):
@@ -481,23 +495,29 @@ def _named(rows: slice) -> str:
     return f"Environment {rows.start}" if rows.stop == rows.start + 1 else f"Environments {rows.start} to {rows.stop - 1}"
 
 
-def _close_workers(pid: int, connections: list[Connection], processes: list[BaseProcess], blocks: list[_SharedBlock]) -> None:
+def _close_workers(
+    pid: int, connections: "list[Connection | _Here]", processes: list[BaseProcess], blocks: list[_SharedBlock]
+) -> None:
     if os.getpid() != pid:
         return  # in a process that was forked from the one whose workers these are
-    for connection in connections:
-        # A closed connection says the same, unless a process that was forked from this one has inherited it
-        with contextlib.suppress(OSError):
-            connection.send_bytes(_CLOSE)
-        connection.close()
-    deadline = time.monotonic() + _CLOSING_TIME
-    for process in processes:
-        process.join(max(0.0, deadline - time.monotonic()))
-        if process.is_alive():
-            process.kill()
-            process.join()
-        process.close()
-    for block in blocks:
-        block.close()
+    with contextlib.ExitStack() as at_last:  # whatever an environment's own `close` raises here
+        for block in blocks:
+            at_last.callback(block.close)
+        for connection in connections:
+            if isinstance(connection, _Here):
+                at_last.callback(connection.close)
+                continue
+            # A closed connection says the same, unless a process that was forked from this one has inherited it
+            with contextlib.suppress(OSError):
+                connection.send_bytes(_CLOSE)
+            connection.close()
+        deadline = time.monotonic() + _CLOSING_TIME
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+            process.close()
 
 
 # ---------------------------------------------------------------- in the worker
@@ -627,9 +647,9 @@ class _Worker:
         """
         return self.venv.has_attr(attr_name)
 
-    def answer(self, message: bytes) -> bytes:
+    def answer(self, message: bytes | tuple) -> bytes:
         """
-        :param message: A request
+        :param message: A request, pickled or not
         :return: The reply, which may be a :class:`_Failure`
         """
         method = ""
@@ -637,7 +657,7 @@ class _Worker:
             if message == _STEP:
                 more = self.step()
                 return _pack(more) if more else _DONE
-            method, args = _unpack(message)
+            method, args = _unpack(message) if isinstance(message, bytes) else message
             return _pack(getattr(self, method)(*args))
         except Exception as error:
             is_attribute_error = method == "ask" and isinstance(error, AttributeError)
@@ -652,6 +672,34 @@ class _Worker:
         if hasattr(self, "block"):
             del self.venv
             self.block.close()
+
+
+class _Here:
+    """
+    A worker in the current process, with the methods of a connection to one. It works when its answer is asked for.
+
+    :param arguments: Of :meth:`_Worker.make`
+    """
+
+    def __init__(self, arguments: tuple) -> None:
+        self._worker = _Worker()
+        self._message: bytes | tuple = ("make", arguments)
+
+    def send_bytes(self, message: bytes) -> None:
+        """
+        :param message: The next request
+        """
+        self._message = message
+
+    def recv_bytes(self) -> bytes:
+        """
+        :return: The answer to the last request
+        """
+        return self._worker.answer(self._message)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._worker.close()
 
 
 def _work(connection: Connection, inherited: list[Connection], message: bytes) -> None:

@@ -62,6 +62,7 @@ setup(
             "rich",
             "rl-zoo3>=2.9,<3",
             "rliable>=1.2",
+            "scipy>=1.15",
             "tensorboard",
             "tqdm",
         ],

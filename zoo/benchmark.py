@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 
 from cli import whole_number
 from exp_manager import AGENTS, TEAM_ALGOS
-from records import RESULTS, Record, append_record, change, read_entries, read_records, unknown
+from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, change, read_entries, read_records, unknown
 from report import write_report
 from runs import Run, default_settings, make_run, train_and_evaluate
 from shipping import ship
@@ -70,7 +70,8 @@ def plan(args: argparse.Namespace) -> list[Run]:
         if algo not in (*TEAM_ALGOS, "random"):
             raise ValueError(unknown("algorithm", algo, (*TEAM_ALGOS, "random")))
     settings = {algo: args.settings or default_settings(algo) for algo in args.algos}
-    entries = {algo: list(read_entries(name)) for algo, name in settings.items()}
+    # RL Zoo's `default` is for environments without an entry
+    entries = {algo: [env for env in read_entries(name) if env != "default"] for algo, name in settings.items()}
     known = dict.fromkeys(env for own in entries.values() for env in own)
     for env in args.envs or ():
         if env not in known:
@@ -78,8 +79,9 @@ def plan(args: argparse.Namespace) -> list[Run]:
     changes = dict(args.hyperparams)
     if args.n_timesteps is not None:
         changes["n_timesteps"] = args.n_timesteps
+    env_changes = {name: value for name, value in changes.items() if name in ENV_HYPERPARAMS}
     return [
-        make_run(algo, env, seed, args.settings, {} if algo == "random" else changes)
+        make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes)
         for seed in args.seeds
         for algo in args.algos
         for env in args.envs or entries[algo]

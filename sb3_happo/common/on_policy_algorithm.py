@@ -32,6 +32,7 @@ from sb3_happo.common.policies import MASK, AgentPolicy, GruJointPolicy, JointPo
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
+from sb3_happo.envs.spaces import ACTIVE
 from sb3_happo.vec_env import VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
@@ -209,10 +210,12 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         normalize = None if self.env is None else unwrap_vec_normalize(self.env)
         if isinstance(normalize, VecNormalize) and normalize.norm_obs:
             keys = normalize.norm_obs_keys or []
-            masks = [key for key in keys if key.endswith("/" + MASK)]
-            if masks:
-                others = [key for key in keys if key not in masks]
-                raise ValueError(f"VecNormalize would normalise the action masks {masks}; pass norm_obs_keys={others} to it.")
+            flags = [key for key in keys if key.endswith("/" + MASK) or key == ACTIVE]
+            if flags:
+                others = [key for key in keys if key not in flags]
+                raise ValueError(
+                    f"VecNormalize would normalise {flags}, which are 0 or 1 and mean that; pass norm_obs_keys={others} to it."
+                )
 
     def _setup_model(self) -> None:
         if getattr(self, "observation_space", None) is None:

@@ -17,7 +17,7 @@ from sb3_happo.common.distributions import action_leaves, make_action_distributi
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
-from sb3_happo.envs.spaces import joint_action_dtype
+from sb3_happo.envs.spaces import ACTIVE, joint_action_dtype
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
 MASK = "action_mask"
@@ -665,6 +665,15 @@ class JointPolicy(BasePolicy):
         own_keys = [MASK, *(own_space.spaces if isinstance(own_space, spaces.Dict) else ())]
         return any(key in own_keys for key in flat_observation(observation))
 
+    def _active(self, observation: dict[str, Any]) -> dict[str, np.ndarray] | None:
+        """Per agent, in which environments it is alive and on turn, ``(n_envs,)``; None where the observation does not say."""
+        assert isinstance(self.observation_space, spaces.Dict)
+        if ACTIVE not in observation or ACTIVE not in self.observation_space.spaces:
+            return None
+        # Behind VecFrameStack older ones stand before the present one
+        active = np.asarray(observation[ACTIVE], dtype=bool)[..., -len(self.agents) :].reshape(-1, len(self.agents))
+        return dict(zip(self.agents, active.T, strict=True))
+
     def agent_observation(self, observations: dict[str, th.Tensor], agent: str) -> PyTorchObs:
         """
         :param observations: Joint observation
@@ -770,7 +779,8 @@ class JointPolicy(BasePolicy):
         :param observation: ``{agent: observation}`` in the environment's own form, or the observation of a ``JointEnv`` or of
             a vectorised one; a team of one also takes its agent's bare observation
         :param state: What a team with memory returned at the step before, ``{agent: state}``; None at the start. An agent that
-            is not asked keeps its memory
+            is not asked keeps its memory, and so does one of which the joint observation's "active" says that it is dead or
+            not on turn
         :param episode_start: Where an episode begins, so that nothing is remembered, ``(n_envs,)``; None for nowhere
         :param deterministic: Take the most likely actions instead of samples
         :param action_masks: ``{agent: mask}``, where masks do not come within the observations
@@ -789,18 +799,22 @@ class JointPolicy(BasePolicy):
             self._check_agent(agent, "`action_masks`")
         answers: dict[str, Any] = {}
         states: dict[str, Any] = dict(state or {})
+        if episode_start is not None:
+            starts = np.asarray(episode_start, dtype=bool).reshape(-1)
+            states = {agent: _kept(~starts, before) for agent, before in states.items()}
+        active = self._active(observation)
         batched = False
         for agent in self.agents:
             if agent in own:
                 policy = self.policies[agent]
                 try:
                     answers[agent], after = policy.predict(
-                        own[agent], states.get(agent), episode_start, deterministic, masks.get(agent)
+                        own[agent], states.get(agent), None, deterministic, masks.get(agent)
                     )
                 except ValueError as error:
                     raise ValueError(f"agent {agent!r}: {error}") from error
                 if after is not None:
-                    states[agent] = after
+                    states[agent] = after if active is None else _kept(active[agent], after, states.get(agent))
                 batched = batched or policy.is_vectorized_observation(policy.split_mask(own[agent])[0])
         if not batched:
             return answers, states or None
@@ -809,6 +823,14 @@ class JointPolicy(BasePolicy):
         for agent, actions in answers.items():
             joint[agent] = actions
         return joint, states or None
+
+
+def _kept(
+    rows: np.ndarray, states: tuple[np.ndarray, ...], otherwise: tuple[np.ndarray, ...] | None = None
+) -> tuple[np.ndarray, ...]:
+    """The memory ``(n_layers, n_envs, hidden_size)`` of ``rows``, bool ``(n_envs,)``; elsewhere the other one, or nothing."""
+    others = [np.zeros_like(part) for part in states] if otherwise is None else otherwise
+    return tuple(np.where(rows[:, None], part, other) for part, other in zip(states, others, strict=True))
 
 
 class LstmJointPolicy(JointPolicy):

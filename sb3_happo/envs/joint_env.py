@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
+    ACTIVE,
     AGENT_STATES,
     OBSERVATION,
     STATE,
@@ -97,6 +98,8 @@ class JointEnv(gym.Env):
     :param agents: The agents of the team, if not all; the rest belong to the environment
     :param others: Who plays the rest: "random", a callable, anything with ``predict``, ``{agent: policy}``, or a list of
         which each episode draws one; see :class:`~sb3_happo.envs.teams.PartialTeam`
+    :param observe_active: Whether ``info["active"]`` is an entry of the observation too, ``"active"``, int8 ``(n_agents,)``,
+        from which the ``predict`` of agents with memory learns when to keep it as it is. None: in turn-based games
     :param per_agent: For Gymnasium envs with a Dict or Tuple action space: whether it holds one action per agent, or one
         agent's hybrid action. None decides: per agent if the observation space is a Dict of the same keys or a Tuple of the
         same length
@@ -115,6 +118,7 @@ class JointEnv(gym.Env):
         agents: Sequence[Any] | None = None,
         others: OtherPolicy = None,
         per_agent: bool | None = None,
+        observe_active: bool | None = None,
     ) -> None:
         if isinstance(env, gym.Env) and isinstance(env.unwrapped, JointEnv):
             raise TypeError("This is a JointEnv already; use it as it is.")
@@ -124,6 +128,7 @@ class JointEnv(gym.Env):
         self._gymnasium: GymnasiumTeam | None = None
         self._team: Team = self._as_team(env, per_agent)
         self._observes_all = isinstance(self._team, TurnBased)
+        self._observes_active = self._observes_all if observe_active is None else observe_active
         if others is not None and agents is None:
             raise ValueError("`others` play the agents outside the team; say with `agents` who is in it.")
         if agents is not None:
@@ -151,8 +156,9 @@ class JointEnv(gym.Env):
             for plan in self._plans
             if plan.mask_key is not None
         }
-        self._check_keys([*(leaf.key for leaf in self._leaves), *masks, *self._state.spaces])
-        self.observation_space = spaces.Dict([*own.items(), *masks.items(), *self._state.spaces.items()])
+        active = {ACTIVE: spaces.Box(0, 1, (self.n_agents,), np.int8)} if self._observes_active else {}
+        self._check_keys([*(leaf.key for leaf in self._leaves), *masks, *active, *self._state.spaces])
+        self.observation_space = spaces.Dict([*own.items(), *masks.items(), *active.items(), *self._state.spaces.items()])
 
     # ---------------------------------------------------------------- set-up
 
@@ -443,14 +449,16 @@ class JointEnv(gym.Env):
 
     def _observe(self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None) -> Observations:
         joint = self._layout(observations, infos, active)
-        if not self._observes_all:
+        if self._observes_all:
+            everyone = self._team.observe_all()  # type: ignore[attr-defined]
+            present = np.array([agent in everyone for agent in self._ids])
+            seen = self._layout(everyone, {}, present)
+            self._state(seen, present)
+            joint.update((key, seen[key]) for key in self._state.spaces)
+        else:
             self._state(joint, active)
-            return joint
-        everyone = self._team.observe_all()  # type: ignore[attr-defined]
-        present = np.array([agent in everyone for agent in self._ids])
-        seen = self._layout(everyone, {}, present)
-        self._state(seen, present)
-        joint.update((key, seen[key]) for key in self._state.spaces)
+        if self._observes_active:
+            joint[ACTIVE] = np.ones(self.n_agents, np.int8) if active is None else active.astype(np.int8)
         return joint
 
     def _info(self, infos: dict[Any, dict], active: np.ndarray | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from gymnasium import spaces
 STATE = "state"
 AGENT_STATES = "agent_states"
 ACTION_MASK = "action_mask"
+ACTIVE = "active"
 OBSERVATION = "observation"
 
 _PLAIN_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)

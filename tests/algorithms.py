@@ -11,10 +11,29 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv
 from tests.envs import RandomTeam
 
-ALGORITHMS: list[type[HAPPO]] = [HAPPO, HATRPO, HAA2C, MAPPO, IPPO]
-every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.__name__)
-
 Model = TypeVar("Model", bound=HAPPO)
+
+
+class LstmHAPPO(HAPPO):
+    """HAPPO whose agents and critic have a small LSTM."""
+
+    recurrent = "lstm"
+
+    def __init__(self, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        memory = dict(recurrent=self.recurrent, lstm_hidden_size=8)
+        super().__init__(*args, policy_kwargs={**memory, **(policy_kwargs or {})}, **kwargs)
+
+
+class GruHAPPO(LstmHAPPO):
+    """The same with a GRU."""
+
+    recurrent = "gru"
+
+
+ALGORITHMS: list[type[HAPPO]] = [HAPPO, HATRPO, HAA2C, MAPPO, IPPO]
+every_algorithm = pytest.mark.parametrize(
+    "algorithm", [*ALGORITHMS, LstmHAPPO, GruHAPPO], ids=lambda algorithm: algorithm.__name__
+)
 
 #: Small enough that an update takes some hundredths of a second
 SMALL: dict[str, Any] = dict(n_steps=32, batch_size=None, n_epochs=2, device="cpu")

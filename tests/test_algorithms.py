@@ -121,7 +121,7 @@ def test_agents_of_any_name(algorithm: type[HAPPO], tmp_path: Any) -> None:
 GOALS = {HAPPO: 0.95, HATRPO: 0.9, HAA2C: 0.95, MAPPO: 0.95, IPPO: 0.95}
 
 
-@every_algorithm
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_learns_to_prefer_the_highest_legal_action(algorithm: type[HAPPO]) -> None:
     """A sanity check of every part at once: rewards, advantages, masks, heads of MultiDiscrete, both agents' steps."""
     settings: dict[str, Any] = dict(n_steps=64, gamma=0.5, learning_rate=3e-3, n_epochs=5, batch_size=None)

@@ -1,17 +1,26 @@
 """Memory: what is remembered, for how long, by whom; and that it is worth something."""
 
+import itertools
+from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
-from sb3_happo.common.memory import pack
+from sb3_happo.common.inference import RolloutTeam
+from sb3_happo.common.memory import Memory, forget, pack, twice_differentiable
+from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.type_aliases import Sequences
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import collect, small
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam, Relay, TurnGame
@@ -45,7 +54,7 @@ TEAMS: list[Any] = [
 VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
     (HAPPO, {}),
     (MAPPO, dict(policy_kwargs=dict(append_agent_id=True, layer_norm=True, input_layer_norm=True))),
-    (IPPO, dict(batch_size=16, policy_kwargs=dict(lstm_kwargs=dict(bias=False)))),
+    (IPPO, dict(batch_size=33, policy_kwargs=dict(lstm_kwargs=dict(bias=False)))),
     (HATRPO, dict(chunk_length=None)),
 ]
 
@@ -106,24 +115,17 @@ def test_nothing_is_remembered_beyond_an_episode_nor_learned_beyond_a_chunk() ->
 
 
 def test_an_absent_agent_keeps_its_memory() -> None:
-    """In turns of three, what a player sees while others move is nothing, and the state it comes back with is its own."""
-    model = remembering(TurnGame, n_envs=1, n_steps=12)
+    """In turns of three: a player's memory after its turn is the one with which it comes to the next."""
+    model = remembering(TurnGame, n_envs=1, n_steps=12, chunk_length=1)  # every state is stored
     collect(model)
-    buffer = model.rollout_buffer
+    before = {agent: th.cat([states.pi[agent] for states in model.rollout_buffer.states]) for agent in model.agents}
     for index, agent in enumerate(model.agents):
-        policy = model.policies[agent]
-        states = None
-        for step in range(index, 12, 3):  # its own turns, one after the other
-            obs = model.policy.agent_observation({key: value[step] for key, value in buffer.observations.items()}, agent)
-            masks = buffer.observations[f"{agent}/action_mask"][step]
-            with th.no_grad():
-                states = policy.step(obs, states).states
-                assert states is not None
-                if step + 3 < 12:
-                    continue
-                kept = model._last_states.pi[agent]
-        assert th.equal(kept, th.zeros_like(kept)), "a new episode has begun"
-        assert masks.any()
+        turns = range(index, 12, 3)
+        assert (before[agent][: turns[0] + 1] == 0).all(), "nothing has happened yet"
+        for turn, following in itertools.pairwise(turns):
+            kept = before[agent][turn + 1]
+            assert not th.equal(kept, before[agent][turn])
+            assert all(th.equal(before[agent][step], kept) for step in range(turn + 1, following + 1))
 
 
 def test_packed_order() -> None:
@@ -131,6 +133,211 @@ def test_packed_order() -> None:
     assert batch_sizes.tolist() == [3, 2, 1]
     assert owners.tolist() == [4, 2, 7]
     assert rows.tolist() == [0, 1, 3, 2, 5, 4]
+
+
+def test_padding_and_packing_are_the_same() -> None:
+    """Outputs and gradients of sequences of several lengths, with little padding and with PyTorch's packed steps."""
+    for kind in KINDS:
+        memory = Memory(kind, 3, 8, n_layers=2)  # type: ignore[arg-type]
+        owners = th.tensor([sequence for step in range(6) for sequence in range(4) if step < 6 - sequence % 2])
+        rows, batch_sizes, _ = pack(owners)
+        sequences = Sequences(batch_sizes, th.randn(4, *memory.state_shape))
+        features = th.randn(len(rows), 3)
+        found = []
+        for context in (nullcontext(), twice_differentiable()):
+            with context:
+                output, _ = memory(features, sequences)
+            found.append([output, *th.autograd.grad((output**2).sum(), list(memory.parameters()))])
+        for mine, theirs in zip(*found, strict=True):
+            assert th.allclose(mine, theirs, atol=1e-5)
+
+
+# ---------------------------------------------------------------- predict
+
+
+def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
+    """Follow the most likely actions, with a twin of the team that is told of life, death and turns."""
+    obs, starts, active = env.reset(), np.ones(env.num_envs, bool), model._reset_activity(np.ones(env.num_envs, bool), None)
+    state, states = None, model.policy.initial_states(env.num_envs)
+    for _ in range(n_steps):
+        actions, state = model.predict(obs, state, starts, deterministic=True)
+        tensors = {key: th.as_tensor(value) for key, value in obs.items()}
+        states = forget(states, th.as_tensor(starts))
+        with th.no_grad():
+            step = model.policy(tensors, True, states)
+        expected = RolloutTeam(model.policy).to_env_actions(step)
+        here = np.ones((env.num_envs, len(model.agents)), bool) if active is None else active
+        for index, agent in enumerate(model.agents):
+            assert (actions[agent] == expected[agent])[here[:, index]].all(), agent
+        states = model.policy.keep_memory(states, step.states, active)
+        for agent, parts in (state or {}).items():
+            assert np.allclose(np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5), agent
+        obs, _, starts, infos = env.step(actions)
+        active = model._reset_activity(starts, infos)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("team", "joint_kwargs"), [(HeterogeneousTeam, dict(observe_active=True)), (TurnGame, {}), (MaskedGame, {})]
+)
+def test_predict_remembers_as_in_training(team: Any, joint_kwargs: Any, kind: str) -> None:
+    """Through several episodes, with agents that are silent for a while, of which the observation tells."""
+    policy_kwargs = dict(recurrent=kind, output_gain=1.0)
+    model = remembering(team, joint_kwargs=joint_kwargs, policy_kwargs=policy_kwargs).learn(99)
+    assert model.env is not None
+    same_as_the_model(model, model.env, 30)
+
+
+def test_predict_in_a_loop_of_turns() -> None:
+    """Whoever is asked moves, whoever is not keeps its memory; a new episode is a new one for all."""
+    model = remembering(TurnGame, policy_kwargs=dict(output_gain=1.0), n_envs=1).learn(99)
+    env, joint = TurnGame(), JointEnv(TurnGame())
+    state = joint_state = None
+    for _ in range(2):
+        env.reset(seed=0)
+        obs, _ = joint.reset(seed=0)
+        start = np.ones(1, bool)
+        for agent in env.agent_iter():
+            own, _, terminated, truncated, _ = env.last()
+            if terminated or truncated:
+                env.step(None)
+                continue
+            action, state = model.predict({agent: own}, state, start, deterministic=True)
+            joint_action, joint_state = model.predict(obs, joint_state, start, deterministic=True)
+            assert action[agent] == joint_action[agent]
+            assert np.allclose(state[agent], joint_state[agent], atol=1e-6)
+            start = np.zeros(1, bool)
+            env.step(action[agent])
+            obs, *_ = joint.step(joint_action)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_agent_alone(kind: str, tmp_path: Path) -> None:
+    """In sb3-contrib's form: a tuple of arrays (n_layers, n_envs, hidden_size), and no state to begin with."""
+    team = partial(RandomTeam, dict.fromkeys("ab", spaces.Box(-1, 1, (2,), np.float32)))
+    model = remembering(team, policy_kwargs=dict(recurrent=kind, output_gain=1.0)).learn(99)
+    model.policies["b"].save(str(tmp_path / "b"))
+    alone = AgentPolicy.load(str(tmp_path / "b"))
+    rng = np.random.default_rng(0)
+    state = team_state = None
+    for step in range(5):
+        obs = rng.normal(size=(4, 3)).astype(np.float32)
+        start = np.full(4, step == 0) | (np.arange(4) == step)
+        action, state = alone.predict(obs, state, start, deterministic=True)
+        actions, team_state = model.predict({"b": obs}, team_state, start, deterministic=True)
+        assert np.allclose(action, actions["b"], atol=1e-6)
+        assert state is not None and [part.shape for part in state] == [(2, 4, 8)] * (2 if kind == "lstm" else 1)
+    first, _ = alone.predict(obs, None, deterministic=True)
+    forgotten, _ = alone.predict(obs, state, np.ones(4, bool), deterministic=True)
+    assert np.allclose(first, forgotten, atol=1e-6) and not np.allclose(first, action, atol=1e-3)
+    single, after = alone.predict(obs[0], deterministic=True)
+    assert np.allclose(single, first[0], atol=1e-6) and after is not None and after[0].shape == (2, 1, 8)
+
+
+def test_a_loaded_team_remembers_alike_and_starts_afresh(tmp_path: Path) -> None:
+    model = remembering(MaskedGame).learn(99)
+    assert any(state.any() for state in model._last_states.pi.values())
+    model.save(tmp_path / "model")
+    loaded = HAPPO.load(tmp_path / "model", env=DummyVecEnv([lambda: JointEnv(MaskedGame())] * 2))
+    assert loaded.chunk_length == 5 and loaded.policies["agent_0"].memory is not None
+    assert not any(state.any() for state in loaded._last_states.pi.values())
+    loaded.learn(66, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 99 + 66
+
+
+# ---------------------------------------------------------------- who remembers
+
+
+def test_each_agent_may_choose() -> None:
+    own = {"arm": dict(recurrent=None), "camera": dict(recurrent="gru", lstm_hidden_size=5), "crane": dict(n_lstm_layers=1)}
+    model = remembering(HeterogeneousTeam, policy_kwargs=dict(agent_kwargs=own, critic_kwargs=dict(recurrent="gru")))
+    model.learn(99)
+    shapes = {agent: policy.memory and policy.memory.state_shape for agent, policy in model.policies.items()}
+    assert shapes == {"camera": (1, 2, 5), "arm": None, "crane": (2, 1, 8), "console": (2, 2, 8), "switch": (2, 2, 8)}
+    assert set(model._last_states.pi) == {"camera", "crane", "console", "switch"}
+    assert model._last_states.vf is not None and model._last_states.vf.shape == (3, 1, 1, 2, 8)
+    assert model.env is not None
+    _, state = model.predict(model.env.reset())  # type: ignore[arg-type]
+    assert set(state) == {"camera", "crane", "console", "switch"}
+
+
+def test_a_critic_without_memory() -> None:
+    for policy_kwargs in (dict(enable_critic_lstm=False), dict(critic_kwargs=dict(recurrent=None))):
+        model = remembering(MaskedGame, policy_kwargs=policy_kwargs).learn(99)
+        assert not model.critic.recurrent and model._last_states.vf is None
+        assert model.policies["agent_0"].memory is not None
+
+
+def test_settings_that_cannot_work_are_refused() -> None:
+    for policy_kwargs, message in (
+        (dict(shared_lstm=True), "enable_critic_lstm"),
+        (dict(recurrent="rnn"), "'lstm', 'gru' or None"),
+        (dict(lstm_kwargs=dict(bidirectional=True)), "bidirectional"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            remembering(MaskedGame, policy_kwargs=policy_kwargs)
+    with pytest.raises(ValueError, match="chunk_length must be at least 1"):
+        remembering(MaskedGame, chunk_length=0)
+
+
+# ---------------------------------------------------------------- a team of one
+
+
+class BlindCartPole(gym.ObservationWrapper):
+    """CartPole without its velocities."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = spaces.Box(-5.0, 5.0, (2,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation[[0, 2]]
+
+
+def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the same weights and random numbers, with whole rollouts as minibatches, the numbers are sb3-contrib's."""
+    settings: dict[str, Any] = dict(n_steps=64, batch_size=256, n_epochs=2, learning_rate=1e-3, gamma=0.98, ent_coef=0.01)
+    net: dict[str, Any] = dict(net_arch=[16], activation_fn=th.nn.Tanh, lstm_hidden_size=8)
+    ppo = RecurrentPPO(
+        "MlpLstmPolicy",
+        make_vec_env(BlindCartPole, 4),
+        max_grad_norm=float("inf"),
+        policy_kwargs=net,
+        device="cpu",
+        **settings,
+    )
+    model = HAPPO(
+        "MlpLstmPolicy",
+        make_vec_env(BlindCartPole, 4),
+        max_grad_norm=None,
+        normalize_value=False,
+        chunk_length=None,
+        policy_kwargs=net,
+        device="cpu",
+        **settings,
+    )
+    actor, critic, theirs = model.policies["agent_0"], model.critic.networks[0], ppo.policy
+    assert actor.memory is not None
+    pairs = [
+        (actor.memory.rnn, theirs.lstm_actor),
+        (actor.body, theirs.mlp_extractor.policy_net),
+        (actor.head, theirs.action_net),
+        (critic.memory.rnn, theirs.lstm_critic),
+        (critic.body, theirs.mlp_extractor.value_net),
+        (critic.head, theirs.value_net),
+    ]
+    for mine, other in pairs:
+        mine.load_state_dict(other.state_dict())
+    # It cuts one sequence in two, at a random place, to shuffle
+    monkeypatch.setattr(np.random, "randint", lambda *args: 0)
+    before = [param.detach().clone() for param in ppo.policy.parameters()]
+    for which in (ppo, model):
+        which.set_random_seed(0)
+        which.learn(5 * 256)
+    assert all((old - new).abs().max() > 1e-4 for old, new in zip(before, ppo.policy.parameters(), strict=True))
+    for mine, other in pairs:
+        for param, target in zip(mine.parameters(), other.parameters(), strict=True):
+            assert th.allclose(param, target, atol=1e-5), (param - target).abs().max()
 
 
 # ---------------------------------------------------------------- what it is good for

@@ -1,6 +1,8 @@
 """Memory: how a rollout's rows follow each other in time, and the recurrent layers that run over them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import torch as th
@@ -11,6 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 from sb3_happo.common.type_aliases import RNNStates, Sequences
 
 RecurrentKind = Literal["lstm", "gru"]
+# Cells of padding, per row, that cost less than they spare: PyTorch has fused kernels for sequences of equal length
+_MOST_PADDING = 0.5
+_twice: ContextVar[bool] = ContextVar("twice", default=False)
 _LAYERS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
@@ -59,16 +64,39 @@ class Memory(nn.Module):
         """
         :param features: ``(n_rows, input_size)``, in the order of ``sequences``
         :param sequences: What follows what
-        :return: Output at each row, ``(n_rows, hidden_size)``, and the states after each sequence,
+        :return: Output at each row, ``(n_rows, hidden_size)``, and, if the sequences are equally long, the states after each,
             ``(n_sequences, n_parts, n_layers, hidden_size)``
         """
         if self.norm is not None:
             features = self.norm(features)
+        n_rows, n_steps, n_sequences = len(features), len(sequences.batch_sizes), len(sequences.states)
         parts = sequences.states.permute(1, 2, 0, 3).contiguous().unbind()  # each (n_layers, n_sequences, hidden_size)
-        packed = PackedSequence(features, sequences.batch_sizes)
-        output, last = self.rnn(packed, parts[0] if len(parts) == 1 else parts)
-        states = th.stack([last] if len(parts) == 1 else last)  # (n_parts, n_layers, n_sequences, hidden_size)
-        return output.data, states.permute(2, 0, 1, 3)
+        before = parts[0] if len(parts) == 1 else parts
+        if _twice.get() or n_steps * n_sequences > (1 + _MOST_PADDING) * n_rows:
+            with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and not _twice.get()):
+                packed, after = self.rnn(PackedSequence(features, sequences.batch_sizes), before)
+            output = packed.data
+        elif n_steps * n_sequences == n_rows:
+            output, after = self.rnn(features.reshape(n_steps, n_sequences, -1), before)
+            output = output.flatten(end_dim=1)
+        else:
+            steps = th.arange(n_steps).repeat_interleave(sequences.batch_sizes).to(features.device)
+            cells = steps * n_sequences + owners_of(sequences)
+            padded = features.new_zeros(n_steps * n_sequences, features.shape[1]).index_copy(0, cells, features)
+            output, after = self.rnn(padded.reshape(n_steps, n_sequences, -1), before)
+            output = output.flatten(end_dim=1)[cells]
+        states = th.stack([after] if len(parts) == 1 else after)  # (n_parts, n_layers, n_sequences, hidden_size)
+        return output, states.permute(2, 0, 1, 3)
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """What memories compute within can be differentiated twice, unlike what the fused kernels of oneDNN and cuDNN do."""
+    token = _twice.set(True)
+    try:
+        yield
+    finally:
+        _twice.reset(token)
 
 
 class StackedMemory:

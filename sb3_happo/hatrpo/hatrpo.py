@@ -6,6 +6,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
+from sb3_happo.common.memory import twice_differentiable
 from sb3_happo.common.trust_region import flat_gradient, hessian_vector_product, line_search, natural_step
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
@@ -86,8 +87,7 @@ class HATRPO(HAPPO):
                 divergences.append(kl_divergence(old[agent], distribution))
             return th.cat(gains).mean(), th.cat(divergences).mean()
 
-        # cuDNN's recurrent layers cannot be differentiated twice
-        with th.backends.cudnn.flags(enabled=not self.policy.recurrent_agents):
+        with twice_differentiable():
             objective, divergence = evaluate()
         gradient = flat_gradient(objective, params)
         product = hessian_vector_product(divergence, params, self.cg_damping)

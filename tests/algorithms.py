@@ -19,9 +19,9 @@ class LstmHAPPO(HAPPO):
 
     recurrent = "lstm"
 
-    def __init__(self, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(self, policy: Any, env: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         memory = dict(recurrent=self.recurrent, lstm_hidden_size=8)
-        super().__init__(*args, policy_kwargs={**memory, **(policy_kwargs or {})}, **kwargs)
+        super().__init__(policy, env, policy_kwargs={**memory, **(policy_kwargs or {})}, **kwargs)
 
 
 class GruHAPPO(LstmHAPPO):

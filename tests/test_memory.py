@@ -318,7 +318,7 @@ def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     actor, critic, theirs = model.policies["agent_0"], model.critic.networks[0], ppo.policy
     assert actor.memory is not None
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (actor.memory.rnn, theirs.lstm_actor),
         (actor.body, theirs.mlp_extractor.policy_net),
         (actor.head, theirs.action_net),

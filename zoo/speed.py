@@ -42,8 +42,10 @@ from sb3_happo.common import on_policy_algorithm
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.threads import torch_threads
-from sb3_happo.envs.make import make_env
+from sb3_happo.envs.make import is_vectorised, make_env
+from sb3_happo.vec_env import EnvPoolVecEnv
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
+from sb3_happo.vec_env.vmas_vec_env import VmasVecEnv
 
 # What the environments get and not the algorithm
 ENV_KEYS = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "deterministic", "wrappers")
@@ -124,6 +126,8 @@ def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: floa
     :param seconds: For how long
     :return: Steps per second of all of them together
     """
+    if is_vectorised(env_id):
+        return vectorised_raw_rate(env_id, entry, n_processes, seconds)
     context = mp.get_context("spawn")
     start, results = context.Barrier(n_processes), context.Queue()
     arguments = (env_id, entry, seconds, start, results)
@@ -134,6 +138,39 @@ def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: floa
     for process in processes:
         process.join()
     return rate
+
+
+def vectorised_raw_rate(env_id: str, entry: dict[str, Any], n_threads: int, seconds: float) -> float:
+    """
+    :param env_id: An environment that is vectorised by itself
+    :param entry: With its arguments and ``n_envs``
+    :param n_threads: How many of the simulator's or of PyTorch's threads step it
+    :param seconds: For how long
+    :return: Steps per second of the simulator itself
+    """
+    n_envs = entry["n_envs"]
+    threads = {"n_threads": n_threads} if env_id.startswith("envpool/") else {}
+    venv = make_joint_vec_env(env_id, n_envs, 0, env_kwargs=entry.get("env_kwargs", {}) | threads)
+    step: Callable[[int], Any]
+    if isinstance(venv, VmasVecEnv):
+        simulator = venv.env
+        team = [simulator.get_random_actions() for _ in range(10)]
+        step = lambda count: simulator.step(team[count % 10]) if count % 100 else simulator.reset()  # noqa: E731
+    else:
+        assert isinstance(venv, EnvPoolVecEnv)
+        venv.reset()
+        pool = venv.pool
+        matrices = np.random.default_rng(0).uniform(-0.4, 0.4, (10, n_envs, *pool.action_space.shape))
+        step = lambda count: pool.step(matrices[count % 10])  # noqa: E731
+    with torch_threads(n_threads), th.no_grad():
+        step(0)
+        begin = time.perf_counter()
+        count = 0
+        while (passed := time.perf_counter() - begin) < seconds:
+            count += 1
+            step(count)
+    venv.close()
+    return count * n_envs / passed
 
 
 # ---------------------------------------------------------------- where the time goes

@@ -94,7 +94,8 @@ class EnvPoolVecEnv(VecEnv):
         self._make_pool = envpool.make_gymnasium
         self.n_threads = min(n_envs, n_threads or available_cores())
         self._options_of_pool = {name: value for name, value in env_kwargs.items() if name in _PHYSICS}
-        self._pool: Any = None
+        #: EnvPool's own interface, None until the first reset and after :meth:`close`
+        self.pool: Any = None
         self._waiting = False
 
         twin: Any = make_joint_env(twin_id, **env_kwargs)
@@ -134,14 +135,14 @@ class EnvPoolVecEnv(VecEnv):
         :param actions: Structured array ``(n_envs,)`` with one field per agent, or one ``{agent: action}`` per environment
         :raises RuntimeError: If there was no reset yet, or the step before has not been waited for
         """
-        if self._pool is None:
+        if self.pool is None:
             raise RuntimeError("No episode has begun; call reset() first.")
         if self._waiting:
             raise RuntimeError("A step is under way; call step_wait() first.")
         joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
         # Fields of float32 side by side are a matrix: (n_envs, n_actuators)
         matrix = np.ascontiguousarray(joint).view(np.float32).reshape(self.num_envs, -1)
-        self._pool.send(matrix[:, self._actuators])
+        self.pool.send(matrix[:, self._actuators])
         self._waiting = True
 
     def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -153,7 +154,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         if not self._waiting:
             raise RuntimeError("There is no step to wait for; call step_async() first.")
-        observation, rewards, terminated, truncated, _ = self._pool.recv()
+        observation, rewards, terminated, truncated, _ = self.pool.recv()
         self._waiting = False
         self._returns += rewards
         self._lengths += 1
@@ -184,7 +185,7 @@ class EnvPoolVecEnv(VecEnv):
             }
         self._returns[rows] = 0.0
         self._lengths[rows] = 0
-        observation, info = self._pool.reset(rows.astype(np.int32))
+        observation, info = self.pool.reset(rows.astype(np.int32))
         for key, values in self._factorise(observation).items():
             joint[key][info["env_id"]] = values
 
@@ -198,11 +199,11 @@ class EnvPoolVecEnv(VecEnv):
         if any(self._options):
             raise ValueError(f"EnvPool's environments take no options at a reset; make {self._twin_id!r}, whose do.")
         if self._waiting:
-            self._pool.recv()
+            self.pool.recv()
             self._waiting = False
-        if self._pool is None or any(seed is not None for seed in self._seeds):
+        if self.pool is None or any(seed is not None for seed in self._seeds):
             self._seed_pool()
-        observation, _ = self._pool.reset()
+        observation, _ = self.pool.reset()
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._reset_seeds()
@@ -213,7 +214,7 @@ class EnvPoolVecEnv(VecEnv):
         self.close()
         random = np.random.SeedSequence().generate_state(self.num_envs).tolist()
         seeds = [int(drawn if seed is None else seed) % _SEEDS for drawn, seed in zip(random, self._seeds, strict=True)]
-        self._pool = self._make_pool(
+        self.pool = self._make_pool(
             f"{self._robot}-v5",
             num_envs=self.num_envs,
             num_threads=self.n_threads,
@@ -239,9 +240,9 @@ class EnvPoolVecEnv(VecEnv):
         """
         End EnvPool's threads.
         """
-        if self._pool is not None:
-            self._pool.close()
-        self._pool = None
+        if self.pool is not None:
+            self.pool.close()
+        self.pool = None
         self._waiting = False
 
     # ---------------------------------------------------------------- the environments' attributes and methods

@@ -98,8 +98,9 @@ def test_hyperparameters_of_all_ages_compare(records: ModuleType) -> None:
     """Texts of values, as records had them once, and what a YAML file says."""
     old = {"n_steps": "50", "gamma": "0.95", "policy_kwargs": "{'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}"}
     new = {"gamma": 0.95, "n_steps": 50, "policy_kwargs": "dict(activation_fn=nn.ReLU)"}
-    assert records.canonical(old) == records.canonical(new)
-    assert records.canonical(old) != records.canonical(new | {"gamma": 0.9})
+    assert records.canonical(old, "happo") == records.canonical(new, "happo")
+    assert records.canonical(old, "happo") != records.canonical(new | {"gamma": 0.9}, "happo")
+    assert records.canonical(old, "random") == records.canonical(new | {"gamma": 0.9}, "random")
 
 
 def test_a_broken_line_is_one_run_less(records: ModuleType, tmp_path: Path) -> None:
@@ -297,6 +298,18 @@ def test_wrong_line(reproduce: ModuleType, capsys: pytest.CaptureFixture) -> Non
         reproduce.main(["hapo/mpe2/simple_spread_v3"])
     assert error.value.code == 2
     assert f"Did you mean 'happo/{SPREAD}'?" in capsys.readouterr().err
+
+
+def test_a_name_of_several_lines(reproduce: ModuleType, records: ModuleType) -> None:
+    """The zoo's own settings of today, if they are among them; else it takes an id."""
+    entry = records.read_entries("happo")[SPREAD]
+    groups = records.grouped([record(hyperparams=entry | changes) for changes in ({}, {"gamma": 0.1}, {"gamma": 0.2})])
+    found = reproduce.find_group(f"happo/{SPREAD}", groups)
+    assert found.runs[0]["hyperparams"] == entry
+    assert reproduce.find_group(found.id, groups) == found
+    others = [group for group in groups if group != found]
+    with pytest.raises(ValueError, match=f"several lines; give an id: {others[0].id}, {others[1].id}"):
+        reproduce.find_group(f"happo/{SPREAD}", others)
 
 
 def test_settings_of_yesterday(reproduce: ModuleType) -> None:

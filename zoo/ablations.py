@@ -68,7 +68,7 @@ def read_runs(path: Path, n_timesteps: int) -> dict[tuple[str, str, int], Record
             continue
         today = variant_run(run["env"], run["variant"], run["seed"], n_timesteps).hyperparams
         # Earlier records have the entry's number of steps there, not the budget
-        if canonical(run["hyperparams"] | {"n_timesteps": n_timesteps}) == canonical(today):
+        if canonical(run["hyperparams"] | {"n_timesteps": n_timesteps}, "happo") == canonical(today, "happo"):
             runs[run["env"], run["variant"], run["seed"]] = run
     return runs
 

@@ -137,15 +137,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"There is no {kind} {name!r}. " + (f"Did you mean {near!r}?" if near else f"There are {', '.join(names)}.")
 
 
-def canonical(hyperparams: dict[str, Any]) -> str:
+def canonical(hyperparams: dict[str, Any], algo: str) -> str:
     """
     Hyperparameters in a form that can be compared. Records of before ``benchmark.py`` have the values' texts, later ones what
     the YAML file says: both give the same.
 
     :param hyperparams: Of an entry or a record
+    :param algo: Whose; to ``"random"``, which learns nothing, only those of the environment matter
     :return: Their names and values, sorted by name
     """
-    return json.dumps({name: str(evaluated(hyperparams[name])) for name in sorted(hyperparams)})
+    names = [name for name in sorted(hyperparams) if algo != "random" or name in ENV_HYPERPARAMS]
+    return json.dumps({name: str(evaluated(hyperparams[name])) for name in names})
 
 
 def group_key(run: Record) -> tuple[str, ...]:
@@ -153,10 +155,8 @@ def group_key(run: Record) -> tuple[str, ...]:
     :param run: A record
     :return: What it has in common with the runs of other seeds
     """
-    hyperparams = run["hyperparams"]
-    if run["algo"] == "random":  # learns nothing, whatever the settings say about that
-        hyperparams = {name: value for name, value in hyperparams.items() if name in ENV_HYPERPARAMS}
-    return run["env"], run["algo"], run["settings"], str(run["n_timesteps"]), canonical(hyperparams)
+    hyperparams = canonical(run["hyperparams"], run["algo"])
+    return run["env"], run["algo"], run["settings"], str(run["n_timesteps"]), hyperparams
 
 
 def read_records(path: Path = RESULTS) -> list[Record]:

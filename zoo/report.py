@@ -37,7 +37,7 @@ def is_current(run: Record) -> bool:
         entry = read_entries(run["settings"]).get(run["env"])
     except ValueError:
         return False
-    return entry is not None and canonical(entry) == canonical(run["hyperparams"])
+    return entry is not None and canonical(entry, run["algo"]) == canonical(run["hyperparams"], run["algo"])
 
 
 def is_earlier(run: Record) -> bool:

@@ -28,8 +28,8 @@ def find_group(name: str, groups: Sequence[Group]) -> Group:
     """
     :param name: Id of a line, or ``<algorithm>/<environment>``
     :param groups: All lines
-    :return: The line; of several with that algorithm and environment the zoo's own settings, else those of the newest run
-    :raises ValueError: If there is none
+    :return: The line; of several with that algorithm and environment the one with the zoo's own settings
+    :raises ValueError: If there is none, or it is not clear which
     """
     for group in groups:
         if group.id == name:
@@ -38,7 +38,10 @@ def find_group(name: str, groups: Sequence[Group]) -> Group:
     if not named:
         raise ValueError(unknown("line", name, [*map(entry_name, groups), *(group.id for group in groups)]))
     current = [group for group in named if group.runs[0]["settings"] == group.runs[0]["algo"] and is_current(group.runs[0])]
-    return (current or named)[-1]
+    candidates = current or named
+    if len(candidates) > 1:
+        raise ValueError(f"{name} names several lines; give an id: {', '.join(group.id for group in candidates)}.")
+    return candidates[0]
 
 
 def entry_name(group: Group) -> str:

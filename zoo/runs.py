@@ -51,7 +51,7 @@ class Run(NamedTuple):
     @property
     def name(self) -> str:
         """For a folder. Other hyperparameters make another name."""
-        digest = hashlib.sha1(canonical(self.hyperparams).encode()).hexdigest()[:6]
+        digest = hashlib.sha1(canonical(self.hyperparams, self.algo).encode()).hexdigest()[:6]
         return f"{self.algo}-{EnvironmentName(self.env)}-{digest}-seed{self.seed}"
 
     def record_in(self, records: Sequence[Record]) -> Record | None:
@@ -64,7 +64,7 @@ class Run(NamedTuple):
             if (
                 (run["algo"], run["env"], run["settings"], run["seed"]) == (self.algo, self.env, self.settings, self.seed)
                 and run["n_timesteps"] >= budget
-                and canonical(run["hyperparams"]) == canonical(self.hyperparams)
+                and canonical(run["hyperparams"], self.algo) == canonical(self.hyperparams, self.algo)
             ):
                 return run
         return None

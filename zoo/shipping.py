@@ -40,7 +40,8 @@ def ship(runs: Sequence[Run], records: Sequence[Record], log_folder: Path, agent
     for folder, (record, trained) in best.items():
         if (folder / RECORD).is_file():
             shipped = json.loads((folder / RECORD).read_text())
-            if shipped["return"] >= record["return"] and canonical(shipped["hyperparams"]) == canonical(record["hyperparams"]):
+            same = len({canonical(run["hyperparams"], run["algo"]) for run in (shipped, record)}) == 1
+            if same and shipped["return"] >= record["return"]:
                 continue
         copy_agent(trained, folder, record)
         new.append(folder)

@@ -158,15 +158,17 @@ def kill_after_first_run(folder: Path) -> None:
         [sys.executable, str(ZOO / "benchmark.py"), *call(folder, "--envs", SPREAD)],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
     )  # fmt: skip
-    begin = time.time()
-    while len(list(folder.glob("logs/*"))) < 2:
-        assert process.poll() is None and time.time() - begin < 120
-        time.sleep(0.05)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    try:
+        begin = time.time()
+        while len(list(folder.glob("logs/*"))) < 2:
+            assert process.poll() is None and time.time() - begin < 600
+            time.sleep(0.05)
+        workers = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
     assert workers
-    process.kill()
-    process.wait(30)
-    _, alive = psutil.wait_procs(workers, 30)
+    _, alive = psutil.wait_procs(workers, 60)
     assert not alive
 
 

@@ -53,7 +53,7 @@ setup(
         "vmas": ["vmas>=1.5,<2"],
         # The scripts under zoo/: training, plots, films, tuning
         "zoo": [
-            "imageio",
+            "imageio[ffmpeg]",
             "matplotlib",
             "optuna>=4.0",
             "pillow",

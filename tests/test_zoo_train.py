@@ -4,6 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import imageio.v3 as imageio
 import numpy as np
@@ -147,6 +148,18 @@ def test_tracking_says_what_to_install(
         train.main([*TINY, "--track", "-f", str(tmp_path)])
     assert exit_.value.code == 2
     assert "pip install wandb" in capsys.readouterr().err
+
+
+def test_tracking_sends_what_tensorboard_gets(train: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = Mock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.chdir(tmp_path)
+    train.main([*TINY, *SMALL, "--track", "--wandb-project-name", "teams"])
+    told = wandb.init.call_args.kwargs
+    assert told["project"] == "teams" and told["sync_tensorboard"]
+    (settings,) = wandb.init.return_value.config.setdefaults.call_args.args
+    assert settings["seed"] == 1 and settings["saved_hyperparams"]["n_steps"] == 50
+    assert list((tmp_path / "runs" / told["name"]).rglob("events.out.tfevents.*"))
 
 
 def test_normalisation_leaves_masks_and_images_alone(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -22,7 +23,7 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import ALGOS, get_latest_run_id, get_wrapper_class
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
@@ -210,7 +211,7 @@ class TeamExperimentManager(ExperimentManager):
             }
         env = make_joint_vec_env(env_id, n_envs, self.seed + EVAL_SEED * eval_env, joint_kwargs=self.joint_kwargs, **kwargs)
         if not any(env.env_is_wrapped(Monitor)):  # a simulator that runs many at a time without counting itself
-            env = VecMonitor(env, monitor_dir)
+            env = VecMonitor(env)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
         env = self._maybe_normalize(env, eval_env)
@@ -273,6 +274,8 @@ class TeamExperimentManager(ExperimentManager):
     def create_callbacks(self) -> None:
         """RL Zoo's, with the normalisation statistics of each checkpoint and of the best model beside them."""
         super().create_callbacks()
+        if is_vectorised(self.env_name.gym_id):
+            self.callbacks.append(MonitorFile(self.save_path))
         for callback in self.callbacks:
             if isinstance(callback, CheckpointCallback):
                 callback.save_vecnormalize = True
@@ -305,6 +308,30 @@ class TeamExperimentManager(ExperimentManager):
         command = getattr(self.args, "command", None)
         if command is not None:
             (folder / "command.txt").write_text(command)
+
+
+class MonitorFile(BaseCallback):
+    """
+    Writes the file of SB3's ``Monitor`` for simulators that count the episodes of their many environments themselves.
+
+    :param folder: Gets ``monitor.csv``
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _on_training_start(self) -> None:
+        self._writer = ResultsWriter(self.folder, {"t_start": time.time()})
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self._writer.write_row({key: info["episode"][key] for key in ("r", "l", "t")})
+        return True
+
+    def _on_training_end(self) -> None:
+        self._writer.close()
 
 
 class TrainedTeam(NamedTuple):

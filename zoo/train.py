@@ -17,6 +17,7 @@ from typing import Any
 
 from cli import add_common_arguments, add_training_arguments, command_line, prepare, usage_errors, whole_number
 from exp_manager import TeamExperimentManager
+from huggingface_sb3 import EnvironmentName
 from study import trial_entry
 
 
@@ -115,7 +116,7 @@ def _track(args: argparse.Namespace) -> Any:
         import wandb
     except ImportError as error:
         raise ImportError("--track needs Weights & Biases: pip install wandb") from error
-    name = f"{args.env}__{args.algo}__{args.seed}__{int(time.time())}"
+    name = f"{EnvironmentName(args.env)}__{args.algo}__{args.seed}__{int(time.time())}"
     run = wandb.init(
         name=name,
         project=args.wandb_project_name,

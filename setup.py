@@ -55,7 +55,7 @@ setup(
         "zoo": [
             "imageio[ffmpeg]",
             "matplotlib",
-            "optuna>=4.0",
+            "optuna>=5.0",
             "pillow",
             "psutil",
             "pyyaml",

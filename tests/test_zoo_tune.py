@@ -100,15 +100,15 @@ def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path
     killed = [*arguments, "--storage", f"sqlite:///{tmp_path}/killed.db"]
     process = subprocess.Popen([sys.executable, str(ZOO / "tune.py"), *killed], stdout=subprocess.DEVNULL)
     deadline = time.time() + 120
-    states: list[TrialState] = []
-    while not (TrialState.COMPLETE in states and states[-1] == TrialState.RUNNING):
-        assert process.poll() is None and time.time() < deadline, states
+    trials: list[FrozenTrial] = []
+    while not (len(trials) > 1 and "worker" in trials[-1].user_attrs and trials[-1].state == TrialState.RUNNING):
+        assert process.poll() is None and time.time() < deadline, trials
         time.sleep(0.02)
         if (tmp_path / "killed.db").exists():
             try:
-                states = [trial.state for trial in optuna.load_study(study_name="it", storage=killed[-1]).trials]
+                trials = optuna.load_study(study_name="it", storage=killed[-1]).trials
             except Exception:  # it is being made
-                states = []
+                trials = []
     process.kill()
     process.wait()
     resumed = tune.main(killed)
@@ -139,9 +139,15 @@ def test_processes_share_a_study(tune: ModuleType, quick: Callable[..., list[int
         ({"host": "elsewhere", "pid": 1, "started": 0.0, "alive": math.inf}, False),
         ({"host": None, "pid": os.getpid(), "started": 0.0, "alive": math.inf}, True),  # another process had this id
         (None, False),  # it has only just begun
+        ("killed when it began", True),
     ],
 )
-def test_only_trials_of_dead_workers_are_repeated(study: ModuleType, worker: dict[str, Any] | None, lost: bool) -> None:
+def test_only_trials_of_dead_workers_are_repeated(
+    study: ModuleType, worker: Any, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if isinstance(worker, str):
+        worker = None
+        monkeypatch.setattr(study, "BEGINS_WITHIN", -1.0)
     it = optuna.create_study()
     trial = it.ask()
     trial.suggest_float("x", 0, 1)
@@ -169,6 +175,25 @@ def test_living_trials_show_that_they_live(study: ModuleType, monkeypatch: pytes
             time.sleep(0.01)
         assert not study._is_lost(it.trials[0])
     assert first["pid"] == os.getpid()
+
+
+def test_a_worker_that_was_taken_for_dead_goes_on(study: ModuleType) -> None:
+    """Its machine slept; in the meantime another one has run its trial."""
+    it = optuna.create_study()
+    calls = []
+
+    def objective(trial: optuna.Trial) -> float:
+        calls.append(trial.number)
+        if trial.number == 0:
+            it.tell(0, state=TrialState.FAIL)
+            study.repeat_lost_trials(it, 2)
+            it.tell(it.ask(), 5.0)
+            trial.report(1.0, 1)
+        return 0.0
+
+    study.work(it, objective, 2)
+    assert calls == [0, 2]
+    assert {slot: value for slot, (_, _, value, _) in finished(it).items()} == {0: 5.0, 1: 0.0}
 
 
 def test_a_race_for_the_last_slot_leaves_no_trial_too_many(study: ModuleType) -> None:

@@ -35,9 +35,10 @@ from optuna.trial import FrozenTrial, TrialState
 SLOT, WORKER, ENTRY = "slot", "worker", "entry"
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Seconds between a worker's signs of life, and without one until its trial counts as lost
+# Seconds between a worker's signs of life, without one until its trial counts as lost, and until the first
 SIGN_OF_LIFE = 20.0
 LOST_AFTER = 120.0
+BEGINS_WITHIN = 30.0
 _POLL = 1.0
 
 
@@ -258,12 +259,17 @@ def _run(study: Study, trial: optuna.Trial, objective: Callable[[optuna.Trial], 
             value = objective(trial)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
+    except optuna.exceptions.UpdateFinishedTrialError:
+        state = TrialState.FAIL
     except BaseException:
         with _undisturbed():
-            study.tell(trial, state=TrialState.FAIL)
+            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             repeat_lost_trials(study, n_trials)
         raise
-    told = study.tell(trial, value, state)
+    told = study.tell(trial, value, state, skip_if_finished=True)
+    if told.state == TrialState.FAIL:
+        print(f"Trial {trial.number} was taken for lost by another worker, and is repeated.", flush=True)
+        return
     done = len(finished_trials(study, n_trials))
     what = f"{state.name.lower()}{'' if told.value is None else f' with {told.value:.4g}'}"
     print(f"Trial {trial.number} {what} after {time.time() - start:.0f} s; {done} of {n_trials} have finished.", flush=True)
@@ -284,7 +290,7 @@ def _is_lost(trial: FrozenTrial) -> bool:
     worker = trial.user_attrs.get(WORKER)
     if worker is None:  # it has only just begun, or its worker was killed just then
         assert trial.datetime_start is not None
-        return time.time() - trial.datetime_start.timestamp() > LOST_AFTER
+        return time.time() - trial.datetime_start.timestamp() > BEGINS_WITHIN
     if worker["host"] == platform.node():
         try:
             return psutil.Process(worker["pid"]).create_time() != worker["started"]
@@ -326,7 +332,10 @@ class SignsOfLife:
 
     def _go_on(self) -> None:
         while not self._ended.wait(SIGN_OF_LIFE):
-            self._note()
+            try:
+                self._note()
+            except optuna.exceptions.UpdateFinishedTrialError:  # taken for lost, when this machine slept or was cut off
+                return
 
     def _note(self) -> None:
         self.trial.set_user_attr(WORKER, self._worker | {"alive": time.time()})

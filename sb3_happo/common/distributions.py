@@ -1,6 +1,7 @@
 """Probability distributions over one agent's actions, plain, masked or hybrid."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -241,6 +242,17 @@ class HybridDistribution(Distribution):
         """
         actions = self.actions_from_params(params, log_std, action_masks)
         return actions, self.log_prob(actions)
+
+
+@contextmanager
+def unvalidated() -> Iterator[None]:
+    """PyTorch's distributions without a look at their arguments, which costs as much as a layer of a small network."""
+    before = th.distributions.Distribution._validate_args
+    th.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        th.distributions.Distribution.set_default_validate_args(before)
 
 
 def rows_without_choice(action_space: spaces.Space, action_masks: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_happo.common.distributions import make_action_distribution, set_parameters
+from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
 from sb3_happo.common.memory import StackedMemory
 from sb3_happo.common.policies import AgentPolicy, JointPolicy
 from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates
@@ -131,10 +131,18 @@ class RolloutTeam:
     rest one by one. Weights are those at construction.
 
     :param policy: The team
+    :raises ValueError: If a weight is not a number, or infinite
     """
 
     def __init__(self, policy: JointPolicy) -> None:
         self.policy = policy
+        for agent, member in policy.policies.items():
+            # Once here, so that PyTorch need not look at the logits of every step
+            if not nn.utils.parameters_to_vector(member.parameters()).isfinite().all():
+                raise ValueError(
+                    f"agent {agent!r}: the last update has made weights NaN or infinite. Lower `learning_rate` or "
+                    "`max_grad_norm`, or normalise observations and rewards (VecNormalize)."
+                )
         groups: dict[object, list[str]] = {}
         for agent, member in policy.policies.items():
             groups.setdefault(_form(member) or agent, []).append(agent)
@@ -145,7 +153,8 @@ class RolloutTeam:
         }
         self.singles = [agents[0] for agents in groups.values() if len(agents) == 1]
 
-    @th.no_grad()
+    @th.inference_mode()
+    @unvalidated()
     def __call__(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> JointStep:
         """
         One decision of the whole team, without gradients.

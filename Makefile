@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+EXTRAS ?= envs,zoo,tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -39,5 +40,5 @@ clean: ## Remove the environment and everything generated
 $(INSTALLED): setup.py constraints.txt sb3_happo/version.py
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 10) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[envs,envpool,zoo,tests]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	@touch $@

@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import Memory, forget, pack, twice_differentiable
 from sb3_happo.common.policies import AgentPolicy
@@ -56,6 +56,7 @@ VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
     (MAPPO, dict(policy_kwargs=dict(append_agent_id=True, layer_norm=True, input_layer_norm=True))),
     (IPPO, dict(batch_size=33, policy_kwargs=dict(lstm_kwargs=dict(bias=False)))),
     (HATRPO, dict(chunk_length=None)),
+    (HAA2C, dict(policy_kwargs=dict(enable_critic_lstm=False))),
 ]
 
 
@@ -234,13 +235,22 @@ def test_one_agent_alone(kind: str, tmp_path: Path) -> None:
     assert np.allclose(single, first[0], atol=1e-6) and after is not None and after[0].shape == (2, 1, 8)
 
 
-def test_a_loaded_team_remembers_alike_and_starts_afresh(tmp_path: Path) -> None:
-    model = remembering(MaskedGame).learn(99)
+@pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C, MAPPO, IPPO])
+def test_a_loaded_team_remembers_alike_and_starts_afresh(algorithm: type[HAPPO], tmp_path: Path) -> None:
+    model = remembering(MaskedGame, algorithm).learn(99)
     assert any(state.any() for state in model._last_states.pi.values())
     model.save(tmp_path / "model")
-    loaded = HAPPO.load(tmp_path / "model", env=DummyVecEnv([lambda: JointEnv(MaskedGame())] * 2))
+    env = DummyVecEnv([lambda: JointEnv(MaskedGame())] * 2)
+    loaded = algorithm.load(tmp_path / "model", env=env)
     assert loaded.chunk_length == 5 and loaded.policies["agent_0"].memory is not None
     assert not any(state.any() for state in loaded._last_states.pi.values())
+    obs: Any = env.reset()
+    state = other = None
+    for _ in range(3):
+        actions, state = model.predict(obs, state, deterministic=True)
+        others, other = loaded.predict(obs, other, deterministic=True)
+        assert np.array_equal(actions, others)
+        obs = env.step(actions)[0]
     loaded.learn(66, reset_num_timesteps=False)
     assert loaded.num_timesteps == 99 + 66
 

@@ -79,9 +79,9 @@ def main() -> None:
     lines = [
         "# Memory",
         "",
-        f"CartPole without velocities, {args.n_timesteps:,} steps, seeds {', '.join(map(str, args.seeds))}: deterministic return "
-        f"of {args.eval_episodes} episodes (at most 500), and the processor's seconds for the training. A policy without memory "
-        "cannot balance the pole for long.",
+        f"CartPole without velocities, {args.n_timesteps:,} steps, seeds {', '.join(map(str, args.seeds))}: deterministic "
+        f"return of {args.eval_episodes} episodes (at most 500), and the processor's seconds for the training. Without memory "
+        "the pole cannot be balanced for long.",
         "",
         "| | return | of each seed | seconds |",
         "|---|---|---|---|",

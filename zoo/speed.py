@@ -259,7 +259,7 @@ class Laps(BaseCallback):
 
 
 @contextmanager
-def peak_memory(interval: float = 0.05) -> Iterator[dict[str, float]]:
+def peak_memory(interval: float = 0.2) -> Iterator[dict[str, float]]:
     """
     The largest memory of this process and its descendants.
 
@@ -273,15 +273,13 @@ def peak_memory(interval: float = 0.05) -> Iterator[dict[str, float]]:
     def look() -> None:
         while not stop.wait(interval):
             tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            rss = pss = 0.0
-            for process in tree:
-                try:
-                    rss += process.memory_info().rss / MEGABYTE
-                    pss += getattr(process.memory_full_info(), "pss", float("nan")) / MEGABYTE
-                except psutil.Error:
-                    continue  # it has just ended
-            if rss > peak["rss"]:
-                peak.update(rss=rss, pss=pss, processes=len(tree))
+            try:
+                rss = sum(process.memory_info().rss for process in tree) / MEGABYTE
+                if rss > 1.01 * peak["rss"]:  # to find the shared pages takes milliseconds
+                    pss = sum(getattr(process.memory_full_info(), "pss", float("nan")) for process in tree) / MEGABYTE
+                    peak.update(rss=rss, pss=pss, processes=len(tree))
+            except psutil.Error:
+                continue  # one of them has just ended
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

@@ -6,6 +6,7 @@ import math
 import multiprocessing as mp
 import os
 import pickle
+import select
 import signal
 import sys
 import time
@@ -38,6 +39,7 @@ _DONE = b""  # a step is done, and everything that there is to say about it stan
 
 _SHARED_INFOS = {"agent_rewards", "active", "TimeLimit.truncated", "terminal_observation"}
 _ALIGNMENT = 64  # bytes in a cache line
+_AWAKE = 2e-3  # seconds that parent and workers wait for each other's messages before they sleep
 _CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closing their environments
 
 
@@ -332,7 +334,10 @@ class JointSubprocVecEnv(VecEnv):
         worker = 0
         try:
             for worker in workers:
-                messages.append(self._connections[worker].recv_bytes())
+                connection = self._connections[worker]
+                if self._waiting and isinstance(connection, Connection):
+                    _stay_awake(connection)
+                messages.append(connection.recv_bytes())
         except (EOFError, OSError):
             raise self._worker_died(worker) from None
         except BaseException:
@@ -674,6 +679,20 @@ class _Worker:
             self.block.close()
 
 
+def _stay_awake(connection: Connection) -> None:
+    """
+    Wait for a message without sleeping, for a moment. A step is so short that to fall asleep and wake up again, for a process
+    and, in a virtual machine, for its core, takes a good part of it.
+
+    :param connection: From where it comes
+    """
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    deadline = time.perf_counter() + _AWAKE
+    while not poll.poll(0) and time.perf_counter() < deadline:
+        os.sched_yield()  # to whoever else wants this core
+
+
 class _Here:
     """
     A worker in the current process, with the methods of a connection to one. It works when its answer is asked for.
@@ -717,6 +736,8 @@ def _work(connection: Connection, inherited: list[Connection], message: bytes) -
     try:
         while message != _CLOSE:
             connection.send_bytes(worker.answer(message))
+            if message == _STEP:
+                _stay_awake(connection)
             message = connection.recv_bytes()
     except (EOFError, OSError):
         pass  # the parent is gone

@@ -39,7 +39,7 @@ _DONE = b""  # a step is done, and everything that there is to say about it stan
 
 _SHARED_INFOS = {"agent_rewards", "active", "TimeLimit.truncated", "terminal_observation"}
 _ALIGNMENT = 64  # bytes in a cache line
-_AWAKE = 2e-3  # seconds that parent and workers wait for each other's messages before they sleep
+_AWAKE = 5e-3  # seconds that parent and workers wait for each other's messages before they sleep
 _CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closing their environments
 
 

@@ -1,4 +1,4 @@
-"""The zoo's scripts for the paper's Proposition 1 and ablations, with tiny budgets."""
+"""The zoo's scripts for the paper's Proposition 1 and ablations and for speed, with tiny budgets."""
 
 import importlib
 import json
@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+
+from sb3_happo.common import on_policy_algorithm
+from sb3_happo.common.inference import RolloutTeam
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
@@ -188,3 +191,36 @@ def test_curves_of_seeds_meet_where_both_exist() -> None:
     assert np.asarray(line.get_data()).tolist() == [[5, 10], [3, 6.5]]
     (band,) = axes.collections
     assert list(band.get_paths()[0].get_extents().extents) == [5, 1, 10, 10]
+
+
+# ---------------------------------------------------------------- speed
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    module = importlib.import_module("speed")
+    monkeypatch.setattr(on_policy_algorithm, "RolloutTeam", RolloutTeam)  # which it replaces
+    monkeypatch.setattr(module, "available_cores", lambda: 1)
+    return module
+
+
+@pytest.mark.slow
+def test_speed(speed: ModuleType, tmp_path: Path) -> None:
+    """All figures come from one run, and the parts are the whole."""
+    settings = ["n_envs:2", "n_steps:16", "batch_size:32"]
+    speed.main(["--env", SPREAD, "--updates", "2", "--seconds", "0.2", "--json", str(tmp_path / "runs"), "-P", *settings])
+    run = json.loads((tmp_path / "runs").read_text())
+    assert run["ratio_to_raw"] == pytest.approx(run["steps_per_second"] / run["raw_steps_per_second"]["1"], abs=2e-3)
+    assert run["steps_per_second"] == pytest.approx(32 / run["seconds_per_update"]["mean"], rel=0.02)
+    assert {"environment", "inference", "update of agent_0", "update of agent_2", "update of the critic"} <= run[
+        "parts"
+    ].keys()
+    assert sum(run["parts"].values()) == pytest.approx(1.0, abs=1e-2)
+    assert all(share >= 0 for share in run["parts"].values())
+    assert run["peak_memory_mb"]["rss"] > run["peak_memory_mb"]["pss"] > 50
+
+
+def test_speed_of_unknown_settings(speed: ModuleType, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        speed.main(["--env", "mpe2/simple_spreat_v3"])
+    assert "mpe2/simple_spread_v3" in capsys.readouterr().err

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from multiprocessing.synchronize import Barrier
@@ -215,6 +215,7 @@ def attach(stopwatch: Stopwatch, model: Any) -> None:
     class TimedTeam(RolloutTeam):
         __call__ = stopwatch.timed(RolloutTeam.__call__, "inference")
         to_env_actions = stopwatch.timed(RolloutTeam.to_env_actions, "actions to the environment")
+        to_env_tensors = stopwatch.timed(RolloutTeam.to_env_tensors, "actions to the environment")
 
     setattr(on_policy_algorithm, "RolloutTeam", TimedTeam)  # noqa: B010 (a class is not assigned to)
     buffer, env = model.rollout_buffer, model.env
@@ -331,7 +332,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     laps = Laps(stopwatch)
     env = make_training_env(args.env, entry)
     hyperparams = {key: value for key, value in entry.items() if key not in ENV_KEYS}
-    model = getattr(sb3_happo, args.algo.upper())(env, seed=0, device=args.device, **hyperparams)
+    policy = hyperparams.pop("policy", "MlpPolicy")
+    model = getattr(sb3_happo, args.algo.upper())(policy, env, seed=0, device=args.device, **hyperparams)
     attach(stopwatch, model)
     n_rows = model.n_steps * model.n_envs
     with peak_memory() as memory:
@@ -436,8 +438,12 @@ def measure_inference(counts: list[int], n_envs: int = 20, n_repeats: int = 300)
     return {n: round(1e6 * statistics.median(values), 1) for n, values in times.items()}
 
 
-def main() -> None:
-    """Command line."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """
+    Command line.
+
+    :param argv: Its arguments; by default the process's
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", default="happo", choices=["happo", "hatrpo", "haa2c", "mappo", "ippo"])
     parser.add_argument("--env", help="an entry of the settings")
@@ -449,7 +455,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--inference", type=int, nargs="+", metavar="N", help="only time decisions of N equal agents")
     parser.add_argument("--json", help="also append what was measured to this file, as one line of JSON; - for the screen")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     run: dict[Any, Any]
     if args.inference:
         run = measure_inference(args.inference)
@@ -457,6 +463,10 @@ def main() -> None:
     elif args.env is None:
         parser.error("--env is needed")
     else:
+        try:
+            read_entry(args.settings, args.env)
+        except ValueError as error:
+            parser.error(str(error))
         run = measure(args)
         print(report(run))
     if args.json == "-":

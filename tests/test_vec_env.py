@@ -436,7 +436,7 @@ def test_forked_process_closes_nothing() -> None:
 
 
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
@@ -455,6 +455,7 @@ class Slow(gym.Env):  # defined here, and registered here
         return np.zeros(2, np.float32), float(os.getpid()), False, False, {}
 
 gym.register("Slow-v0", entry_point=Slow)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
 venv = JointSubprocVecEnv([lambda: make_joint_env("Slow-v0")] * 4, 2, sys.argv[1])  # and no `if __name__ == "__main__":`
 venv.reset()
 actions = [{"agent_0": 0}] * 4

@@ -93,7 +93,7 @@ def main() -> None:
         "",
         f"Settings: `{SETTINGS | {'n_envs': 8, 'policy_kwargs': POLICY_KWARGS}}`",
         "",
-        f"Made by `python zoo/memory.py {shlex.join(sys.argv[1:])}`".replace(" `", "`") + f" with {versions()}.",
+        f"Made by `{shlex.join(['python', 'zoo/memory.py', *sys.argv[1:]])}` with {versions()}.",
         "",
     ]
     args.folder.mkdir(parents=True, exist_ok=True)

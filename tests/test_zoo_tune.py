@@ -369,6 +369,7 @@ def test_a_study_is_not_continued_with_other_settings(
 
 
 def test_interrupts_still_work_after_an_interrupted_study(tune: ModuleType, quick: Callable[..., list[int]]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
     quick(interrupt_at=(1,))
     tune.main(["--env", SPREAD, "--n-trials", "1"])
     with pytest.raises(KeyboardInterrupt):

@@ -64,10 +64,16 @@ def open_storage(url: str) -> BaseStorage:
     if database == "sqlite":
         Path(path.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing
-    try:
-        return RDBStorage(url, engine_kwargs=engine_kwargs)
-    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-        raise ValueError(f"--storage {url} cannot be opened: {error}") from error
+    for attempt in range(3):
+        try:
+            return RDBStorage(url, engine_kwargs=engine_kwargs)
+        except sqlalchemy.exc.IntegrityError as error:  # another process was making the same new database
+            last: Exception = error
+            time.sleep(0.5 * (attempt + 1))
+        except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+            last = error
+            break
+    raise ValueError(f"--storage {url} cannot be opened: {last}") from last
 
 
 class SlotSampler(BaseSampler):

@@ -1,6 +1,7 @@
 """The zoo's tuning: studies that may be broken off at any time, samplers, reports, errors."""
 
 import importlib
+import itertools
 import math
 import os
 import signal
@@ -25,10 +26,12 @@ REAL = [
 ]
 
 
+pytestmark = pytest.mark.usefixtures("zoo_scripts")
+
+
 @pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
-    monkeypatch.syspath_prepend(ZOO)
+def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Studies are written where the script is called."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -95,6 +98,29 @@ def test_an_interrupted_study_ends_as_an_unbroken_one(tune: ModuleType, quick: C
     assert finished(tune.main([*arguments, "--study-name", "broken", "--n-trials", "14"])).keys() == set(range(14))
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_study_interrupted_while_it_samples_ends_as_an_unbroken_one(
+    tune: ModuleType, quick: Callable[..., list[int]], sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial that does not have all its parameters yet is sampled again from the beginning."""
+    arguments = ["--env", SPREAD, "--n-trials", "5", "--sampler", sampler, "--n-startup-trials", "2", "--no-optim-plots"]
+    quick()
+    unbroken = tune.main([*arguments, "--study-name", "unbroken"])
+    suggest, calls = optuna.Trial.suggest_categorical, itertools.count()
+
+    def suggest_or_stop(self: optuna.Trial, *args: Any) -> Any:
+        if next(calls) in (8, 19):
+            raise KeyboardInterrupt
+        return suggest(self, *args)
+
+    monkeypatch.setattr(optuna.Trial, "suggest_categorical", suggest_or_stop)
+    for _ in range(3):
+        broken = tune.main([*arguments, "--study-name", "broken"])
+    failed = [trial for trial in broken.trials if trial.state == TrialState.FAIL]
+    assert len(failed) == 2 and all(0 < len(trial.params) < len(broken.best_params) for trial in failed)
+    assert finished(broken) == finished(unbroken)
+
+
 def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path) -> None:
     arguments = [*REAL, "--n-trials", "3", "--sampler", "random", "--study-name", "it", "-f", str(tmp_path)]
     killed = [*arguments, "--storage", f"sqlite:///{tmp_path}/killed.db"]
@@ -153,6 +179,7 @@ def test_only_trials_of_dead_workers_are_repeated(
     trial.suggest_float("x", 0, 1)
     if worker is not None:
         trial.set_user_attr("worker", worker | {"host": worker["host"] or os.uname().nodename})
+        trial.set_user_attr("entry", {"learning_rate": "as it was"})
     study.repeat_lost_trials(it, 3)
     study.repeat_lost_trials(it, 3)
     states = [trial.state for trial in it.trials]
@@ -160,7 +187,8 @@ def test_only_trials_of_dead_workers_are_repeated(
     again = it.ask()
     assert study.slots(it.trials) == ([0, 0] if lost else [0, 1])
     if lost:
-        assert again.params == trial.params and "worker" not in again.user_attrs
+        assert again.params == (trial.params if worker is not None else {})
+        assert "worker" not in again.user_attrs and ("entry" in again.user_attrs) == (worker is not None)
 
 
 def test_living_trials_show_that_they_live(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

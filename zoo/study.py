@@ -2,9 +2,9 @@
 Studies that several processes and machines share, and that end alike whether they were interrupted or not.
 
 A study of n trials has the slots 0 to n - 1. A new trial takes the next slot; a trial that is lost, because its process was
-killed or interrupted, is repeated in its slot, with the parameters that it had. What is sampled depends on the study's seed
-and the slot (and with TPE on what has finished before), so a study that was broken and resumed has the trials of an unbroken
-one.
+killed or interrupted, is repeated in its slot, with the parameters that it had, or sampled again if it did not have them all
+yet. What is sampled depends on the study's seed and the slot (and with TPE on what has finished before), so a study that was
+broken and resumed has the trials of an unbroken one.
 """
 
 import contextlib
@@ -218,12 +218,14 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
     taken = {slot for slot, trial in zip(slots(trials), trials, strict=True) if trial.state != TrialState.FAIL}
     for slot, trial in latest.items():
         if slot not in taken and slot < n_trials:
+            # Before the entry is noted some may still be missing, which after the given ones would be sampled differently
+            known = ENTRY in trial.user_attrs
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    user_attrs={SLOT: slot},
+                    params=trial.params if known else {},
+                    distributions=trial.distributions if known else {},
+                    user_attrs={SLOT: slot} | ({ENTRY: trial.user_attrs[ENTRY]} if known else {}),
                 )
             )
 

@@ -61,6 +61,18 @@ def test_a_divided_minibatch_has_the_gradient_of_the_whole() -> None:
     th.testing.assert_close(figures, th.stack([loss, 2 * loss]).detach())
 
 
+def test_parameters_that_do_not_learn_are_left_alone() -> None:
+    """In the actors and in the critic, as with pretrained features."""
+    model = HAPPO("CartPole-v1", n_steps=32, batch_size=32, n_epochs=1, seed=0)
+    networks = [*model.policies.values(), model.critic.networks[0]]
+    frozen = [network.body[0].weight.requires_grad_(False) for network in networks]
+    before = [weight.clone() for weight in frozen]
+    heads = [network.head.weight.detach().clone() for network in networks]
+    model.learn(32)
+    assert all(th.equal(weight, old) for weight, old in zip(frozen, before, strict=True))
+    assert not any(th.equal(network.head.weight, old) for network, old in zip(networks, heads, strict=True))
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_threads_are_never_more_than_before_and_are_given_back() -> None:
     """Also after an error."""

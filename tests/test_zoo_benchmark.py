@@ -35,10 +35,7 @@ mpe2/simple_reference_v3:
 """
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
-    monkeypatch.syspath_prepend(ZOO)
+pytestmark = pytest.mark.usefixtures("zoo_scripts")
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
-    monkeypatch.syspath_prepend(ZOO)
+pytestmark = pytest.mark.usefixtures("zoo_scripts")
 
 
 @pytest.fixture

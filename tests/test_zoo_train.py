@@ -19,10 +19,7 @@ TINY = ["--env", SPREAD, "--n-timesteps", "200", "--eval-freq", "-1", "--seed", 
 SMALL = ["--hyperparams", "n_envs:2", "n_steps:50", "batch_size:50", "n_epochs:1"]
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
-    monkeypatch.syspath_prepend(ZOO)
+pytestmark = pytest.mark.usefixtures("zoo_scripts")
 
 
 @pytest.fixture

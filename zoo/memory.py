@@ -7,8 +7,6 @@ Writes what came out to ``docs/memory.md``. Time is the processor's, of the trai
 """
 
 import argparse
-import shlex
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
+from cli import command_line
 from exp_manager import versions
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
@@ -93,7 +92,7 @@ def main() -> None:
         "",
         f"Settings: `{SETTINGS | {'n_envs': 8, 'policy_kwargs': POLICY_KWARGS}}`",
         "",
-        f"Made by `{shlex.join(['python', 'zoo/memory.py', *sys.argv[1:]])}` with {versions()}.",
+        f"Made by `{command_line('memory', None)}` with {versions()}.",
         "",
     ]
     args.folder.mkdir(parents=True, exist_ok=True)

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import exp_manager
 import numpy as np
-import yaml  # type: ignore[import-untyped]
 from exp_manager import HYPERPARAMS, ZOO, evaluate_expression, nearest
 from rliable.metrics import aggregate_iqm
 from scipy import stats
@@ -94,7 +94,7 @@ def read_entries(settings: str) -> dict[str, dict[str, Any]]:
     path = Path(settings) if settings.endswith((".yml", ".yaml")) else HYPERPARAMS / f"{settings}.yml"
     if not path.is_file():
         raise ValueError(unknown("file of settings", settings, [file.stem for file in sorted(HYPERPARAMS.glob("*.yml"))]))
-    return yaml.safe_load(path.read_text())
+    return exp_manager.read_entries(path)
 
 
 def read_entry(settings: str, env_id: str) -> dict[str, Any]:

@@ -14,9 +14,7 @@ cores" are those that the process may use. One step is a step of the whole team 
 import argparse
 import json
 import multiprocessing as mp
-import shlex
 import statistics
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -29,6 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 import torch as th
+from cli import algorithm, command_line, usage_errors
 from exp_manager import versions
 from gymnasium import spaces
 from records import change, evaluated, read_entry
@@ -312,14 +311,17 @@ def make_training_env(env_id: str, entry: dict[str, Any]) -> VecEnv:
     return VecNormalize(env, norm_reward=False) if entry.get("normalize") else env
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    args: argparse.Namespace, entry: dict[str, Any], raw_entry: dict[str, Any], argv: Sequence[str] | None
+) -> dict[str, Any]:
     """
     :param args: Of the command line
+    :param entry: Hyperparameters of the environment
+    :param raw_entry: Those of the one whose raw stepping it is compared with
+    :param argv: What ``args`` were read from; None for the process's arguments
     :return: What was measured
     """
-    entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides}
     raw_id = args.raw_env or args.env
-    raw_entry = entry if raw_id == args.env else read_entry(args.settings, raw_id)
     n_cores = available_cores()
     raw: dict[int, list[float]] = {n: [] for n in dict.fromkeys([1, n_cores])}
 
@@ -374,7 +376,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "parts": {name: round(value, 4) for name, value in sorted(parts.items(), key=lambda part: -part[1])}
         | {"the rest": round(1 - sum(parts.values()), 4)},
         "peak_memory_mb": {name: round(value) for name, value in memory.items()},
-        "command": f"python zoo/speed.py {shlex.join(sys.argv[1:])}",
+        "command": command_line("speed", argv),
         "commit": found.pop("commit"),
         "versions": found,
     }
@@ -445,7 +447,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     :param argv: Its arguments; by default the process's
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", default="happo", choices=["happo", "hatrpo", "haa2c", "mappo", "ippo"])
+    parser.add_argument("--algo", default="happo", type=algorithm)
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--raw-env", help="whose raw stepping to compare with; by default the same")
     parser.add_argument("--settings", default="happo_harl", help="file in zoo/hyperparams")
@@ -463,11 +465,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.env is None:
         parser.error("--env is needed")
     else:
-        try:
-            read_entry(args.settings, args.env)
-        except ValueError as error:
-            parser.error(str(error))
-        run = measure(args)
+        with usage_errors(parser, verbose=0):
+            entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides}
+            raw_entry = read_entry(args.settings, args.raw_env) if args.raw_env else entry
+        run = measure(args, entry, raw_entry, argv)
         print(report(run))
     if args.json == "-":
         print(json.dumps(run))

@@ -1,7 +1,7 @@
 """Gradients of large minibatches, piece by piece on several cores."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -36,7 +36,7 @@ def pieces(batch: Any) -> list[Any]:
 def add_up(
     contribution: Callable[[Any], tuple[th.Tensor, th.Tensor]],
     parts: Sequence[Any],
-    params: Sequence[nn.Parameter],
+    params: Iterable[nn.Parameter],
     executor: Executor | None = None,
 ) -> th.Tensor:
     """
@@ -44,18 +44,20 @@ def add_up(
 
     :param contribution: From a part to its share of the loss, a scalar, and further figures to add up
     :param parts: What the loss is the sum over, at least one
-    :param params: Parameters
+    :param params: Parameters; those that do not learn are left alone
     :param executor: Threads that work side by side; PyTorch lets go of Python's lock where it computes. None for one part
         after the other. The sum is taken in the parts' order, so that the numbers are the same
     :return: Sum of the further figures
     """
 
+    learning = [param for param in params if param.requires_grad]
+
     def work(part: Any) -> tuple[tuple[th.Tensor | None, ...], th.Tensor]:
         loss, figures = contribution(part)
-        return th.autograd.grad(loss, params, allow_unused=True), figures.detach()
+        return th.autograd.grad(loss, learning, allow_unused=True), figures.detach()
 
     results = list(map(work, parts) if executor is None or len(parts) == 1 else executor.map(work, parts))
-    for param, *gradients in zip(params, *(gradients for gradients, _ in results), strict=True):
+    for param, *gradients in zip(learning, *(gradients for gradients, _ in results), strict=True):
         given = [gradient for gradient in gradients if gradient is not None]
         param.grad = sum(given[1:], given[0]) if given else None
     return th.stack([figures for _, figures in results]).sum(dim=0)

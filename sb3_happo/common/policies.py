@@ -134,7 +134,6 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.leaves = list(action_leaves(action_space))
         self.n_choices = sum(leaf.n_choices for leaf in self.leaves)
         self.action_dtype = joint_action_dtype(spaces.Dict([("agent", action_space)]))["agent"]
-        self.action_dist = make_action_distribution(action_space, masked)
 
         self.features_extractor = self.make_features_extractor()
         n_ids = 0 if agent_id is None else agent_id[1]
@@ -694,13 +693,6 @@ class JointPolicy(BasePolicy):
         masks = observations.get(self._mask_keys[agent])
         # Behind VecFrameStack older masks stand before the present one
         return None if masks is None else masks[..., -self.policies[agent].n_choices :]
-
-    @property
-    def recurrent_agents(self) -> list[str]:
-        """
-        :return: Names of the agents that have a memory
-        """
-        return [agent for agent, policy in self.policies.items() if policy.memory is not None]
 
     def initial_states(self, n_envs: int) -> RNNStates:
         """

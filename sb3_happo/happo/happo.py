@@ -242,7 +242,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         policies = {agent: self.policies[agent] for agent in data}
         leader, policy = next(iter(policies.items()))
         update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
-        params = [param for param in policy.parameters() if param.requires_grad]
+        params = list(policy.parameters())
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []

@@ -7,13 +7,12 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from sb3_happo.envs.spaces import ACTION_MASK
-from sb3_happo.vec_env.actions import sample_actions
+from sb3_happo.envs.spaces import ACTION_MASK, joint_action_dtype
+from sb3_happo.vec_env.actions import as_joint_actions, sample_actions
 from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv, VecEnvChoice
 from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv, available_cores
 
@@ -72,14 +71,16 @@ def _steps_per_second(venv: JointDummyVecEnv | JointSubprocVecEnv, seconds: floa
     """Steps of single environments per second, counting only the time that ``venv`` takes."""
     action_space = copy.deepcopy(venv.action_space)
     masked = any(key.endswith("/" + ACTION_MASK) for key in venv.observation_space.spaces)
-    actions: list[dict[str, Any]] = []
+    dtype = joint_action_dtype(action_space)
+    actions: np.ndarray | None = None
     try:
         obs = venv.reset()
         begin = time.perf_counter()
         stepping, n_steps = 0.0, -1
         while n_steps < 1 or time.perf_counter() - begin < seconds:
-            if masked or not actions:  # drawn anew only where they must be legal: a team decides in less time
-                actions = sample_actions(action_space, obs, venv.num_envs)
+            if masked or actions is None:  # drawn anew only where they must be legal: a team decides in less time
+                sampled = sample_actions(action_space, obs, venv.num_envs)
+                actions = as_joint_actions(sampled, action_space, dtype, venv.num_envs)
             start = time.perf_counter()
             venv.step_async(actions)
             obs = venv.step_wait()[0]

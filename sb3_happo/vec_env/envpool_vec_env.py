@@ -1,7 +1,6 @@
 """Multi-agent MuJoCo over EnvPool, which steps all environments in threads of its own."""
 
 import difflib
-import time
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from sb3_happo.envs import joint_action_dtype, make_joint_env
 from sb3_happo.envs.spaces import STATE
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.episodes import EpisodeStatistics
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
 
@@ -119,9 +119,7 @@ class EnvPoolVecEnv(VecEnv):
         twin.close()
 
         super().__init__(n_envs, twin.observation_space, twin.action_space)
-        self._returns = np.zeros(n_envs)
-        self._lengths = np.zeros(n_envs, dtype=np.int64)
-        self._start = time.time()
+        self._episodes = EpisodeStatistics(n_envs)
         if seed is not None:
             self.seed(seed)
             self.action_space.seed(seed)
@@ -156,8 +154,7 @@ class EnvPoolVecEnv(VecEnv):
             raise RuntimeError("There is no step to wait for; call step_async() first.")
         observation, rewards, terminated, truncated, _ = self.pool.recv()
         self._waiting = False
-        self._returns += rewards
-        self._lengths += 1
+        self._episodes.add(rewards)
         dones = terminated | truncated
         joint = self._factorise(observation)
         agent_rewards = np.repeat(rewards.astype(np.float64)[:, None], len(self.agents), axis=1)  # (n_envs, n_agents)
@@ -176,15 +173,12 @@ class EnvPoolVecEnv(VecEnv):
         :param truncated: Whose episodes were cut short, ``(n_envs,)``
         """
         last = {key: values[rows] for key, values in joint.items()}
-        seconds = round(time.time() - self._start, 6)
-        for index, row in enumerate(rows.tolist()):
+        for index, (row, episode) in enumerate(zip(rows.tolist(), self._episodes.end(rows), strict=True)):
             infos[row] |= {
                 "TimeLimit.truncated": bool(truncated[row]),
                 "terminal_observation": {key: values[index] for key, values in last.items()},
-                "episode": {"r": round(float(self._returns[row]), 6), "l": int(self._lengths[row]), "t": seconds},
+                "episode": episode,
             }
-        self._returns[rows] = 0.0
-        self._lengths[rows] = 0
         observation, info = self.pool.reset(rows.astype(np.int32))
         for key, values in self._factorise(observation).items():
             joint[key][info["env_id"]] = values
@@ -204,8 +198,7 @@ class EnvPoolVecEnv(VecEnv):
         if self.pool is None or any(seed is not None for seed in self._seeds):
             self._seed_pool()
         observation, _ = self.pool.reset()
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
+        self._episodes.clear()
         self._reset_seeds()
         return self._factorise(observation)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.envs.spaces import STATE, joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.episodes import EpisodeStatistics
 
 TensorObs: TypeAlias = dict[str, th.Tensor]
 TeamReward: TypeAlias = str | Callable[[th.Tensor], th.Tensor]
@@ -102,9 +102,7 @@ class VmasVecEnv(VecEnv):
         self._actions: list[th.Tensor] = []
         self._in_tensors = False
         # The statistics of the running episodes
-        self._returns = np.zeros(n_envs)
-        self._lengths = np.zeros(n_envs, dtype=np.int64)
-        self._started = time.time()
+        self._episodes = EpisodeStatistics(n_envs)
 
         with self._own_randomness():
             obs = self._observe(self.env.reset(seed=seed))
@@ -127,8 +125,7 @@ class VmasVecEnv(VecEnv):
         """
         with self._own_randomness():
             obs = self._observe(self.env.reset(seed=self._seeds[0]))
-        self._returns[:] = 0.0
-        self._lengths[:] = 0
+        self._episodes.clear()
         self._reset_seeds()
         self._reset_options()
         return _to_numpy(obs)
@@ -170,8 +167,7 @@ class VmasVecEnv(VecEnv):
         fetched = th.cat([th.stack([rewards, terminated, truncated], dim=1), agent_rewards], dim=1).cpu().numpy()
         ended, cut = fetched[:, 1:3].astype(bool).T
         dones: np.ndarray = ended | cut
-        self._returns += fetched[:, 0]
-        self._lengths += 1
+        self._episodes.add(fetched[:, 0])
         infos: list[dict[str, Any]] = [{"agent_rewards": own, "TimeLimit.truncated": False} for own in fetched[:, 3:]]
         if dones.any():
             finished = np.flatnonzero(dones)
@@ -217,15 +213,14 @@ class VmasVecEnv(VecEnv):
         :param obs: Their last joint observation, each entry ``(n_envs, ...)``
         :param infos: Written to
         """
-        seconds = round(time.time() - self._started, 6)
         rows = th.from_numpy(finished).to(self.device)
         last: dict[str, Any] = {key: part[rows] for key, part in obs.items()}
         last = {key: part.unbind() for key, part in last.items()} if self._in_tensors else _to_numpy(last)
-        for row, index in enumerate(finished.tolist()):
+        for row, (index, episode) in enumerate(zip(finished.tolist(), self._episodes.end(finished), strict=True)):
             infos[index] |= {
                 "TimeLimit.truncated": bool(cut[index]),
                 "terminal_observation": {key: parts[row] for key, parts in last.items()},
-                "episode": {"r": round(float(self._returns[index]), 6), "l": int(self._lengths[index]), "t": seconds},
+                "episode": episode,
             }
 
     def _restart(self, finished: np.ndarray, obs: TensorObs) -> TensorObs:
@@ -239,8 +234,6 @@ class VmasVecEnv(VecEnv):
         from vmas.simulator.environment.environment import local_seed
 
         rows = th.from_numpy(finished).to(self.device)
-        self._returns[finished] = 0.0
-        self._lengths[finished] = 0
         with self._own_randomness():
             if len(finished) == self.num_envs:
                 return self._observe(self.env.reset())

@@ -1,5 +1,6 @@
 """One team is one Gymnasium env, whatever it was before."""
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.utils.env_checker import check_env
+from gymnasium.utils.env_checker import check_env, data_equivalence
 from pettingzoo import ParallelEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
@@ -21,7 +22,9 @@ from sb3_happo.envs import (
     joint_action_dtype,
     joint_action_to_dict,
 )
+from sb3_happo.envs.make import make_env
 from sb3_happo.envs.spaces import flatten_mask, n_choices, split_mask
+from sb3_happo.envs.teams import ConvertedAEC
 from tests.envs import DictTeam, HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TupleTeam, TurnGame
 
 ALL_KINDS = {
@@ -444,6 +447,53 @@ def test_wrapped_turns() -> None:
 
 
 # ---------------------------------------------------------------- Gymnasium's envs
+
+
+CONVERTED = {
+    "mpe2/simple_spread_v3": {},
+    "mpe2/simple_tag_v3": {"continuous_actions": True},
+    "mpe2/simple_speaker_listener_v4": {},
+    "pettingzoo.sisl/multiwalker_v9": {"remove_on_fall": True, "terminate_on_fall": False},
+    "pettingzoo.butterfly/knights_archers_zombies_v11": {"spawn_delay": 3, "line_death": True},
+    "pettingzoo.butterfly/pistonball_v6": {"n_pistons": 3, "max_cycles": 30},
+}
+
+
+@pytest.mark.parametrize("id", CONVERTED)
+def test_converted_envs_do_the_same_with_less(id: str) -> None:
+    """Two episodes and more, in which walkers fall and archers die."""
+
+    def play(direct: bool) -> list[Any]:
+        env = make_env(id, **CONVERTED[id])
+        assert ConvertedAEC.suits(env)
+        team = ConvertedAEC(env) if direct else env
+        spaces_of = {agent: env.action_space(agent) for agent in env.possible_agents}
+        for index, space in enumerate(spaces_of.values()):
+            space.seed(index)
+        seen: list[Any] = []
+        for step in range(200):
+            if step == 0 or not team.agents:
+                random.seed(step)
+                seen.append(team.reset(seed=step))
+            actions = {agent: spaces_of[agent].sample() for agent in team.agents}
+            seen += [[dict(part) for part in team.step(actions)], list(team.agents), list(env.agents), env.num_agents]
+        env.close()
+        return seen
+
+    ours, theirs = play(direct=True), play(direct=False)
+    assert len({answer for answer in ours if isinstance(answer, int)}) > ("multiwalker" in id) + 1, "some ended"
+    assert data_equivalence(ours, theirs, exact=True)
+
+
+def test_converted_envs_refuse_what_the_env_refuses() -> None:
+    """Actions out of bounds; and agents that do not take turns."""
+    env = JointEnv(make_env("mpe2/simple_spread_v3"))
+    env.reset()
+    with pytest.raises(AssertionError, match="action is not in action space"):
+        env.step(dict.fromkeys(env.agents, 7))
+    env.env.unwrapped.agent_selection = "agent_2"
+    with pytest.raises(RuntimeError, match="'agent_2' is on turn instead of 'agent_0'"):
+        env.step(dict.fromkeys(env.agents, 0))
 
 
 @pytest.mark.parametrize(("cls", "names"), [(TupleTeam, ["agent_0", "agent_1"]), (DictTeam, ["left", "right"])])

@@ -20,7 +20,17 @@ from sb3_happo.envs.spaces import (
     observation_leaves,
 )
 from sb3_happo.envs.state import AgentStates, ComputedState, Leaf, Observations, StateSource, concatenated_observations
-from sb3_happo.envs.teams import Flags, GymnasiumTeam, OtherPolicy, PartialTeam, Team, TurnBased, agent_ids, has_ended
+from sb3_happo.envs.teams import (
+    ConvertedAEC,
+    Flags,
+    GymnasiumTeam,
+    OtherPolicy,
+    PartialTeam,
+    Team,
+    TurnBased,
+    agent_ids,
+    has_ended,
+)
 
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
 State: TypeAlias = str | Callable[[Any, Observations], np.ndarray] | None
@@ -171,6 +181,8 @@ class JointEnv(gym.Env):
         # By their methods, so that an env need not derive from PettingZoo's classes
         if hasattr(env, "agent_iter") and hasattr(env, "last"):
             return TurnBased(env)
+        if ConvertedAEC.suits(env):
+            return ConvertedAEC(env)
         if callable(getattr(env, "observation_space", None)) and callable(getattr(env, "action_space", None)):
             return cast(Team, env)
         raise TypeError(

@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeAlias
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from pettingzoo.utils import wrappers
+from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 
 from sb3_happo.envs.spaces import ACTION_MASK, OBSERVATION, flatten_mask, split_mask
 
@@ -119,6 +121,82 @@ class TurnBased:
 
     def state(self) -> np.ndarray:
         return self.env.state()
+
+
+# PettingZoo's wrappers of AEC envs that change nothing but step(): what lies below them answers the same
+_STEP_WRAPPERS = (wrappers.OrderEnforcingWrapper, wrappers.AssertOutOfBoundsWrapper, wrappers.ClipOutOfBoundsWrapper)
+
+
+class ConvertedAEC:
+    """
+    A ``parallel_env`` that is an AEC env underneath, as those of MPE, SISL and butterfly, with less to do per step.
+
+    PettingZoo's conversion observes every agent twice, and asks for everything through all wrappers: on MPE it takes as long
+    as the env itself. Here the observations that nobody looks at are left out, and the env is asked directly; what comes of a
+    step is the same. Actions are checked or clipped by the env's wrappers as ever.
+
+    :param env: For which :meth:`suits` holds
+    """
+
+    def __init__(self, env: aec_to_parallel_wrapper) -> None:
+        self.env = env
+        self._game = _below(env.aec_env, _STEP_WRAPPERS)
+        # Whoever steps in here has reset, and steps only while there are agents: there is no order to enforce
+        self._steps = _below(env.aec_env, _STEP_WRAPPERS[:1])
+
+    @staticmethod
+    def suits(env: Any) -> bool:
+        """
+        :param env: Any environment
+        :return: Whether it is PettingZoo's own conversion of an AEC env
+        """
+        return type(env) is aec_to_parallel_wrapper
+
+    @property
+    def possible_agents(self) -> Sequence[Any]:
+        return agent_ids(self.env)
+
+    @property
+    def agents(self) -> Sequence[Any]:
+        return self.env.agents
+
+    def observation_space(self, agent: Any) -> spaces.Space:
+        return self.env.observation_space(agent)
+
+    def action_space(self, agent: Any) -> spaces.Space:
+        return self.env.action_space(agent)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: dict[Any, Any]) -> TeamStep:
+        game = self._game
+        rewards: dict[Any, float] = {}
+        for agent in game.agents:
+            if agent != game.agent_selection:
+                raise RuntimeError(
+                    f"Agent {game.agent_selection!r} is on turn instead of {agent!r}: the env does not go round once per "
+                    "step, and cannot be played in parallel; hand in the AEC env itself instead."
+                )
+            self._steps.step(actions[agent])
+            for other in game.agents:
+                rewards[other] = rewards.get(other, 0) + game.rewards[other]
+        terminations, truncations, infos = dict(game.terminations), dict(game.truncations), dict(game.infos)
+        observations = {agent: game.observe(agent) for agent in game.agents}
+        while game.agents and (game.terminations[game.agent_selection] or game.truncations[game.agent_selection]):
+            self._steps.step(None)
+        self.env.agents = game.agents
+        return observations, rewards, terminations, truncations, infos
+
+    def state(self) -> np.ndarray:
+        return self.env.state()
+
+
+def _below(env: Any, kinds: tuple[type, ...]) -> Any:
+    """What lies below the outermost wrappers of these kinds (their own, no subclasses)."""
+    while type(env) in kinds:
+        env = env.env
+    return env
 
 
 class GymnasiumTeam:

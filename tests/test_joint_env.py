@@ -449,7 +449,7 @@ def test_wrapped_turns() -> None:
 # ---------------------------------------------------------------- Gymnasium's envs
 
 
-CONVERTED = {
+CONVERTED: dict[str, dict[str, Any]] = {
     "mpe2/simple_spread_v3": {},
     "mpe2/simple_tag_v3": {"continuous_actions": True},
     "mpe2/simple_speaker_listener_v4": {},

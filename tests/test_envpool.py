@@ -348,7 +348,7 @@ def test_ids_that_do_not_resolve(id: str, hint: str) -> None:
     [
         ({"xml_file": "my.xml"}, r"cannot take \['xml_file'\].*'mamujoco/HalfCheetah-2x3-v1' instead"),
         ({"render_mode": "rgb_array"}, r"cannot take \['render_mode'\]"),
-        ({"global_categories": ("qfrc_actuator",)}, "agent 0 would observe what EnvPool does not tell"),
+        ({"global_categories": ("qfrc_actuator",)}, "agent_0 observes something that the joint"),
         ({"n_threads": 0}, "`n_threads` must be at least 1"),
         ({"n_envs": 0}, "`n_envs` must be at least 1"),
     ],
@@ -361,11 +361,11 @@ def test_arguments_that_cannot_apply(kwargs: dict[str, Any], match: str) -> None
 def test_factorisations_that_cannot_apply() -> None:
     factorisation = one_agent_per_joint("Hopper")
     (joint,) = factorisation["partition"].pop()
-    with pytest.raises(ValueError, match="Each actuator of Hopper must be moved by one agent"):
+    with pytest.raises(ValueError, match="cannot play 'envpool/Hopper-v1': Each actuator must be moved by one agent"):
         make("envpool/Hopper-v1", agent_factorization=factorisation)
     factorisation["partition"].append((joint,))
     joint.extra_obs["qpos"] = lambda data: np.cos(data.qpos[-1:])
-    with pytest.raises(ValueError, match="agent 1 would observe what EnvPool does not tell"):
+    with pytest.raises(ValueError, match="agent_1 observes something that the joint observation does not hold"):
         make("envpool/Hopper-v1", agent_factorization=factorisation)
 
 

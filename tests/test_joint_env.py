@@ -23,6 +23,7 @@ from sb3_happo.envs import (
     joint_action_to_dict,
 )
 from sb3_happo.envs.make import make_env
+from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.spaces import flatten_mask, n_choices, split_mask
 from sb3_happo.envs.teams import ConvertedAEC
 from tests.envs import DictTeam, HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TupleTeam, TurnGame
@@ -483,6 +484,57 @@ def test_converted_envs_do_the_same_with_less(id: str) -> None:
     ours, theirs = play(direct=True), play(direct=False)
     assert len({answer for answer in ours if isinstance(answer, int)}) > ("multiwalker" in id) + 1, "some ended"
     assert data_equivalence(ours, theirs, exact=True)
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs"),
+    [
+        ("mamujoco/HalfCheetah-2x3-v1", {}),
+        ("mamujoco/Hopper-3x1-v1", {"agent_obsk": 2}),
+        ("mamujoco/Walker2d-2x3-v1", {}),
+        ("mamujoco/Ant-4x2-v1", {"agent_obsk": 0}),
+        ("mamujoco/Swimmer-2x1-v1", {}),
+        ("mamujoco/Humanoid-9p8-v1", {}),
+        ("mamujoco/Humanoid-17x1-v1", {"max_episode_steps": 20}),
+        ("mamujoco/HumanoidStandup-9p8-v1", {}),
+    ],
+)
+def test_multi_agent_mujoco_does_the_same_with_less(id: str, kwargs: dict[str, Any]) -> None:
+    """Falls, time limits, and joints that turn faster than a walker's state would show."""
+
+    def play(direct: bool) -> tuple[list[Any], list[Any]]:
+        env = make_env(id, **kwargs)
+        assert MujocoTeam.suits(env)
+        team = MujocoTeam(env) if direct else env
+        spaces_of = {agent: env.action_space(agent) for agent in env.possible_agents}
+        for index, space in enumerate(spaces_of.values()):
+            space.seed(index)
+        observations: list[Any] = []
+        others: list[Any] = []
+        for step in range(150):
+            if step == 0 or not team.agents:
+                seen = team.reset(seed=step)
+            else:
+                seen = team.step({agent: spaces_of[agent].sample() for agent in team.agents})
+            observations.append({agent: own.astype(np.float32) for agent, own in seen[0].items()} | {"state": team.state()})
+            others += [seen[1:], list(team.agents), list(env.agents)]
+        env.close()
+        return observations, others
+
+    ours, theirs = play(direct=True), play(direct=False)
+    assert data_equivalence(ours, theirs, exact=True)
+
+
+def test_multi_agent_mujoco_that_must_be_played_as_it_is() -> None:
+    """Reacher's agents see functions of the joint observation; a wrapped robot's own observation is not the agents'."""
+    assert not MujocoTeam.suits(make_env("mamujoco/Reacher-2x1-v1"))
+    env = make_env("mamujoco/Hopper-3x1-v1")
+    env.k_dicts[0][0][0].extra_obs["qpos"] = lambda data: np.cos(data.qpos[-1:])
+    with pytest.raises(ValueError, match="agent_0 observes something that the joint observation does not hold"):
+        MujocoTeam(env)
+    assert JointEnv(env).reset(seed=0)[0]["agent_0"][0] == pytest.approx(1.0, abs=1e-4)
+    env.single_agent_env = gym.wrappers.TransformAction(env.single_agent_env, np.negative, None)
+    assert not MujocoTeam.suits(env)
 
 
 def test_converted_envs_refuse_what_the_env_refuses() -> None:

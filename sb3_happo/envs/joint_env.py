@@ -1,5 +1,6 @@
 """One team as one Gymnasium environment."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -8,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
     ACTIVE,
@@ -183,6 +185,9 @@ class JointEnv(gym.Env):
             return TurnBased(env)
         if ConvertedAEC.suits(env):
             return ConvertedAEC(env)
+        if MujocoTeam.suits(env):
+            with contextlib.suppress(ValueError):  # agents may observe what only the env itself can tell
+                return MujocoTeam(env)
         if callable(getattr(env, "observation_space", None)) and callable(getattr(env, "action_space", None)):
             return cast(Team, env)
         raise TypeError(

@@ -1,7 +1,6 @@
 """Multi-agent MuJoCo over EnvPool, which steps all environments in threads of its own."""
 
 import difflib
-import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,15 +12,12 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_happo.envs import joint_action_dtype, make_joint_env
+from sb3_happo.envs.mujoco import ROBOTS, WALKER2D_MAX_VELOCITY, Factorisation
 from sb3_happo.envs.spaces import STATE
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.episodes import EpisodeStatistics
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
-
-# Robots whose agents observe numbers that EnvPool's observation holds. Reacher's and Pusher's agents see functions of theirs,
-# the pendulums are single agents, and EnvPool does not know the others.
-_ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
 
 # What Gymnasium and EnvPool call alike, and mean alike
 _PHYSICS = (
@@ -30,11 +26,7 @@ _PHYSICS = (
 )
 _FACTORISATION = ("agent_obsk", "agent_factorization", "local_categories", "global_categories")
 
-# Walker2d's agents see their velocities as they are, where its state is clipped
-_WALKER2D_MAX_VELOCITY = 10.0
-
 _SEEDS = 2**31  # EnvPool's are 32-bit integers with a sign
-_LABELS = 2**12  # more than there are numbers in any observation; a power of two, so that labels are exact
 
 
 class EnvPoolVecEnv(VecEnv):
@@ -102,19 +94,14 @@ class EnvPoolVecEnv(VecEnv):
         #: Names of the agents
         self.agents: tuple[str, ...] = twin.agents
         self._action_dtype = joint_action_dtype(twin.action_space)
-        # The joint action's columns in the order of the agents, and theirs in the joint action's order
-        moved = [node.act_ids for part in twin.env.agent_action_partitions for node in part]
-        self._actuators = np.argsort(moved)
-        if sorted(moved) != list(range(twin.env.single_agent_env.action_space.shape[0])):
-            raise ValueError(f"Each actuator of {self._robot} must be moved by one agent, but here they move {moved}.")
-        columns = _observed_columns(twin_id, twin.env)
-        self._columns = np.concatenate(columns)
-        ends = np.cumsum([len(own) for own in columns]).tolist()
-        self._slices = {agent: slice(end - len(own), end) for agent, own, end in zip(self.agents, columns, ends, strict=True)}
-        self._clipped: slice | None = None
-        if self._robot == "Walker2d" and twin.env.agent_obsk is not None:
-            structure = twin.env.single_agent_env.unwrapped.observation_structure
-            self._clipped = slice(structure["qpos"], structure["qpos"] + structure["qvel"])
+        try:
+            self._factorisation = Factorisation(twin.env)
+        except ValueError as error:
+            raise ValueError(
+                f"With these arguments EnvPool cannot play {id!r}: {error}. Choose other `local_categories`, "
+                f"`global_categories` or `agent_factorization`, or make {twin_id!r}."
+            ) from error
+        if self._factorisation.clipped is not None:
             self._options_of_pool.update(velocity_min=-np.inf, velocity_max=np.inf)
         twin.close()
 
@@ -140,7 +127,7 @@ class EnvPoolVecEnv(VecEnv):
         joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
         # Fields of float32 side by side are a matrix: (n_envs, n_actuators)
         matrix = np.ascontiguousarray(joint).view(np.float32).reshape(self.num_envs, -1)
-        self.pool.send(matrix[:, self._actuators])
+        self.pool.send(matrix[:, self._factorisation.actuators])
         self._waiting = True
 
     def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -221,11 +208,11 @@ class EnvPoolVecEnv(VecEnv):
         :return: Joint observation, each entry ``(n, ...)``
         """
         state = observation.astype(np.float32)
-        agents = state[:, self._columns]
-        if self._clipped is not None:
-            velocities = state[:, self._clipped]
-            np.clip(velocities, -_WALKER2D_MAX_VELOCITY, _WALKER2D_MAX_VELOCITY, out=velocities)
-        joint = {agent: agents[:, columns] for agent, columns in self._slices.items()}
+        agents = state[:, self._factorisation.columns]
+        if self._factorisation.clipped is not None:
+            velocities = state[:, self._factorisation.clipped]
+            np.clip(velocities, -WALKER2D_MAX_VELOCITY, WALKER2D_MAX_VELOCITY, out=velocities)
+        joint = {agent: agents[:, columns] for agent, columns in self._factorisation.slices.items()}
         joint[STATE] = state
         return joint
 
@@ -307,51 +294,13 @@ def _resolve(id: str) -> tuple[str, str]:
     registered = {spec.id: spec.kwargs["scenario"] for spec in gym.registry.values() if spec.namespace == "mamujoco"}
     twin_id = "mamujoco/" + id.partition("/")[2].replace("|", "p")
     robot = registered.get(twin_id)
-    if robot in _ROBOTS:
+    if robot in ROBOTS:
         return twin_id, robot
     if robot is not None:
         raise ValueError(
             f"There is no {id!r}: EnvPool cannot give the agents what they observe in {twin_id!r}; make that one."
         )
-    ids = [other.replace("mamujoco", "envpool") for other, robot in registered.items() if robot in _ROBOTS]
+    ids = [other.replace("mamujoco", "envpool") for other, robot in registered.items() if robot in ROBOTS]
     near = difflib.get_close_matches(id, ids, n=3)
     hint = f"Did you mean {', '.join(map(repr, near))}?" if near else f"There are {', '.join(map(repr, ids))}."
     raise ValueError(f"The environment id {id!r} does not resolve. {hint}")
-
-
-def _observed_columns(id: str, env: Any) -> list[np.ndarray]:
-    """
-    Which numbers of the joint observation each agent observes.
-
-    :param id: Id of the environment
-    :param env: It, of multi-agent MuJoCo
-    :return: For each agent, columns of the joint observation
-    :raises ValueError: If an agent observes something else as well
-    """
-    from gymnasium_robotics.envs.multiagent_mujoco.obsk import build_obs
-
-    single = env.single_agent_env.unwrapped
-    if env.agent_obsk is None:
-        return [np.arange(single.observation_space.shape[0])]
-    # The agents observe a simulation in which every number that is in the joint observation stands for its place there
-    data = types.SimpleNamespace()
-    n_columns = 0
-    for category in ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"):
-        labels = np.full(getattr(single.data, category).shape, np.nan)
-        n_observed = single.observation_structure.get(category, 0)
-        # What the joint observation leaves out comes first: the place in the plane, the world's body, the root's actuators.
-        # The labels are below 1, so that the clipping that some observations undergo (as the joint one does) spares them
-        labels.ravel()[labels.size - n_observed :] = np.arange(n_columns, n_columns + n_observed) / _LABELS
-        n_columns += n_observed
-        setattr(data, category, labels)
-    columns = []
-    for agent, nodes in enumerate(env.k_dicts):
-        places = _LABELS * build_obs(data, nodes, env.local_categories, env.mujoco_globals, env.global_categories)
-        own = np.nan_to_num(places, nan=-1.0).astype(np.int64)
-        if not np.array_equal(own, places):
-            raise ValueError(
-                f"With these arguments, agent {agent} would observe what EnvPool does not tell; choose other "
-                f"`local_categories`, `global_categories` or `agent_factorization`, or make {id!r}."
-            )
-        columns.append(own)
-    return columns

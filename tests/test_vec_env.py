@@ -589,18 +589,19 @@ def test_choice_of_the_current_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert alone.choice == (0, None, None)
     assert isinstance(choose_vec_env(each(talkative, [1, 2]), n_workers=1), JointDummyVecEnv)
 
-    rates = {JointDummyVecEnv: 1e6, JointSubprocVecEnv: 1e7}
+    rates: dict[type, list[float]] = {JointDummyVecEnv: [1e6]}
 
-    def measured(venv: VecEnv, seconds: float) -> float:
-        venv.close()
-        return rates[type(venv)]
+    def measured(trial: Any, seconds: float) -> float:
+        return rates[type(trial.venv)].pop(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sb3_happo.vec_env.choose._steps_per_second", measured)
+        patch.setattr("sb3_happo.vec_env.choose._Trial.steps_per_second", measured)
         quick = choose_vec_env(each(talkative, [1, 2]), 2, "fork")
         assert quick.choice == (0, 1e6, None)  # not worth a try
-        rates = {JointDummyVecEnv: 1000.0, JointSubprocVecEnv: 1050.0}
-        assert choose_vec_env(each(talkative, [1, 2]), 2, "fork").choice == (0, 1000.0, 1050.0)  # not worth the memory
+        # Not worth the memory, at their best
+        rates = {JointDummyVecEnv: [1000.0, 800.0, 1010.0, 500.0, 400.0], JointSubprocVecEnv: [100.0, 1050.0, 900.0, 700.0]}
+        assert choose_vec_env(each(talkative, [1, 2]), 2, "fork").choice == (0, 1010.0, 1050.0)
+        assert not any(rates.values())
 
     lock = threading.Lock()
     with pytest.warns(UserWarning, match="pickle"):

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Workers cost memory and withhold infos: they must be worth it
 _MARGIN = 1.1
+# What else runs on the machine slows down now the one and now the other: they take turns, and their best is compared
+_TURNS = 4
 # Seconds that a step of all environments must take before workers can win: to rouse and await them takes some 0.1 ms
 _WORTH_A_TRY = 3e-4
 
@@ -49,11 +51,16 @@ def choose_vec_env(
     n_workers = min(n_envs, n_workers or available_cores())
     in_process = in_workers = None
     if n_workers > 1:
-        with _global_randomness_kept():
-            in_process = _steps_per_second(JointDummyVecEnv(env_fns[:1]), seconds)  # more would only take turns
+        with _global_randomness_kept(), _Trial(JointDummyVecEnv(env_fns[:1])) as alone:  # more would only take turns
+            in_process = alone.steps_per_second(seconds / _TURNS)
             if n_envs / in_process > _WORTH_A_TRY:
                 try:
-                    in_workers = _steps_per_second(JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos), seconds)
+                    with _Trial(JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)) as workers:
+                        pairs = [
+                            (workers.steps_per_second(seconds / _TURNS), alone.steps_per_second(seconds / _TURNS))
+                            for _ in range(_TURNS)
+                        ]
+                    in_workers, in_process = map(max, zip(*pairs, strict=True))
                 except Exception as error:  # nothing that goes wrong out there need stop the training here
                     warnings.warn(f"Worker processes failed, so the environments stay in this one: {error}", stacklevel=2)
     venv: JointDummyVecEnv | JointSubprocVecEnv
@@ -67,29 +74,50 @@ def choose_vec_env(
     return venv
 
 
-def _steps_per_second(venv: JointDummyVecEnv | JointSubprocVecEnv, seconds: float) -> float:
-    """Steps of single environments per second, counting only the time that ``venv`` takes."""
-    action_space = copy.deepcopy(venv.action_space)
-    masked = any(key.endswith("/" + ACTION_MASK) for key in venv.observation_space.spaces)
-    dtype = joint_action_dtype(action_space)
-    actions: np.ndarray | None = None
-    try:
-        obs = venv.reset()
+class _Trial:
+    """Random legal actions for a while, and a while later for another."""
+
+    def __init__(self, venv: JointDummyVecEnv | JointSubprocVecEnv) -> None:
+        self.venv = venv
+        self._space = copy.deepcopy(venv.action_space)
+        self._dtype = joint_action_dtype(self._space)
+        self._masked = any(key.endswith("/" + ACTION_MASK) for key in venv.observation_space.spaces)
+
+    def __enter__(self) -> "_Trial":
+        try:
+            self._obs = self.venv.reset()
+            self._actions = self._sample()
+            self._step()  # the first may do what is only done once
+        except BaseException:
+            self.venv.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.venv.close()
+
+    def _sample(self) -> np.ndarray:
+        sampled = sample_actions(self._space, self._obs, self.venv.num_envs)
+        return as_joint_actions(sampled, self._space, self._dtype, self.venv.num_envs)
+
+    def _step(self) -> float:
+        if self._masked:  # otherwise drawn only once: a team decides in less time than that takes
+            self._actions = self._sample()
+        start = time.perf_counter()
+        self.venv.step_async(self._actions)
+        self._obs = self.venv.step_wait()[0]
+        return time.perf_counter() - start
+
+    def steps_per_second(self, seconds: float) -> float:
+        """
+        :param seconds: How long to go on, at least a step
+        :return: Steps of single environments per second, counting only the time that the environments take
+        """
         begin = time.perf_counter()
-        stepping, n_steps = 0.0, -1
-        while n_steps < 1 or time.perf_counter() - begin < seconds:
-            if masked or actions is None:  # drawn anew only where they must be legal: a team decides in less time
-                sampled = sample_actions(action_space, obs, venv.num_envs)
-                actions = as_joint_actions(sampled, action_space, dtype, venv.num_envs)
-            start = time.perf_counter()
-            venv.step_async(actions)
-            obs = venv.step_wait()[0]
-            if n_steps >= 0:  # the first step may do what is only done once
-                stepping += time.perf_counter() - start
-            n_steps += 1
-    finally:
-        venv.close()
-    return n_steps * venv.num_envs / stepping
+        stepping = [self._step()]
+        while time.perf_counter() - begin < seconds:
+            stepping.append(self._step())
+        return len(stepping) * self.venv.num_envs / sum(stepping)
 
 
 @contextlib.contextmanager

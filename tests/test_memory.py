@@ -27,6 +27,7 @@ from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam, Relay, TurnGam
 
 MEMORY: dict[str, Any] = dict(lstm_hidden_size=8, n_lstm_layers=2)
 KINDS = ["lstm", "gru"]
+SHARED: dict[str, Any] = dict(shared_lstm=True, enable_critic_lstm=False)
 
 
 def remembering(team: Any, algorithm: type[HAPPO] = HAPPO, n_envs: int = 3, **kwargs: Any) -> HAPPO:
@@ -57,6 +58,8 @@ VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
     (IPPO, dict(batch_size=33, policy_kwargs=dict(lstm_kwargs=dict(bias=False)))),
     (HATRPO, dict(chunk_length=None)),
     (HAA2C, dict(policy_kwargs=dict(enable_critic_lstm=False))),
+    (HAPPO, dict(policy_kwargs=SHARED)),
+    (IPPO, dict(policy_kwargs=SHARED)),
 ]
 
 
@@ -82,12 +85,13 @@ def test_an_update_begins_where_collection_ended(algorithm: type[HAPPO], setting
     assert (errors if data.active is None else errors[data.active]).max() < 1e-4
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("team", TEAMS[1:])
-def test_an_agent_specific_critic_remembers_for_each(team: Any) -> None:
-    model = remembering(team, joint_kwargs=dict(state="agent")).learn(99)
+def test_an_agent_specific_critic_remembers_for_each(team: Any, shared: bool) -> None:
+    model = remembering(team, joint_kwargs=dict(state="agent"), policy_kwargs=SHARED if shared else {}).learn(99)
     collect(model)
     data = model.rollout_buffer.critic_data()
-    assert model.critic.value_norm is not None and data.sequences is not None
+    assert model.critic.value_norm is not None and (data.sequences is None) == shared
     with th.no_grad():
         values = model.critic.value_norm.denormalize(model.critic.evaluate_batch(data))
     errors = (values - data.old_values).abs()
@@ -278,9 +282,43 @@ def test_a_critic_without_memory() -> None:
         assert model.policies["agent_0"].memory is not None
 
 
+@pytest.mark.parametrize("algorithm", [HAPPO, IPPO])
+def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: Path) -> None:
+    """All of them beside the state, or its own agent's; without teaching them."""
+    agent_kwargs = {"a": dict(lstm_hidden_size=5, n_lstm_layers=1), "b": dict(recurrent=None)}
+    team = partial(RandomTeam, dict.fromkeys("abc", spaces.Discrete(3)))
+    model = remembering(team, algorithm, policy_kwargs=dict(**SHARED, agent_kwargs=agent_kwargs)).learn(99)
+    assert not model.critic.recurrent and model._last_states.vf is None
+    before = {name: value.clone() for name, value in model.policy.actors.state_dict().items()}
+    critic = [value.clone() for value in model.critic.parameters()]
+    model._update_critic()
+    assert not all(map(th.equal, model.critic.parameters(), critic))
+    assert all(th.equal(value, before[name]) for name, value in model.policy.actors.state_dict().items())
+
+    model.policy.set_training_mode(False)
+    obs = model._to_tensors(model._last_obs)  # type: ignore[arg-type]
+    states = model._last_states
+    step = RolloutTeam(model.policy)(obs, states)
+    with th.no_grad():
+        values = model.policy.predict_values(obs, states)
+        assert th.allclose(values, step.values, atol=1e-5)
+        assert th.allclose(values, model.policy.forward(obs, states=states).values, atol=1e-5)
+        assert model.policy.predict_values(obs).shape == values.shape  # at the start of an episode
+        for agent, columns in {"a": [0], "c": [2]}.items():
+            changed = {name: state + (name == agent) for name, state in states.pi.items()}
+            moved = (model.policy.predict_values(obs, states._replace(pi=changed)) - values).abs().max(dim=0).values > 1e-6
+            assert moved.nonzero().flatten().tolist() == (columns if algorithm is IPPO else [0]), agent
+        model.save(tmp_path / "model")
+        loaded = algorithm.load(tmp_path / "model", env=model.env)
+        assert th.allclose(loaded.policy.predict_values(obs, states), values)
+    loaded.learn(99)
+
+
 def test_settings_that_cannot_work_are_refused() -> None:
     for policy_kwargs, message in (
-        (dict(shared_lstm=True), "enable_critic_lstm"),
+        (dict(shared_lstm=True), "enable_critic_lstm=False"),
+        (dict(**SHARED, recurrent=None), "MlpLstmPolicy"),
+        (dict(**SHARED, critic_kwargs=dict(recurrent="gru")), "instead of having one of its own"),
         (dict(recurrent="rnn"), "'lstm', 'gru' or None"),
         (dict(lstm_kwargs=dict(bidirectional=True)), "bidirectional"),
     ):

@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs
 
+from sb3_happo.common.critics import MEMORIES
 from sb3_happo.common.memory import owners_of, pack, select
 from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
@@ -65,6 +66,9 @@ class MultiAgentRolloutBuffer:
             for key, space in self.observation_space.spaces.items()
         }
         policies = policy.policies
+        if policy.read_by_critic:
+            memories = policy.for_critic({}, policy.initial_states(1).pi)[MEMORIES]
+            self.observations[MEMORIES] = zeros(memories.shape[1])
         self.actions = {agent: zeros(sum(leaf.n_actions for leaf in actor.leaves)) for agent, actor in policies.items()}
         self.log_probs = {agent: zeros() for agent in policies}
         self.active = zeros(len(policies), dtype=th.bool)
@@ -108,8 +112,9 @@ class MultiAgentRolloutBuffer:
         """
         if states is not None:
             self._begin_sequences(np.asarray(episode_starts, dtype=bool), states)
+        seen = self.policy.for_critic(obs, step.states.pi)
         for key, stored in self.observations.items():
-            stored[self.pos] = obs[key]
+            stored[self.pos] = seen[key]
         for agent, actions in step.actions.items():
             self.actions[agent][self.pos] = actions
             self.log_probs[agent][self.pos] = step.log_probs[agent]

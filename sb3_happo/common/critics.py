@@ -15,6 +15,8 @@ from sb3_happo.common.type_aliases import CriticBatch, Sequences
 
 STATE = "state"
 AGENT_STATES = "agent_states"
+#: What the actors remember, side by side, for a critic that reads their memories; no agent's key begins with a slash
+MEMORIES = "/memories"
 
 
 def critic_keys(observation_space: spaces.Dict) -> list[str]:
@@ -47,6 +49,7 @@ class ValueNet(TeamModel):
     :param lstm_hidden_size: Units of the memory
     :param n_lstm_layers: Its layers
     :param lstm_kwargs: See :class:`~sb3_happo.common.memory.Memory`
+    :param n_remembered: How many numbers of actors' memories it sees beside the observation
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class ValueNet(TeamModel):
         lstm_hidden_size: int = 256,
         n_lstm_layers: int = 1,
         lstm_kwargs: dict[str, Any] | None = None,
+        n_remembered: int = 0,
     ) -> None:
         super().__init__(
             observation_space,
@@ -83,7 +87,7 @@ class ValueNet(TeamModel):
             else None
         )
         self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm, memory=self.memory
+            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm, n_remembered, self.memory
         )
         self.head = nn.Linear(latent_dim, 1)
 
@@ -95,16 +99,23 @@ class ValueNet(TeamModel):
         return self.evaluate(observations)[0]
 
     def evaluate(
-        self, observations: PyTorchObs, sequences: Sequences | None = None, active: th.Tensor | None = None
+        self,
+        observations: PyTorchObs,
+        sequences: Sequences | None = None,
+        active: th.Tensor | None = None,
+        remembered: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: ``(batch, ...)``
         :param sequences: For a network with memory, how they follow each other; None if each begins an episode
         :param active: At which of them the memory runs on, bool ``(batch,)``, for all if None; values elsewhere mean nothing
+        :param remembered: For a network that reads actors' memories, what they hold, ``(batch, n_remembered)``
         :return: ``(batch, 1)``; and, if the memory ran on for all, the states after each sequence
         """
         assert self.features_extractor is not None
         features = self.extract_features(observations, self.features_extractor)
+        if remembered is not None:
+            features = th.cat([features, remembered], dim=1)
         if self.memory is None:
             return self.head(self.body(features)), None
         if sequences is None:
@@ -225,6 +236,7 @@ class CentralizedCritic(Critic):
     :param normalize_value: Predict normalised returns (see :class:`~sb3_happo.common.networks.ValueNorm`)
     :param optimizer_class: Optimiser
     :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    :param n_remembered: Per agent whose memory it reads, the size of that memory
     :param kwargs: Of the network (see :class:`ValueNet`)
     :raises ValueError: If the joint observation holds no state
     """
@@ -237,6 +249,7 @@ class CentralizedCritic(Critic):
         normalize_value: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        n_remembered: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         keys = critic_keys(observation_space)
@@ -253,22 +266,27 @@ class CentralizedCritic(Critic):
             space = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
         elif keys != [STATE]:
             space = spaces.Dict([(key.removeprefix(STATE + "/"), observation_space.spaces[key]) for key in keys])
+        self._state_keys = keys
         n_values = n_agents if self.agent_specific else 1
-        network = ValueNet(space, **kwargs)
+        network = ValueNet(space, n_remembered=sum((n_remembered or {}).values()), **kwargs)
+        keys = [*keys, MEMORIES] if n_remembered else keys
         super().__init__([network], keys, n_values, int(normalize_value), lr_schedule, optimizer_class, optimizer_kwargs)
 
     def evaluate(
         self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor | None]:
-        state: Any = observations[self.keys[0]]
+        state: Any = observations[self._state_keys[0]]
+        remembered = observations[MEMORIES] if MEMORIES in self.keys else None
         if self.agent_specific:
             state = state.flatten(end_dim=1)  # (batch, n_agents, dim) -> (batch * n_agents, dim)
-        elif self.keys != [STATE]:
-            state = {key.removeprefix(STATE + "/"): observations[key] for key in self.keys}
+            remembered = None if remembered is None else remembered.repeat_interleave(self.n_values, dim=0)
+        elif self._state_keys != [STATE]:
+            state = {key.removeprefix(STATE + "/"): observations[key] for key in self._state_keys}
         if sequences is not None:
             # The agents' sequences run side by side: packed order stays packed order
             sequences = Sequences(sequences.batch_sizes * self.n_values, sequences.states.flatten(end_dim=1))
-        values, states = self.networks[0].evaluate(state, sequences, None if active is None else active.flatten())
+        active = None if active is None else active.flatten()
+        values, states = self.networks[0].evaluate(state, sequences, active, remembered)
         return values.reshape(-1, self.n_values), None if states is None else states.unflatten(0, (-1, self.n_values))
 
 
@@ -281,6 +299,7 @@ class LocalCritics(Critic):
     :param normalize_value: Predict normalised returns, each agent's by its own statistics
     :param optimizer_class: Optimiser
     :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate
+    :param n_remembered: Per agent whose critic reads its memory, the size of that memory
     :param kwargs: Of each network (see :class:`ValueNet`)
     """
 
@@ -291,14 +310,19 @@ class LocalCritics(Critic):
         normalize_value: bool = True,
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
+        n_remembered: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
         self._own_keys = {
             agent: [f"{agent}/{key}" for key in space.spaces] if isinstance(space, spaces.Dict) else [agent]
             for agent, space in observation_spaces.items()
         }
-        networks = [ValueNet(space, **kwargs) for space in observation_spaces.values()]
-        keys = [key for own in self._own_keys.values() for key in own]
+        self._n_remembered = [(n_remembered or {}).get(agent, 0) for agent in observation_spaces]
+        networks = [
+            ValueNet(space, n_remembered=size, **kwargs)
+            for space, size in zip(observation_spaces.values(), self._n_remembered, strict=True)
+        ]
+        keys = [key for own in self._own_keys.values() for key in own] + ([MEMORIES] if n_remembered else [])
         n_norms = len(networks) if normalize_value else 0
         super().__init__(networks, keys, len(networks), n_norms, lr_schedule, optimizer_class, optimizer_kwargs)
 
@@ -306,11 +330,13 @@ class LocalCritics(Critic):
         self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor | None]:
         values, states = [], []
+        memories = observations[MEMORIES].split(self._n_remembered, dim=1) if MEMORIES in self.keys else None
         for index, ((agent, keys), network) in enumerate(zip(self._own_keys.items(), self.networks, strict=True)):
             own: Any = {key.removeprefix(agent + "/"): observations[key] for key in keys}
             mine = None if sequences is None else Sequences(sequences.batch_sizes, sequences.states[:, index])
             present = None if active is None else active[:, index]
-            value, state = network.evaluate(observations[agent] if keys == [agent] else own, mine, present)
+            remembered = None if memories is None else memories[index]
+            value, state = network.evaluate(observations[agent] if keys == [agent] else own, mine, present, remembered)
             values.append(value)
             states.append(state)
         return th.cat(values, dim=1), None if states[0] is None else th.stack(states, dim=1)

@@ -191,7 +191,7 @@ class RolloutTeam:
             actions[agent], log_probs[agent] = alone.actions, alone.log_probs
             if alone.states is not None:
                 pi[agent] = alone.states
-        values, vf = policy.critic.step(obs, states.vf)
+        values, vf = policy.critic.step(policy.for_critic(obs, pi), states.vf)
         return JointStep(actions, log_probs, values, RNNStates(pi, vf))
 
     def to_env_actions(self, step: JointStep) -> np.ndarray:

@@ -441,7 +441,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         stacked = self._to_tensors({key: join([obs[key] for obs in last]) for key in keys})
         self._check_finite(stacked, cut)
         with th.no_grad():
-            values = self.critic.predict_values(stacked, None if states.vf is None else states.vf[cut])
+            pi = {agent: before[cut] for agent, before in states.pi.items()}
+            values = self.policy.predict_values(stacked, RNNStates(pi, None if states.vf is None else states.vf[cut]))
         if self.critic.n_values > 1:  # an agent that is gone for good has nothing to come
             active = np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
             values = values * th.as_tensor(active, device=self.device)

@@ -12,7 +12,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_happo.common.critics import CentralizedCritic, Critic, LocalCritics
+from sb3_happo.common.critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
@@ -198,14 +198,28 @@ class AgentPolicy(BasePolicy, TeamModel):
             return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
         return self.log_std
 
+    def _features(self, obs: PyTorchObs) -> th.Tensor:
+        assert self.features_extractor is not None
+        features = self.extract_features(obs, self.features_extractor)
+        return features if self.one_hot is None else th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+
+    def remember(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
+        """
+        What a policy with memory remembers, without a decision.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param states: Memory before them, ``(batch, n_parts, n_layers, hidden_size)``; None at the start of an episode
+        :return: Memory after them
+        """
+        assert self.memory is not None
+        features = self._features(obs)
+        return self.memory(features, single_steps(self.memory.initial_state(len(features)) if states is None else states))[1]
+
     def _run(
         self, obs: PyTorchObs, action_masks: th.Tensor | None, sequences: Sequences | None
     ) -> tuple[Distribution, th.Tensor | None]:
         """The distribution, and the memory after each sequence."""
-        assert self.features_extractor is not None
-        features = self.extract_features(obs, self.features_extractor)
-        if self.one_hot is not None:
-            features = th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+        features = self._features(obs)
         states = None
         if self.memory is not None:
             if sequences is None:
@@ -512,7 +526,9 @@ class JointPolicy(BasePolicy):
     :param recurrent: "lstm" or "gru" for actors and a critic with memory, or None. Single agents may differ
         (``agent_kwargs``), and so may the critic (``critic_kwargs``)
     :param enable_critic_lstm: Whether the critic has a memory too; otherwise it is feed-forward
-    :param shared_lstm: sb3-contrib's critic on top of the actor's memory, which a team's critic cannot have
+    :param shared_lstm: Whether the critic, without a memory of its own (``enable_critic_lstm=False``), reads what the actors
+        remember after the observation that it values: all of them beside the state; a local critic, its own agent. As in
+        sb3-contrib it does not train these memories: they are data of the rollout
     :raises ValueError: If an agent is unknown, or a setting cannot work
     """
 
@@ -535,11 +551,6 @@ class JointPolicy(BasePolicy):
         **kwargs: Any,
     ) -> None:
         super().__init__(observation_space, action_space)
-        if shared_lstm:
-            raise ValueError(
-                "shared_lstm=True: a team's critic values the state, and no actor's memory has seen it; give the critic a "
-                "memory of its own (enable_critic_lstm=True, the default) or none (enable_critic_lstm=False)."
-            )
         self.agents = tuple(action_space.spaces)
         self.action_dtype = joint_action_dtype(action_space)
         agent_kwargs = agent_kwargs or {}
@@ -555,6 +566,7 @@ class JointPolicy(BasePolicy):
             critic_kwargs=critic_kwargs,
             recurrent=recurrent,
             enable_critic_lstm=enable_critic_lstm,
+            shared_lstm=shared_lstm,
             **kwargs,
         )
         kwargs["recurrent"] = recurrent
@@ -585,6 +597,17 @@ class JointPolicy(BasePolicy):
         if not enable_critic_lstm:
             shared["recurrent"] = None
         critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
+        #: Agents whose memories the critic reads
+        self.read_by_critic: list[str] = []
+        if shared_lstm:
+            self.read_by_critic = [agent for agent, policy in self.policies.items() if policy.memory is not None]
+            if critic_kwargs.get("recurrent") is not None or not self.read_by_critic:
+                raise ValueError(
+                    "shared_lstm=True: the critic reads the actors' memories instead of having one of its own. Give it none "
+                    "(enable_critic_lstm=False) and some actors one (MlpLstmPolicy), or leave shared_lstm away."
+                )
+            sizes = {agent: self.policies[agent].memory.hidden_size for agent in self.read_by_critic}  # type: ignore[union-attr]
+            critic_kwargs["n_remembered"] = sizes
         rate = critic_lr_schedule or lr_schedule
         self.critic: Critic = (
             LocalCritics(own_spaces, rate, **critic_kwargs)
@@ -703,6 +726,17 @@ class JointPolicy(BasePolicy):
         pi = {agent: memory.initial_state(n_envs) for agent, memory in memories.items()}
         return RNNStates(pi, self.critic.initial_state(n_envs))
 
+    def for_critic(self, obs: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param after: What agents remember after it, as if all were active
+        :return: What the critic may read: also their memories, if it reads them
+        """
+        if not self.read_by_critic:
+            return obs
+        # Of an LSTM's two parts the output, of several layers the last, as the hidden layers of the actor get it
+        return obs | {MEMORIES: th.cat([after[agent][:, 0, -1] for agent in self.read_by_critic], dim=1).detach()}
+
     def keep_memory(self, before: RNNStates, after: RNNStates, active: np.ndarray | None) -> RNNStates:
         """
         An agent that is dead or not on turn keeps its memory as it is, and so does its column of the critic's.
@@ -738,12 +772,13 @@ class JointPolicy(BasePolicy):
             )
             for agent, policy in self.policies.items()
         }
-        values, vf = self.critic.step(obs, before.vf)
+        pi = {agent: step.states for agent, step in steps.items() if step.states is not None}
+        values, vf = self.critic.step(self.for_critic(obs, pi), before.vf)
         return JointStep(
             {agent: step.actions for agent, step in steps.items()},
             {agent: step.log_probs for agent, step in steps.items()},
             values,
-            RNNStates({agent: step.states for agent, step in steps.items() if step.states is not None}, vf),
+            RNNStates(pi, vf),
         )
 
     def predict_values(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> th.Tensor:
@@ -752,7 +787,12 @@ class JointPolicy(BasePolicy):
         :param states: What the team remembers; None at the start of an episode, or without memory
         :return: Values in units of reward, ``(batch, n_values)``
         """
-        return self.critic.predict_values(obs, None if states is None else states.vf)
+        before = RNNStates({}, None) if states is None else states
+        after = {
+            agent: self.policies[agent].remember(self.agent_observation(obs, agent), before.pi.get(agent))
+            for agent in self.read_by_critic
+        }
+        return self.critic.predict_values(self.for_critic(obs, after), before.vf)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")

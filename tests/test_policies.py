@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
+from sb3_happo.common.inference import _choose
 from sb3_happo.common.policies import AgentPolicy
 from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, same, small, snapshot
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam
@@ -457,6 +458,10 @@ def test_collecting_together_is_collecting_one_by_one(team: str, kwargs: dict[st
 
     env.step = step
     model = small(HAPPO, env, policy_kwargs={"output_gain": 1.0, **kwargs}, seed=0)
+    for layer in model.policy.modules():
+        if isinstance(layer, nn.LayerNorm):  # at first they scale by one
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
     collect(model)
     for agent, policy in model.policies.items():
         rows = model.rollout_buffer.agent_data(agent, th.ones(32))
@@ -465,6 +470,23 @@ def test_collecting_together_is_collecting_one_by_one(team: str, kwargs: dict[st
         assert th.allclose(log_prob, rows.old_log_prob, atol=1e-4), agent
         raw = model.rollout_buffer.actions[agent][:, 0].numpy()
         assert str(policy.to_env_actions(raw).tolist()) == str([action[agent].tolist() for action in sent])
+
+
+def test_choices_are_drawn_as_likely_as_they_are() -> None:
+    """And never an impossible one, whatever the random number."""
+    th.manual_seed(0)
+    logits = th.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 3.0, 3.0, 3.0]])
+    masks = th.tensor([[1, 1, 1, 1], [0, 1, 1, 0]], dtype=th.int8)
+    choices, log_probs = _choose(logits.repeat(100_000, 1), masks.repeat(100_000, 1), deterministic=False)
+    expected = logits.masked_fill(masks == 0, -th.inf).softmax(dim=1)
+    shares = th.stack([choices[row::2].bincount(minlength=4) / 100_000 for row in (0, 1)])
+    assert th.allclose(shares, expected, atol=5e-3)
+    assert th.allclose(log_probs, expected.log().repeat(100_000, 1).gather(1, choices[:, None])[:, 0])
+    assert _choose(logits, masks, deterministic=True)[0].tolist() == [2, 1]
+    for number in (0.0, 1.0 - 2**-24):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(th, "rand", lambda *shape, number=number, **_: th.full(shape, number))
+            assert set(_choose(logits[1:].repeat(9, 1) / 7, masks[1:].repeat(9, 1), deterministic=False)[0].tolist()) <= {1, 2}
 
 
 # ---------------------------------------------------------------- learning with hybrid actions

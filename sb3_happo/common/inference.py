@@ -57,7 +57,7 @@ def _tanh(x: th.Tensor) -> th.Tensor:
 
 def _choose(logits: th.Tensor, masks: th.Tensor | None, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
     """
-    Draw from categorical distributions, in a third of the time that ``th.distributions.Categorical`` takes for small batches.
+    Draw from categorical distributions, in less than half of the time that ``th.distributions.Categorical`` takes.
 
     :param logits: ``(batch, n_choices)``
     :param masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are

@@ -1,14 +1,12 @@
 """Multi-agent MuJoCo by index: whose are which numbers of a robot's joint observation and action."""
 
 import types
-from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
-from sb3_happo.envs.teams import TeamStep
+from sb3_happo.envs.teams import TeamStep, WrappedTeam
 
 # Robots whose agents observe numbers that the joint observation holds. Reacher's and Pusher's agents see functions of theirs,
 # and the pendulums are single agents.
@@ -55,7 +53,7 @@ class Factorisation:
             self.clipped = slice(structure["qpos"], structure["qpos"] + structure["qvel"])
 
 
-class MujocoTeam:
+class MujocoTeam(WrappedTeam):
     """
     Multi-agent MuJoCo with less to do per step: what each agent observes is taken out of the joint observation, which the
     simulation has made anyway, all at once, instead of being put together number by number. It is the same up to float32.
@@ -65,7 +63,7 @@ class MujocoTeam:
     """
 
     def __init__(self, env: Any) -> None:
-        self.env = env
+        super().__init__(env)
         self._single = env.single_agent_env
         self._robot = self._single.unwrapped
         self._factorisation = Factorisation(env)
@@ -86,27 +84,13 @@ class MujocoTeam:
         known = robot is env.single_agent_env.unwrapped and type(robot).__name__.removesuffix("Env") in ROBOTS
         return known and env.agent_obsk is not None
 
-    @property
-    def possible_agents(self) -> Sequence[str]:
-        return self.env.possible_agents
-
-    @property
-    def agents(self) -> Sequence[str]:
-        return self.env.agents
-
-    def observation_space(self, agent: str) -> spaces.Space:
-        return self.env.observation_space(agent)
-
-    def action_space(self, agent: str) -> spaces.Space:
-        return self.env.action_space(agent)
-
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
         _, infos = self.env.reset(seed=seed, options=options)
         self._state = self.env.state()
         return self._observe(), infos
 
     def step(self, actions: dict[str, np.ndarray]) -> TeamStep:
-        agents = self.possible_agents
+        agents = self.env.possible_agents
         joint = np.concatenate([actions[agent] for agent in agents], dtype=np.float64)  # as the simulation has it
         self._state, reward, terminated, truncated, info = self._single.step(joint[self._factorisation.actuators])
         if terminated or truncated:

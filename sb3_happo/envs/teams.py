@@ -62,14 +62,11 @@ def has_ended(agents: Sequence[Any], terminations: Flags, truncations: Flags) ->
     return all(terminations.get(agent, False) or truncations.get(agent, False) for agent in agents)
 
 
-class TurnBased:
+class WrappedTeam:
     """
-    A PettingZoo ``AECEnv`` as a team of which one agent acts per step.
+    A team with the agents, the spaces and the state of a PettingZoo env, for those that are played in another way.
 
-    Only the agent on turn is observed. A step's rewards are all that the env emitted for it, so that their sum over an
-    episode is PettingZoo's; the steps of dead agents are made in here.
-
-    :param env: The env, wrapped or not
+    :param env: The env
     """
 
     def __init__(self, env: Any) -> None:
@@ -88,6 +85,23 @@ class TurnBased:
 
     def action_space(self, agent: Any) -> spaces.Space:
         return self.env.action_space(agent)
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+        return self.env.reset(seed=seed, options=options)
+
+    def state(self) -> np.ndarray:
+        return self.env.state()
+
+
+class TurnBased(WrappedTeam):
+    """
+    A PettingZoo ``AECEnv`` as a team of which one agent acts per step.
+
+    Only the agent on turn is observed. A step's rewards are all that the env emitted for it, so that their sum over an
+    episode is PettingZoo's; the steps of dead agents are made in here.
+
+    :param env: The env, wrapped or not
+    """
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
         self.env.reset(seed=seed, options=options)
@@ -119,15 +133,12 @@ class TurnBased:
         """
         return {agent: self.env.observe(agent) for agent in self.env.agents}
 
-    def state(self) -> np.ndarray:
-        return self.env.state()
-
 
 # PettingZoo's wrappers of AEC envs that change nothing but step(): what lies below them answers the same
 _STEP_WRAPPERS = (wrappers.OrderEnforcingWrapper, wrappers.AssertOutOfBoundsWrapper, wrappers.ClipOutOfBoundsWrapper)
 
 
-class ConvertedAEC:
+class ConvertedAEC(WrappedTeam):
     """
     A ``parallel_env`` that is an AEC env underneath, as those of MPE, SISL and butterfly, with less to do per step.
 
@@ -139,7 +150,7 @@ class ConvertedAEC:
     """
 
     def __init__(self, env: aec_to_parallel_wrapper) -> None:
-        self.env = env
+        super().__init__(env)
         self._game = _below(env.aec_env, _STEP_WRAPPERS)
         # Whoever steps in here has reset, and steps only while there are agents: there is no order to enforce
         self._steps = _below(env.aec_env, _STEP_WRAPPERS[:1])
@@ -151,23 +162,6 @@ class ConvertedAEC:
         :return: Whether it is PettingZoo's own conversion of an AEC env
         """
         return type(env) is aec_to_parallel_wrapper
-
-    @property
-    def possible_agents(self) -> Sequence[Any]:
-        return agent_ids(self.env)
-
-    @property
-    def agents(self) -> Sequence[Any]:
-        return self.env.agents
-
-    def observation_space(self, agent: Any) -> spaces.Space:
-        return self.env.observation_space(agent)
-
-    def action_space(self, agent: Any) -> spaces.Space:
-        return self.env.action_space(agent)
-
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
-        return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: dict[Any, Any]) -> TeamStep:
         game = self._game
@@ -187,9 +181,6 @@ class ConvertedAEC:
             self._steps.step(None)
         self.env.agents = game.agents
         return observations, rewards, terminations, truncations, infos
-
-    def state(self) -> np.ndarray:
-        return self.env.state()
 
 
 def _below(env: Any, kinds: tuple[type, ...]) -> Any:

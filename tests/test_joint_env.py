@@ -450,6 +450,14 @@ def test_wrapped_turns() -> None:
 # ---------------------------------------------------------------- Gymnasium's envs
 
 
+def seeded_action_spaces(env: Any) -> dict[Any, spaces.Space]:
+    """From which the same actions are drawn each time."""
+    spaces_of = {agent: env.action_space(agent) for agent in env.possible_agents}
+    for index, space in enumerate(spaces_of.values()):
+        space.seed(index)
+    return spaces_of
+
+
 CONVERTED: dict[str, dict[str, Any]] = {
     "mpe2/simple_spread_v3": {},
     "mpe2/simple_tag_v3": {"continuous_actions": True},
@@ -468,9 +476,7 @@ def test_converted_envs_do_the_same_with_less(id: str) -> None:
         env = make_env(id, **CONVERTED[id])
         assert ConvertedAEC.suits(env)
         team = ConvertedAEC(env) if direct else env
-        spaces_of = {agent: env.action_space(agent) for agent in env.possible_agents}
-        for index, space in enumerate(spaces_of.values()):
-            space.seed(index)
+        spaces_of = seeded_action_spaces(env)
         seen: list[Any] = []
         for step in range(200):
             if step == 0 or not team.agents:
@@ -506,9 +512,7 @@ def test_multi_agent_mujoco_does_the_same_with_less(id: str, kwargs: dict[str, A
         env = make_env(id, **kwargs)
         assert MujocoTeam.suits(env)
         team = MujocoTeam(env) if direct else env
-        spaces_of = {agent: env.action_space(agent) for agent in env.possible_agents}
-        for index, space in enumerate(spaces_of.values()):
-            space.seed(index)
+        spaces_of = seeded_action_spaces(env)
         observations: list[Any] = []
         others: list[Any] = []
         for step in range(150):

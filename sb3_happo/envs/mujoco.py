@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_happo.envs.teams import TeamStep, WrappedTeam
+from sb3_happo.envs.teams import TeamStep, WrappedTeam, below
 
 # Robots whose agents observe numbers that the joint observation holds. Reacher's and Pusher's agents see functions of theirs,
 # and the pendulums are single agents.
@@ -78,9 +78,7 @@ class MujocoTeam(WrappedTeam):
         kind = type(env)
         if (kind.__name__, kind.__module__.partition(".")[0]) != ("MultiAgentMujocoEnv", "gymnasium_robotics"):
             return False
-        robot = env.single_agent_env
-        while type(robot) in _WRAPPERS:
-            robot = robot.env
+        robot = below(env.single_agent_env, _WRAPPERS)
         known = robot is env.single_agent_env.unwrapped and type(robot).__name__.removesuffix("Env") in ROBOTS
         return known and env.agent_obsk is not None
 

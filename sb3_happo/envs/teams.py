@@ -151,9 +151,9 @@ class ConvertedAEC(WrappedTeam):
 
     def __init__(self, env: aec_to_parallel_wrapper) -> None:
         super().__init__(env)
-        self._game = _below(env.aec_env, _STEP_WRAPPERS)
+        self._game = below(env.aec_env, _STEP_WRAPPERS)
         # Whoever steps in here has reset, and steps only while there are agents: there is no order to enforce
-        self._steps = _below(env.aec_env, _STEP_WRAPPERS[:1])
+        self._steps = below(env.aec_env, _STEP_WRAPPERS[:1])
 
     @staticmethod
     def suits(env: Any) -> bool:
@@ -183,8 +183,12 @@ class ConvertedAEC(WrappedTeam):
         return observations, rewards, terminations, truncations, infos
 
 
-def _below(env: Any, kinds: tuple[type, ...]) -> Any:
-    """What lies below the outermost wrappers of these kinds (their own, no subclasses)."""
+def below(env: Any, kinds: tuple[type, ...]) -> Any:
+    """
+    :param env: Any env
+    :param kinds: Classes of wrappers, themselves and no subclasses
+    :return: What lies below the outermost wrappers of these kinds
+    """
     while type(env) in kinds:
         env = env.env
     return env

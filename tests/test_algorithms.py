@@ -1,6 +1,8 @@
 """What every algorithm of the family can do: any team, any call, the same numbers twice, and nothing learned from the dead."""
 
+import copy
 import itertools
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -390,6 +392,28 @@ def test_clip_ranges_follow_their_schedules() -> None:
     model._current_progress_remaining = 0.5
     model.train()
     assert values["train/clip_range"] == 0.2 and values["train/clip_range_vf"] == 1.0
+
+
+@pytest.mark.parametrize("algorithm", [HAPPO, HAA2C, MAPPO, IPPO])
+def test_entropy_coefficient_follows_its_schedule(algorithm: type[HAPPO], tmp_path: Path) -> None:
+    """With half of the training left, an update is that with half of the coefficient; also after loading."""
+    scheduled = small(algorithm, alike_team(), seed=0, ent_coef=lambda progress: 8.0 * progress, learning_rate=1e-3)
+    scheduled.learn(32, log_interval=100)
+    assert scheduled.logger.name_to_value["train/ent_coef"] == 0.0  # the only update sees no progress left
+    scheduled.save(tmp_path / "team")
+
+    def updated(**changed: Any) -> dict[str, th.Tensor]:
+        model = algorithm.load(tmp_path / "team", env=alike_team(), **changed)
+        model.set_logger(scheduled.logger)
+        model.rollout_buffer = copy.deepcopy(scheduled.rollout_buffer)
+        model._current_progress_remaining = 0.5
+        model.set_random_seed(0)
+        model.train()
+        return snapshot(model.policy)
+
+    halfway = updated()
+    assert scheduled.logger.name_to_value["train/ent_coef"] == 4.0
+    assert same(halfway, updated(ent_coef=4.0)) and not same(halfway, updated(ent_coef=0.0))
 
 
 def test_target_kl_ends_an_agents_passes_and_not_the_critics() -> None:

@@ -61,7 +61,7 @@ _ZOO_KEYS = {
 }
 # What the algorithms take, but the command line sets
 _SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
-_SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf")
+_SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 # Observations that are not quantities to be normalised: which actions are legal, and who is alive
 _FLAGS = ("action_mask", "active")
 # Fewer timesteps than this are over before worker processes have started

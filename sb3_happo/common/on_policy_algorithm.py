@@ -73,6 +73,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     }
     policy: JointPolicy  # type: ignore[assignment]
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
+    ent_coef: float | Schedule  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         batch_size: int | None,
         gamma: float,
         gae_lambda: float,
-        ent_coef: float,
+        ent_coef: float | Schedule,
         vf_coef: float,
         max_grad_norm: float | None,
         clip_range_vf: float | Schedule | None = None,
@@ -112,7 +113,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
+            ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
             max_grad_norm=float("inf") if max_grad_norm is None else max_grad_norm,
             use_sde=False,

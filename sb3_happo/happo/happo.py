@@ -50,7 +50,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param normalize_advantage: Normalise advantages to mean 0 and standard deviation 1: True or "minibatch" within each
         minibatch, as SB3 does; "rollout" once per update, as HARL does; False not at all. Only steps at which the agent
         was active count
-    :param ent_coef: Weight of the entropy bonus, >= 0
+    :param ent_coef: Weight of the entropy bonus, >= 0, constant or a schedule: one that falls keeps the agents undecided until
+        they have seen more, so that they do not settle on the first division of labour that works
     :param vf_coef: Weight of the value loss, > 0; actors and critic have optimisers of their own, so with Adam it matters only
         for the gradient clipping
     :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart; None for no clipping
@@ -100,7 +101,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool | str = True,
-        ent_coef: float = 0.0,
+        ent_coef: float | Schedule = 0.0,
         vf_coef: float = 0.5,
         max_grad_norm: float | None = 0.5,
         target_kl: float | None = None,
@@ -243,6 +244,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         leader, policy = next(iter(policies.items()))
         update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
         params = list(policy.parameters())
+        ent_coef = self._ent_coef()
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []
@@ -255,7 +257,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 def contribution(part: tuple[str, ActorBatch], n_rows: int = n_rows) -> tuple[th.Tensor, th.Tensor]:
                     agent, rows = part
                     terms = self._actor_terms(policies[agent], rows) * (len(rows.advantages) / n_rows)
-                    return terms[0] - self.ent_coef * terms[1], terms
+                    return terms[0] - ent_coef * terms[1], terms
 
                 parts = [(agent, piece) for agent, rows in batch.items() for piece in pieces(rows)]
                 logs.append(add_up(contribution, parts, params, self._executor))
@@ -316,6 +318,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             factor[slice(None) if batch.rows is None else batch.rows] *= ratio
         return factor
 
+    def _ent_coef(self) -> float:
+        # A plain number stays one, for callbacks that set it
+        return self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
+
     def _clip_range(self) -> float:
         return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
 
@@ -336,6 +342,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/factor_ess", (factor.sum() ** 2 / (factor**2).sum() / len(factor)).item())
         self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
         self.logger.record("train/clip_range", self._clip_range())
+        if callable(self.ent_coef):
+            self.logger.record("train/ent_coef", self._ent_coef())
         if self.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

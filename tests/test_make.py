@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
@@ -93,6 +94,14 @@ def test_wrappers_come_before_the_joining() -> None:
         observation, _, *ends, _ = env.step(env.action_space.sample())
         ended = ended or any(ends)
     assert ended
+
+
+def test_continuous_mpe() -> None:
+    pytest.importorskip("mpe2")
+    env = make_joint_env("mpe2/simple_spread_continuous_v3", max_cycles=10)
+    assert all(space == spaces.Box(0.0, 1.0, (5,)) for space in env.action_space.spaces.values())  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="'mpe2/simple_spread_v3'"):
+        make_joint_env("mpe2/simple_spred_continuous_v3")
 
 
 @pytest.fixture(scope="module")

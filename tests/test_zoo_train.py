@@ -42,7 +42,7 @@ def test_a_run_leaves_all_that_tells_and_repeats_it(train: ModuleType, manager: 
     settings.write_text(
         f"{SPREAD}: {{n_envs: 2, n_timesteps: 200, n_steps: 50, n_epochs: 1, batch_size: 50, normalize: true,"
         f' learning_rate: lin_1e-3, env_kwargs: dict(max_cycles=10), joint_kwargs: dict(team_reward="sum"),'
-        f" policy_kwargs: 'dict(net_arch=[8], activation_fn=nn.ReLU)'}}"
+        f" policy_kwargs: 'dict(net_arch=[8], activation_fn=nn.ReLU)', ent_coef: 'LinearSchedule(0.2, 0.1, 0.5)'}}"
     )
     arguments = ["-f", str(tmp_path), "-conf", str(settings), "--env", SPREAD, "--seed", "3", "--verbose", "0"]
     frequencies = ["--eval-freq", "100", "--eval-episodes", "3", "--save-freq", "100"]
@@ -67,6 +67,7 @@ def test_a_run_leaves_all_that_tells_and_repeats_it(train: ModuleType, manager: 
         env.close()
     assert (team.algo, team.env_id, team.deterministic) == ("happo", SPREAD, True)
     assert team.model.lr_schedule(0.5) == pytest.approx(5e-4)
+    assert team.model.ent_coef(0.75) == pytest.approx(0.15) and team.model.ent_coef(0.2) == 0.1
     assert (folder / "best_model.zip").is_file() and (folder / "best_model" / "vecnormalize.pkl").is_file()
 
     # The same again, from the same seed, in a folder of its own

@@ -460,7 +460,8 @@ def evaluate_expression(key: str, value: Any) -> Any:
     if not isinstance(value, str) or "(" not in value:
         return value
     try:
-        return eval(value, {"nn": nn, "th": th, "partial": partial})  # RL Zoo's form; the user's own file
+        # RL Zoo's form; the user's own file
+        return eval(value, {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule})
     except Exception as error:
         raise ValueError(f"{key}: {value} is no valid expression: {error}") from error
 

@@ -36,6 +36,7 @@ _MAMUJOCO_FACTORISATIONS: dict[str, tuple[str | None, ...]] = {
 }
 # Of these, the ones that Gymnasium-Robotics does not name
 _ONE_AGENT_PER_JOINT = {"Ant": "8x1", "Humanoid": "17x1", "HumanoidStandup": "17x1", "Walker2d": "6x1"}
+_MPE_CONTINUOUS = re.compile(r"(mpe2/\w+)_continuous(_v\d+)")
 _MANY_SEGMENTS = re.compile(rf"{_MAMUJOCO}/(ManySegmentAnt|ManySegmentSwimmer)-(\d+x\d+)-v1")
 
 # Simulators that run many environments at a time by themselves, of which `make_joint_vec_env` makes a `VecEnv`
@@ -145,6 +146,7 @@ def make_joint_env(
 
     * ``"<package>/<module>"`` is that module's ``parallel_env(**env_kwargs)``, or its ``env(**env_kwargs)`` if it has only
       that: ``"mpe2/simple_spread_v3"``, ``"pettingzoo.sisl/multiwalker_v9"``, your own ``"my_pkg/my_env_v0"``.
+    * ``"mpe2/simple_spread_continuous_v3"`` is ``"mpe2/simple_spread_v3"`` with ``continuous_actions=True``, and so on.
     * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the rest are keyword
       arguments.
     * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one,
@@ -178,6 +180,9 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
             f"The environment {id!r} exists as a VecEnv only; make it with make_joint_vec_env({id!r}, n_envs), "
             "or pass the id to the algorithm."
         )
+    continuous = _MPE_CONTINUOUS.fullmatch(id)
+    if continuous:
+        return make_env(continuous[1] + continuous[2], **{"continuous_actions": True, **env_kwargs})
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
         many_segments = _MANY_SEGMENTS.fullmatch(id)

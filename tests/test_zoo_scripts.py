@@ -160,7 +160,7 @@ def test_ablations_repeat_what_no_longer_holds(
     assert len(trained) == 2 * n_variants
     assert "--seeds 1 --n-timesteps 3000" in (tmp_path / "ablations.md").read_text()
     runs = importlib.import_module("runs")
-    entry = runs.read_entries("happo")[SPREAD]
+    entry = runs.read_entries("happo_1m")[SPREAD]
     monkeypatch.setattr(runs, "read_entries", lambda settings: {SPREAD: entry | {"gamma": 0.5}})
     ablations.main(arguments(tmp_path, 0))
     assert len(trained) == 3 * n_variants

@@ -27,7 +27,8 @@ DOCS = ZOO.parent / "docs"
 # With the episodes of an evaluation: those of spread have 25 steps and vary much, those of Walker up to 1,000
 ENVS = {"mamujoco/Walker2d-2x3-v1": 50, "mpe2/simple_spread_v3": 500}
 N_TIMESTEPS = 300_000
-# What differs from the environment's entry in hyperparams/happo.yml
+SETTINGS = "happo_1m"
+# What differs from the environment's entry in the settings
 VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"agent_order": "random", "policy_kwargs": {"share_parameters": False}},
     "shared": {"agent_order": "random", "policy_kwargs": {"share_parameters": True}},
@@ -51,9 +52,10 @@ def variant_run(env_id: str, variant: str, seed: int, n_timesteps: int) -> Run:
     :return: The environment's entry with the variant's changes
     """
     changes = VARIANTS[variant]
-    policy_kwargs = read_entries("happo")[env_id].get("policy_kwargs", "dict()")  # the text of an expression
+    policy_kwargs = read_entries(SETTINGS)[env_id].get("policy_kwargs", "dict()")  # the text of an expression
     merged = f"dict({policy_kwargs}, **{changes['policy_kwargs']})"
-    return make_run("happo", env_id, seed, changes=changes | {"policy_kwargs": merged, "n_timesteps": n_timesteps})
+    changes = changes | {"policy_kwargs": merged, "n_timesteps": n_timesteps}
+    return make_run("happo", env_id, seed, SETTINGS, changes)
 
 
 def read_runs(path: Path, n_timesteps: int) -> dict[tuple[str, str, int], Record]:
@@ -139,7 +141,7 @@ def report(runs: dict[tuple[str, str, int], Record], folder: Path) -> None:
         "shared parameters cost much of the return, and that the updates need no fixed order: a random one does as well or",
         "better. Here the same questions are put to HAPPO, on a Walker with one agent for each leg and on MPE's spread; the",
         "greedy order is that of the largest surrogate gradient first. Everything but the variant is the environment's entry",
-        "in `zoo/hyperparams/happo.yml`. A shared network takes a step for every agent, so it takes more of them.",
+        "in `zoo/hyperparams/happo_1m.yml`. A shared network takes a step for every agent, so it takes more of them.",
         "",
         "Learning curves: return of the last 100 training episodes; line: mean over seeds, band: from the lowest seed to the",
         "highest. Tables: deterministic episodes after training. With three seeds each, chance alone keeps the seeds of equal",

@@ -37,7 +37,7 @@ def _sample_team(
         policy_kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
     hyperparams = {
         "n_steps": n_steps,
-        "gamma": _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.1, log=True)),
+        "gamma": _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
         "gae_lambda": _rounded(1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)),
         "max_grad_norm": _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
         "normalize": NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],

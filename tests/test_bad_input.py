@@ -10,6 +10,7 @@ import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv
@@ -394,6 +395,11 @@ def test_images_too_small_for_the_cnn() -> None:
         (dict(n_epochs=0), "n_epochs must be at least 1"),
         (dict(critic_n_epochs=0), "critic_n_epochs must be at least 1"),
         (dict(clip_range_vf=-0.2), "clip_range_vf must be positive"),
+        (dict(ent_coef=-0.1), "ent_coef must be finite and >= 0; -0.1 is -0.1"),
+        (dict(ent_coef=None), "ent_coef must be a number >= 0 or a schedule"),
+        (dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)), "is -0.1 when 50% of the training are left"),
+        (dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)), "ent_coef must be a number >= 0 or a schedule"),
+        (dict(ent_coef=lambda progress: float("nan")), "is nan when 100% of the training are left"),
         (dict(agent_order=lambda agents: agents[:1]), "every agent once"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",

@@ -100,8 +100,11 @@ def test_continuous_mpe() -> None:
     pytest.importorskip("mpe2")
     env = make_joint_env("mpe2/simple_spread_continuous_v3", max_cycles=10)
     assert all(space == spaces.Box(0.0, 1.0, (5,)) for space in env.action_space.spaces.values())  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="'mpe2/simple_spread_v3'"):
-        make_joint_env("mpe2/simple_spred_continuous_v3")
+    for wrong in ("mpe2/simple_spred_continuous_v3", "mpe2/simple_spread_continous_v3"):
+        with pytest.raises(ValueError, match=f"'{wrong}' does not resolve.*'mpe2/simple_spread_continuous_v3'"):
+            make_joint_env(wrong)
+    with pytest.raises(ValueError, match="with discrete ones it is mpe2/simple_spread_v3"):
+        make_joint_env("mpe2/simple_spread_continuous_v3", continuous_actions=False)
 
 
 @pytest.fixture(scope="module")

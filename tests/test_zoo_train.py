@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
 TINY = ["--env", SPREAD, "--n-timesteps", "200", "--eval-freq", "-1", "--seed", "1", "--verbose", "0"]
+SHIPPED = str(ZOO / "agents" / "happo" / "mpe2-simple_spread_v3_1" / "mpe2-simple_spread_v3.zip")
 SMALL = ["--hyperparams", "n_envs:2", "n_steps:50", "batch_size:50", "n_epochs:1"]
 
 
@@ -77,6 +78,20 @@ def test_a_run_leaves_all_that_tells_and_repeats_it(train: ModuleType, manager: 
     np.testing.assert_array_equal(other["results"], evaluations["results"])
 
 
+def test_calls_on_the_command_line_are_what_they_are_in_a_file(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:
+    changes = ["ent_coef:LinearSchedule(0.1, 0.0, 0.5)", "policy_kwargs:dict(net_arch=[8], optimizer_class=th.optim.SGD)"]
+    folder = Path(train.main([*TINY, "-f", str(tmp_path), *SMALL, *changes]).save_path)
+    config = yaml.unsafe_load((folder / folder.name[:-2] / "config.yml").read_text())
+    assert config["ent_coef"] == "LinearSchedule(0.1, 0.0, 0.5)"
+    model = manager.load_agent(folder).model
+    assert model.ent_coef(0.75) == pytest.approx(0.05)
+    assert type(model.policies["agent_0"].optimizer).__name__.endswith("SGD")
+
+
+def test_ids_that_no_folder_may_have(train: ModuleType) -> None:
+    assert train.make_parser().parse_args(["--env", "mamujoco/Humanoid-9|8-v1"]).env == "mamujoco/Humanoid-9p8-v1"
+
+
 def test_continues_a_trained_agent_with_its_normaliser(train: ModuleType, manager: ModuleType, tmp_path: Path) -> None:
     arguments = [*TINY, "-f", str(tmp_path), *SMALL, "normalize:True"]
     first = Path(train.main(arguments).save_path)
@@ -120,6 +135,9 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "lerning_rate:1e-3"], "Did you mean 'learning_rate'?"),
         (["--env", SPREAD, "-params", "learning_rate"], "expected name:value"),
         (["--env", SPREAD, "-params", "n_epochs:0"], "n_epochs must be at least 1"),
+        (["--env", SPREAD, "-params", "ent_coef:LinearSchedule(-0.1, 0.0, 1.0)"], "ent_coef must be finite and >= 0"),
+        (["--env", SPREAD, "-params", "ent_coef:Linear(0.1)"], "name 'Linear' is not defined"),
+        (["--env", SPREAD, "--algo", "ippo", "-i", SHIPPED], "was trained by happo, not by ippo; pass --algo happo"),
         (["--env", SPREAD, "-params", "learning_rate:'lon_1'"], "neither a number nor lin_"),
         (["--env", SPREAD, "-params", "joint_kwargs:'dict('"], "joint_kwargs: dict( is no valid expression"),
         (["--env", SPREAD, "--env-kwargs", "N_agents:3"], "N_agents"),
@@ -245,6 +263,7 @@ def test_shipped_agents_are_found_without_a_log_folder(
         (["--env", SPREAD, "--load-checkpoint", "7"], "rl_model_7_steps.zip"),
         (["--env", SPREAD, "--record", "film.avi"], ".gif and .mp4"),
         (["--env", SPREAD, "--env-kwargs", "n_agents:3"], "n_agents"),
+        (["--env", SPREAD, "--env-kwargs", "continuous_actions:True"], "other action spaces"),
     ],
 )
 def test_enjoy_says_what_is_wrong(

@@ -1,5 +1,6 @@
 """The zoo's tuning: studies that may be broken off at any time, samplers, reports, errors."""
 
+import contextlib
 import importlib
 import itertools
 import math
@@ -313,7 +314,7 @@ def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, 
         model = tune.TEAM_ALGOS[algo](env=vec_env, **arguments)
         vec_env.close()
         assert model.n_steps * 4 % (model.batch_size or 1) == 0
-        assert 0.9 <= model.gamma < 1 and 0.8 <= model.gae_lambda < 1
+        assert 0.7 <= model.gamma < 1 and 0.8 <= model.gae_lambda < 1
         assert ("log_std_init" in entry["policy_kwargs"]) == (env == "Pendulum-v1")
     assert len({entry["learning_rate"] for entry in entries}) == 4
 
@@ -334,6 +335,7 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
     assert len((folder / "trials.csv").read_text().splitlines()) == 6
     (entry,) = yaml.safe_load((folder / "best.yml").read_text()).values()
     assert entry == study.best_trial.user_attrs["entry"]
+    assert entry["n_timesteps"] == study.user_attrs["settings"]["n_timesteps"], "the study's, not the entry's"
     assert entry["max_grad_norm"] == 0.25, "what the command line fixes is not sampled"
     assert entry["joint_kwargs"] == 'dict(team_reward="sum")', "the rest is the entry's"
 
@@ -365,6 +367,10 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
         (["--storage", "sqlite:////proc/none/studies.db"], "/proc/none"),
         (["--n-trials", "0"], "--n-trials must be at least 1"),
         (["--quantile", "25"], "--quantile must be in [0, 1]"),
+        (
+            ["-params", "policy_kwargs:dict(critic_kwargs=dict(activation_fn=type('Mine', (nn.ReLU,), {})))"],
+            "no valid expression",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_any_trial(
@@ -388,7 +394,16 @@ def test_a_study_is_not_continued_with_other_settings(
     with pytest.raises(SystemExit) as exit_:
         tune.main([*arguments, "-n", "500"])
     assert exit_.value.code == 2
-    assert "n_timesteps was 1000000, now 500" in capsys.readouterr().err
+    assert "n_timesteps was 10000000, now 500" in capsys.readouterr().err
+    # What is searched may have changed in the file, what is not must be the same
+    searched = ["learning_rate: lin_1e-3", "gamma: 0.5", "n_timesteps: 1e7"]
+    for lines, code in ((searched, None), ([*searched, "n_envs: 3"], 2)):
+        entry = yaml.safe_load((ZOO / "hyperparams" / "happo.yml").read_text())[SPREAD]
+        entry |= {name: value for line in lines for name, value in yaml.safe_load(line).items()}
+        Path("mine.yml").write_text(yaml.safe_dump({SPREAD: entry}))
+        with contextlib.nullcontext() if code is None else pytest.raises(SystemExit):
+            tune.main([*arguments, "-conf", "mine.yml"])
+    assert "'n_envs': 20" in capsys.readouterr().err
     train = importlib.import_module("train")
     with pytest.raises(SystemExit) as exit_:
         train.main(["--env", SPREAD, "--storage", "studies.log", "--study-name", "its"])

@@ -15,6 +15,7 @@ best seeds, as far as their log folders are here, into ``zoo/agents``.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import shutil
@@ -32,7 +33,7 @@ from cli import whole_number
 from exp_manager import AGENTS, TEAM_ALGOS
 from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, change, read_entries, read_records, unknown
 from report import write_report
-from runs import Run, default_settings, make_run, train_and_evaluate
+from runs import Run, configured, default_settings, make_run, train_and_evaluate
 from shipping import ship
 
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
@@ -64,7 +65,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """
     :param args: Of the command line
     :return: What it asks for, seed by seed, so that an interrupted call leaves whole comparisons
-    :raises ValueError: If there is no such algorithm, environment or file
+    :raises ValueError: If there is no such algorithm, environment or file, or hyperparameters are wrong
     """
     for algo in args.algos:
         if algo not in (*TEAM_ALGOS, "random"):
@@ -80,13 +81,18 @@ def plan(args: argparse.Namespace) -> list[Run]:
     if args.n_timesteps is not None:
         changes["n_timesteps"] = args.n_timesteps
     env_changes = {name: value for name, value in changes.items() if name in ENV_HYPERPARAMS}
-    return [
+    runs = [
         make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes)
         for seed in args.seeds
         for algo in args.algos
         for env in args.envs or entries[algo]
         if env in entries[algo]
     ]
+    for run in runs:
+        if run.seed == args.seeds[0] and not args.table:
+            with contextlib.suppress(ImportError):  # of a wrapper that is not installed: its run alone fails
+                configured(run)
+    return runs
 
 
 def work(run: Run, folder: Path, results: Path, *args: Any) -> None:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from exp_manager import TEAM_ALGOS, nearest
-from rl_zoo3.utils import StoreDict
+from exp_manager import EXPRESSION_NAMES, TEAM_ALGOS, nearest
 from stable_baselines3.common.utils import set_random_seed
 
 
-class StoreKwargs(StoreDict):
-    """RL Zoo's ``name:expression`` arguments, with an error for what is not one."""
+class StoreKwargs(argparse.Action):
+    """RL Zoo's ``name:expression`` arguments, with the names that the expressions of entries may use, and an error."""
+
+    keep_text = False
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """
@@ -27,11 +28,29 @@ class StoreKwargs(StoreDict):
         :param option_string: The option
         """
         try:
-            super().__call__(parser, namespace, values, option_string)
+            setattr(namespace, self.dest, dict(self._pair(*argument.split(":", 1)) for argument in values))
         except Exception as error:  # whatever the user's expression raises
             raise argparse.ArgumentError(
                 self, f"expected name:value, the value a Python expression (text in quotes of its own), got {values}: {error}"
             ) from error
+
+    def _pair(self, name: str, expression: str) -> tuple[str, Any]:
+        value = eval(expression, dict(EXPRESSION_NAMES))
+        return name, expression if self.keep_text and "(" in expression and not isinstance(value, str) else value
+
+
+class StoreHyperparams(StoreKwargs):
+    """``name:expression`` as an entry has it: calls stay text, which can be written into a YAML file."""
+
+    keep_text = True
+
+
+def environment_id(text: str) -> str:
+    """
+    :param text: Of the command line
+    :return: The id that names folders too: multi-agent MuJoCo's "9|8", which Windows refuses there, is "9p8" as well
+    """
+    return text.replace("|", "p")
 
 
 def algorithm(name: str) -> str:
@@ -60,7 +79,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: Gets the arguments that all scripts have
     """
     parser.add_argument("--algo", type=algorithm, default="happo", help=f"one of {', '.join(TEAM_ALGOS)}")
-    parser.add_argument("--env", required=True, help="id of the environment, such as mpe2/simple_spread_v3")
+    parser.add_argument(
+        "--env", type=environment_id, required=True, help="id of the environment, such as mpe2/simple_spread_v3"
+    )
     parser.add_argument(
         "--env-kwargs", nargs="+", action=StoreKwargs, help="keyword arguments of the environment: name:value …"
     )
@@ -80,7 +101,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--eval-env-kwargs", nargs="+", action=StoreKwargs, help="of the environments for evaluation, if others"
     )
-    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreKwargs, help="other hyperparameters: name:value …")
+    parser.add_argument(
+        "-params", "--hyperparams", nargs="+", action=StoreHyperparams, help="other hyperparameters: name:value …"
+    )
     parser.add_argument("-conf", "--conf-file", help="YAML file or Python package with the hyperparameters")
     parser.add_argument("--n-eval-envs", type=int, default=1, help="environments for evaluation")
     parser.add_argument(

@@ -26,6 +26,8 @@ from PIL import Image
 from rl_zoo3.utils import get_latest_run_id, get_model_path
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_happo.common.on_policy_algorithm import check_env_of_model
+
 
 class Episode(NamedTuple):
     """
@@ -192,6 +194,7 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
         team = load_agent(path, args.device)
         mode = _render_mode(args)
         env = _make_env(team.make_env, args, mode)
+        check_env_of_model(env, team.model.observation_space, team.model.action_space)
         deterministic = args.deterministic or (team.deterministic and not args.stochastic)
         n_timesteps = args.n_timesteps if args.n_episodes is None else None
         frames: list[np.ndarray] = []

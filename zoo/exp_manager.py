@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import time
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import metadata
@@ -62,6 +63,8 @@ _ZOO_KEYS = {
 # What the algorithms take, but the command line sets
 _SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
+#: What the expressions of entries may use
+EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
 # Observations that are not quantities to be normalised: which actions are legal, and who is alive
 _FLAGS = ("action_mask", "active")
 # Fewer timesteps than this are over before worker processes have started
@@ -86,6 +89,7 @@ class TeamExperimentManager(ExperimentManager):
     :param log_folder: Runs go to ``<log_folder>/<algo>/<env>_<run>/``
     :param vec_env_type: "dummy" for environments in this process, "subproc" for worker processes, "auto" for what is faster
     :param config: File with the hyperparameters, by default ``zoo/hyperparams/<algo>.yml``
+    :param entry: What stands in for the file's entry
     :param kwargs: As for RL Zoo's
     """
 
@@ -99,11 +103,13 @@ class TeamExperimentManager(ExperimentManager):
         log_folder: str,
         vec_env_type: str = "auto",
         config: str | None = None,
+        entry: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         config = config or str(HYPERPARAMS / f"{algo}.yml")
         super().__init__(args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs)
         self.vec_env_type = vec_env_type
+        self.entry = entry
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
         self._uuid = kwargs.get("uuid_str", "")
@@ -135,14 +141,10 @@ class TeamExperimentManager(ExperimentManager):
                 hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(entries)}."
                 raise ValueError(f"{self.config} has neither an entry {env_id!r} nor a 'default'. {hint}")
         hyperparams, saved = super().read_hyperparameters()
-        known = _ZOO_KEYS | hyperparameter_names(ALGOS[self.algo])
-        for key in hyperparams:
-            if key not in known:
-                near = nearest(key, known)
-                raise ValueError(
-                    f"{key!r} is no hyperparameter of {self.algo} (for {env_id} in {self.config})."
-                    + (f" Did you mean {near!r}?" if near else f" There are {', '.join(sorted(known))}.")
-                )
+        if self.entry is not None:
+            hyperparams = self.entry | (self.custom_hyperparams or {})
+            saved = OrderedDict(sorted(hyperparams.items()))
+        check_keys(hyperparams, self.algo, f"{env_id} in {self.config}")
         if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
             raise ValueError(f"{self.config} has no n_timesteps for {env_id}; pass --n-timesteps.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
@@ -169,6 +171,9 @@ class TeamExperimentManager(ExperimentManager):
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
         hyperparams = {key: evaluate_expression(key, value) for key, value in hyperparams.items()}
+        for key in ("n_timesteps", "n_envs"):  # YAML reads 1e6, without a dot, as text
+            if isinstance(hyperparams.get(key), str):
+                hyperparams[key] = float(hyperparams[key])
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = get_wrapper_class(hyperparams, "wrappers")
@@ -230,7 +235,9 @@ class TeamExperimentManager(ExperimentManager):
         if self.continue_training:
             statistics = find_statistics(Path(self.trained_agent), self.env_name)
             if statistics is not None:
+                action_space = env.action_space
                 env = VecNormalize.load(str(statistics), env)
+                env.action_space = action_space  # not that of its file, so that another one is noticed
                 env.training = not eval_env
                 env.norm_reward = env.norm_reward and not eval_env
                 return env
@@ -254,6 +261,8 @@ class TeamExperimentManager(ExperimentManager):
         :raises ValueError: If something cannot work
         """
         try:
+            if self.continue_training:
+                check_algorithm(Path(self.trained_agent), self.algo)
             return super().setup_experiment()
         except BaseException:
             shutil.rmtree(self.save_path, ignore_errors=True)  # nothing was trained
@@ -434,6 +443,35 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
+def check_algorithm(model: Path, algo: str) -> None:
+    """
+    :param model: Path of a saved model, with or without the folder of its run
+    :param algo: That is to load it
+    :raises ValueError: If the folder says that another one has trained it
+    """
+    for path in model.parent.glob("*/args.yml"):
+        trained = yaml.load(path.read_text(), yaml.UnsafeLoader)["algo"]
+        if trained != algo:
+            raise ValueError(f"{model} was trained by {trained}, not by {algo}; pass --algo {trained}.")
+
+
+def check_keys(entry: Iterable[str], algo: str, where: str) -> None:
+    """
+    :param entry: Names of its hyperparameters
+    :param algo: A key of ``TEAM_ALGOS``
+    :param where: Where the entry stands, for the error
+    :raises ValueError: If the entry has keys that mean nothing
+    """
+    known = _ZOO_KEYS | hyperparameter_names(ALGOS[algo])
+    for key in entry:
+        if key not in known:
+            near = nearest(key, known)
+            raise ValueError(
+                f"{key!r} is no hyperparameter of {algo} (for {where})."
+                + (f" Did you mean {near!r}?" if near else f" There are {', '.join(sorted(known))}.")
+            )
+
+
 def hyperparameter_names(algorithm: type) -> set[str]:
     """
     :param algorithm: Of the family
@@ -460,8 +498,7 @@ def evaluate_expression(key: str, value: Any) -> Any:
     if not isinstance(value, str) or "(" not in value:
         return value
     try:
-        # RL Zoo's form; the user's own file
-        return eval(value, {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule})
+        return eval(value, dict(EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
     except Exception as error:
         raise ValueError(f"{key}: {value} is no valid expression: {error}") from error
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import optuna
+import torch as th
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from torch import nn
 
@@ -151,6 +152,8 @@ def expression(value: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {expression(item)}' for key, item in value.items())}}}"
     if isinstance(value, type) and value in vars(nn).values():
         return f"nn.{value.__name__}"
+    if isinstance(value, type) and value in vars(th.optim).values():
+        return f"th.optim.{value.__name__}"
     return repr(value)
 
 

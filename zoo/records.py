@@ -147,7 +147,26 @@ def canonical(hyperparams: dict[str, Any], algo: str) -> str:
     :return: Their names and values, sorted by name
     """
     names = [name for name in sorted(hyperparams) if algo != "random" or name in ENV_HYPERPARAMS]
-    return json.dumps({name: str(evaluated(hyperparams[name])) for name in names})
+    return json.dumps({name: _text(hyperparams[name]) for name in names})
+
+
+def _text(value: Any) -> str:
+    text = str(evaluated(value))
+    return str(value) if " at 0x" in text else text  # an object without a text of its own, such as a function
+
+
+def same_entry(run: Record, settings: str) -> dict[str, Any] | None:
+    """
+    :param run: A record
+    :param settings: As for :func:`read_entries`
+    :return: The entry of its environment, as it stands there today, if that has the run's hyperparameters
+    """
+    try:
+        entry = read_entries(settings).get(run["env"])
+    except ValueError:
+        return None
+    same = entry is not None and canonical(entry, run["algo"]) == canonical(run["hyperparams"], run["algo"])
+    return entry if same else None
 
 
 def group_key(run: Record) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from huggingface_sb3 import EnvironmentName
 from matplotlib.figure import Figure
 from plots import draw_seeds
-from records import Group, Record, canonical, grouped, read_entries
+from records import Group, Record, grouped, same_entry
 
 INTRODUCTION = """# Benchmark
 
@@ -33,11 +33,7 @@ def is_current(run: Record) -> bool:
     :param run: A record
     :return: Whether its settings are what the file of hyperparameters says today, with nothing changed on the command line
     """
-    try:
-        entry = read_entries(run["settings"]).get(run["env"])
-    except ValueError:
-        return False
-    return entry is not None and canonical(entry, run["algo"]) == canonical(run["hyperparams"], run["algo"])
+    return same_entry(run, run["settings"]) is not None
 
 
 def is_earlier(run: Record) -> bool:
@@ -48,32 +44,34 @@ def is_earlier(run: Record) -> bool:
     return " " not in run["settings"] and run["algo"] != "random" and not is_current(run)
 
 
-def draw_curves(groups: Sequence[Group], path: Path) -> bool:
+def draw_curves(groups: Sequence[Group]) -> Figure | None:
     """
-    The learning curves of the algorithms with the zoo's own settings, and a random team's return.
+    The learning curves of the algorithms with the zoo's own settings, those for short trainings (``<algo>_1m``) too, and a
+    random team's return.
 
     :param groups: Of one environment
-    :param path: Of the PNG
-    :return: Whether there was anything to draw
+    :return: The plot, None if there is nothing to draw
     """
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
+    budgets: list[int] = []
     for group in groups:
         run = group.runs[0]
         if run["algo"] == "random":
             axes.axhline(group.estimate("return").iqm, color="grey", linestyle="--", label="random")
-        elif run["settings"] == run["algo"] and is_current(run):
+        elif run["settings"] in (run["algo"], f"{run['algo']}_1m") and is_current(run):
             curves = [run["learning_curve"] for run in group.runs if run.get("learning_curve")]
             if curves:
-                draw_seeds(axes, curves, run["algo"].upper())
-    if not axes.collections:
-        return False
+                draw_seeds(axes, curves, run["settings"].upper())
+                budgets.append(run["n_timesteps"])
+    if not budgets:
+        return None
+    if max(budgets) > 2 * min(budgets):
+        axes.set_xscale("log")
     axes.set(title=groups[0].runs[0]["env"], xlabel="joint steps", ylabel="return of training episodes")
     axes.grid(alpha=0.3)
     axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=100, metadata={"Software": None})
-    return True
+    return figure
 
 
 def duration(seconds: float) -> str:
@@ -152,7 +150,10 @@ def write_report(records: Sequence[Record], results: Path) -> Path:
         own = [group for group in groups if group.runs[0]["env"] == env_id]
         lines += [f"## `{env_id}`", ""]
         curves = results.with_name("curves") / f"{EnvironmentName(env_id)}.png"
-        if draw_curves(own, curves):
+        figure = draw_curves(own)
+        if figure is not None:
+            curves.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(curves, dpi=100, metadata={"Software": None})
             lines += [f"![Learning curves](curves/{curves.name})", ""]
         lines += [
             "| id | algorithm | settings | steps | seeds | episodes each | return | S | wall time | steps/s |",

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 from benchmark import RunOptions, describe, run_all
-from records import RESULTS, Group, Record, grouped, read_entries, read_records, unknown
+from exp_manager import HYPERPARAMS
+from records import RESULTS, Group, Record, grouped, read_records, same_entry, unknown
 from report import is_current
 from runs import Run
 
@@ -70,13 +71,14 @@ def repeat_run(recorded: Record, seed: int) -> Run:
     """
     hyperparams = recorded["hyperparams"]
     if all(isinstance(value, str) for value in hyperparams.values()):  # of before benchmark.py: texts of evaluated values
-        settings = recorded["settings"]
-        if not is_current(recorded):
+        settings = [recorded["settings"], *(file.stem for file in sorted(HYPERPARAMS.glob("*.yml")))]
+        entries = (same_entry(recorded, name) for name in settings)
+        hyperparams = next((entry for entry in entries if entry is not None), None)
+        if hyperparams is None:
             raise ValueError(
-                f"The settings {settings!r} of this line are no longer in zoo/hyperparams, and its record has them as texts "
-                f"only; check out {recorded['commit']} and run `{recorded['command']}`."
+                f"The settings {recorded['settings']!r} of this line are no longer in zoo/hyperparams, and its record has "
+                f"them as texts only; check out {recorded['commit']} and run `{recorded['command']}`."
             )
-        hyperparams = read_entries(settings)[recorded["env"]]
     return Run(recorded["algo"], recorded["env"], recorded["settings"], seed, hyperparams, recorded["command"])
 
 

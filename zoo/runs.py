@@ -12,7 +12,7 @@ import numpy as np
 import train
 import yaml  # type: ignore[import-untyped]
 from enjoy import Episode, play
-from exp_manager import EVAL_SEED, TeamExperimentManager, load_agent, versions
+from exp_manager import EVAL_SEED, TeamExperimentManager, check_keys, load_agent, versions
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
 from records import Record, canonical, evaluated, is_expression, read_entries
@@ -177,7 +177,8 @@ def train_and_evaluate(
     config.write_text(yaml.safe_dump({run.env: run.hyperparams}, sort_keys=False))
     model: Any
     if run.algo == "random":
-        env, deterministic = untrained_envs(run, config)
+        manager = configured(run)
+        env, deterministic = manager.create_envs(N_EVAL_ENVS, eval_env=True), manager.deterministic_eval
         model, n_timesteps, wall, curve = RandomTeam(env.action_space, run.seed), 0, 0.0, []
     else:
         arguments = dict(
@@ -218,15 +219,17 @@ def train_and_evaluate(
     }
 
 
-def untrained_envs(run: Run, config: Path) -> tuple[VecEnv, bool]:
+def configured(run: Run) -> TeamExperimentManager:
     """
-    :param run: Of a random team
-    :param config: File with its hyperparameters
-    :return: Environments for its evaluation, and whether the entry evaluates with deterministic actions
+    :param run: What to train
+    :return: With its hyperparameters, without a log folder; a random team's as for HAPPO
+    :raises ValueError: If the hyperparameters are wrong, as far as can be told without its environment
     """
-    manager = TeamExperimentManager(
-        argparse.Namespace(), "happo", run.env, log_folder="", config=str(config), seed=run.seed, verbose=0
-    )
-    hyperparams, _ = manager.read_hyperparameters()
-    manager._preprocess_hyperparams(hyperparams)
-    return manager.create_envs(N_EVAL_ENVS, eval_env=True), manager.deterministic_eval
+    algo = "happo" if run.algo == "random" else run.algo
+    where = f"{run.env} in {run.settings}"
+    check_keys(run.hyperparams, algo, where)
+    if "n_timesteps" not in run.hyperparams:
+        raise ValueError(f"There is no n_timesteps for {where}; pass --n-timesteps.")
+    manager = TeamExperimentManager(argparse.Namespace(), algo, run.env, log_folder="", seed=run.seed, verbose=0)
+    manager.configure(run.hyperparams)
+    return manager

@@ -280,6 +280,8 @@ def _run(study: Study, trial: optuna.Trial, objective: Callable[[optuna.Trial], 
         return
     done = len(finished_trials(study, n_trials))
     what = f"{state.name.lower()}{'' if told.value is None else f' with {told.value:.4g}'}"
+    error = trial.user_attrs.get("error")
+    what += f" ({error})" if error else ""
     print(f"Trial {trial.number} {what} after {time.time() - start:.0f} s; {done} of {n_trials} have finished.", flush=True)
 
 

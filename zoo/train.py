@@ -65,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
         if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
             raise ValueError(f"There is no trained agent {args.trained_agent}; it must be a .zip file that exists.")
         prepare(args)
+        entry = None
         if args.storage is not None:
-            args.hyperparams = trial_entry(args.storage, args.study_name, args.trial_id) | (args.hyperparams or {})
+            entry = trial_entry(args.storage, args.study_name, args.trial_id)
         print("=" * 10, args.env, "=" * 10)
         print(f"Seed: {args.seed}")
         run = _track(args) if args.track else None
@@ -77,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
             args.log_folder,
             vec_env_type=args.vec_env,
             config=args.conf_file,
+            entry=entry,
             tensorboard_log=args.tensorboard_log,
             n_timesteps=args.n_timesteps,
             eval_freq=args.eval_freq,

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import warnings
@@ -97,7 +98,8 @@ class Tuning:
         arguments = manager.configure(self.base)
         self.policy_kwargs = arguments.get("policy_kwargs", {})
         self.n_envs = manager.n_envs
-        args.n_timesteps = manager.n_timesteps
+        args.n_timesteps = self.base["n_timesteps"] = manager.n_timesteps
+        manager.configure(as_entry(self.base, {"policy_kwargs": {}}, self.policy_kwargs))  # as the trials have it
         if args.n_evaluations is None:
             args.n_evaluations = max(1, manager.n_timesteps // 100_000)
         manager.n_evaluations = args.n_evaluations
@@ -110,6 +112,10 @@ class Tuning:
             self.continuous = any(isinstance(space, spaces.Box) for space in env.action_space.spaces.values())
         finally:
             env.close()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        searched = self._sample(optuna.create_study().ask()).keys()
+        # What trials do not take from the entry; their networks they do in part
+        self.searched = {*searched, "n_timesteps"} - {"policy_kwargs"}
 
     def open_study(self) -> optuna.Study:
         """
@@ -118,7 +124,6 @@ class Tuning:
         """
         args = self.args
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # multivariate TPE
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
             storage=open_storage(args.storage),
             study_name=args.study_name,
@@ -130,6 +135,8 @@ class Tuning:
         settings = {name: getattr(args, name) for name in _SETTINGS}
         settings |= {"env_kwargs": repr(args.env_kwargs), "entry": as_entry(self.base, {}, {})}
         before = study.user_attrs.get("settings", settings)
+        for saved in (settings, before):
+            saved["entry"] = {name: value for name, value in saved["entry"].items() if name not in self.searched}
         if before != settings:
             changes = [
                 f"{name} was {before.get(name)}, now {settings[name]}"
@@ -150,10 +157,7 @@ class Tuning:
         :return: The mean, or a low quantile, of the seeds' evaluations at the end of the training
         :raises optuna.TrialPruned: If it is not worth going on, or the hyperparameters lead nowhere (NaN)
         """
-        sampled = TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, {"continuous": self.continuous})
-        entry = as_entry(
-            self.base, {key: value for key, value in sampled.items() if key not in self.fixed}, self.policy_kwargs
-        )
+        entry = as_entry(self.base, self._sample(trial), self.policy_kwargs)
         trial.set_user_attr(ENTRY, entry)
         finals: list[float] = []
 
@@ -170,6 +174,10 @@ class Tuning:
                 raise optuna.TrialPruned from error
         trial.set_user_attr("seeds", finals)
         return self.summary(finals)
+
+    def _sample(self, trial: optuna.Trial) -> dict[str, Any]:
+        sampled = TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, {"continuous": self.continuous})
+        return {name: value for name, value in sampled.items() if name not in self.fixed}
 
     def summary(self, values: Sequence[float]) -> float:
         """
@@ -329,7 +337,9 @@ def _prepare(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tuning, op
             args.num_threads = max((os.cpu_count() or 1) // args.n_jobs, 1)
         prepare(args)
         args.study_name = args.study_name or f"{args.algo}_{EnvironmentName(args.env)}"
-        args.folder = Path(args.log_folder) / args.algo / f"study_{args.study_name}"
+        args.folder = (
+            Path(args.log_folder) / args.algo / re.sub(r'[<>:"/\\|?*]', "-", f"study_{args.study_name}")
+        )  # for Windows
         args.storage = args.storage or str(args.folder / "journal.log")
         tuning = Tuning(args)
         return args, tuning, tuning.open_study()

@@ -587,7 +587,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :raises ValueError: If its team differs
         """
         env = self._wrap_env(env, self.verbose)
-        _check_same_team(env, self.observation_space, self.action_space)
+        check_env_of_model(env, self.observation_space, self.action_space)
         super().set_env(env, force_reset)
         self._check_normalisation()
 
@@ -622,7 +622,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if isinstance(path, io.BufferedIOBase):
                 path.seek(0)
             assert data is not None
-            _check_same_team(env, data["observation_space"], data["action_space"])
+            check_env_of_model(env, data["observation_space"], data["action_space"])
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
 
 
@@ -652,7 +652,7 @@ def first_not_finite(values: th.Tensor) -> int | None:
     return int(rows[0]) if len(rows) else None
 
 
-def _check_same_team(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def check_env_of_model(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """
     :param env: A vectorised joint environment
     :param observation_space: What the model was made for

@@ -182,7 +182,9 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
         )
     continuous = _MPE_CONTINUOUS.fullmatch(id)
     if continuous:
-        return make_env(continuous[1] + continuous[2], **{"continuous_actions": True, **env_kwargs})
+        if not env_kwargs.setdefault("continuous_actions", True):
+            raise ValueError(f"{id} has continuous actions; with discrete ones it is {continuous[1]}{continuous[2]}.")
+        return _env_function(id, continuous[1] + continuous[2])(**env_kwargs)
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
         many_segments = _MANY_SEGMENTS.fullmatch(id)
@@ -190,7 +192,7 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
             _register_mamujoco(id, many_segments[1], many_segments[2])
     spec = _gymnasium_spec(id)
     if spec is None:
-        return _env_function(id)(**env_kwargs)
+        return _env_function(id, id)(**env_kwargs)
     if spec.namespace == _MAMUJOCO:
         return make_mamujoco(**spec.kwargs, **env_kwargs)
     return gym.make(spec, disable_env_checker=True, **env_kwargs)
@@ -223,11 +225,11 @@ def _import(id: str, package: str, module: str) -> ModuleType:
         raise _missing(id, package, error) from error
 
 
-def _env_function(id: str) -> Callable[..., Any]:
-    package, _, module = id.rpartition("/")
+def _env_function(id: str, path: str) -> Callable[..., Any]:
+    package, _, module = path.rpartition("/")
     if not package or not module:
         raise _unresolved(id, package)
-    name = id.replace("/", ".")
+    name = path.replace("/", ".")
     found = _import(id, package, name)
     function = getattr(found, "parallel_env", None) or getattr(found, "env", None)
     if function is None:
@@ -258,7 +260,10 @@ def _module_ids(package: str) -> list[str]:
     except (ImportError, ValueError):
         return []
     locations = spec.submodule_search_locations if spec is not None else None
-    return [f"{package}/{module.name}" for module in pkgutil.iter_modules(locations or [])]
+    ids = [f"{package}/{module.name}" for module in pkgutil.iter_modules(locations or [])]
+    if package == "mpe2":
+        ids += [re.sub(r"(_v\d+)$", r"_continuous\1", id) for id in ids if re.search(r"_v\d+$", id)]
+    return ids
 
 
 def _missing(id: str, package: str, error: ImportError) -> ImportError:

@@ -169,8 +169,20 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
+        for progress in (1.0, 0.5, 0.0):
+            self._check_ent_coef(progress)
         if callable(self.agent_order):
             self._own_order(self.agent_order)  # once in vain, so that a wrong one is refused before any training
+
+    def _check_ent_coef(self, progress: float) -> None:
+        given = self.ent_coef
+        try:
+            value = float(given(progress) if callable(given) else given)
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"ent_coef must be a number >= 0 or a schedule of such, not {given!r} ({error})") from error
+        if not 0 <= value < float("inf"):
+            when = f" when {progress:.0%} of the training are left" if callable(given) else ""
+            raise ValueError(f"ent_coef must be finite and >= 0; {given!r} is {value}{when}")
 
     def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
         order = list(agent_order(self.agents))

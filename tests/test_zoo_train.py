@@ -136,6 +136,7 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "learning_rate"], "expected name:value"),
         (["--env", SPREAD, "-params", "n_epochs:0"], "n_epochs must be at least 1"),
         (["--env", SPREAD, "-params", "ent_coef:LinearSchedule(-0.1, 0.0, 1.0)"], "ent_coef must be finite and >= 0"),
+        (["--env", SPREAD, "-params", "n_envs:'two'"], "n_envs: 'two' is no number"),
         (["--env", SPREAD, "-params", "ent_coef:Linear(0.1)"], "name 'Linear' is not defined"),
         (["--env", SPREAD, "--algo", "ippo", "-i", SHIPPED], "was trained by happo, not by ippo; pass --algo happo"),
         (["--env", SPREAD, "-params", "learning_rate:'lon_1'"], "neither a number nor lin_"),

@@ -173,7 +173,10 @@ class TeamExperimentManager(ExperimentManager):
         hyperparams = {key: evaluate_expression(key, value) for key, value in hyperparams.items()}
         for key in ("n_timesteps", "n_envs"):  # YAML reads 1e6, without a dot, as text
             if isinstance(hyperparams.get(key), str):
-                hyperparams[key] = float(hyperparams[key])
+                try:
+                    hyperparams[key] = int(float(hyperparams[key]))
+                except ValueError as error:
+                    raise ValueError(f"{key}: {hyperparams[key]!r} is no number") from error
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = get_wrapper_class(hyperparams, "wrappers")

@@ -65,7 +65,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
     """
     :param args: Of the command line
     :return: What it asks for, seed by seed, so that an interrupted call leaves whole comparisons
-    :raises ValueError: If there is no such algorithm, environment or file, or hyperparameters are wrong
+    :raises ValueError: If there is no such algorithm, environment or file
     """
     for algo in args.algos:
         if algo not in (*TEAM_ALGOS, "random"):
@@ -81,18 +81,13 @@ def plan(args: argparse.Namespace) -> list[Run]:
     if args.n_timesteps is not None:
         changes["n_timesteps"] = args.n_timesteps
     env_changes = {name: value for name, value in changes.items() if name in ENV_HYPERPARAMS}
-    runs = [
+    return [
         make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes)
         for seed in args.seeds
         for algo in args.algos
         for env in args.envs or entries[algo]
         if env in entries[algo]
     ]
-    for run in runs:
-        if run.seed == args.seeds[0] and not args.table:
-            with contextlib.suppress(ImportError):  # of a wrapper that is not installed: its run alone fails
-                configured(run)
-    return runs
 
 
 def work(run: Run, folder: Path, results: Path, *args: Any) -> None:
@@ -211,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         wanted = plan(args)
+        for run in () if args.table else {(run.algo, run.env): run for run in wanted}.values():
+            with contextlib.suppress(ImportError):  # of a wrapper that is not installed: its run alone fails
+                configured(run)
     except ValueError as error:
         parser.error(str(error))
     if args.n_jobs < 1:

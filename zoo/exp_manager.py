@@ -63,8 +63,8 @@ _ZOO_KEYS = {
 # What the algorithms take, but the command line sets
 _SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
-#: What the expressions of entries may use
-EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
+# What the expressions of entries may use
+_EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
 # Observations that are not quantities to be normalised: which actions are legal, and who is alive
 _FLAGS = ("action_mask", "active")
 # Fewer timesteps than this are over before worker processes have started
@@ -501,7 +501,7 @@ def evaluate_expression(key: str, value: Any) -> Any:
     if not isinstance(value, str) or "(" not in value:
         return value
     try:
-        return eval(value, dict(EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
+        return eval(value, dict(_EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
     except Exception as error:
         raise ValueError(f"{key}: {value} is no valid expression: {error}") from error
 

@@ -173,14 +173,14 @@ def train_and_evaluate(
     :raises RuntimeError: If the training ended early
     """
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "hyperparams.yml"
-    config.write_text(yaml.safe_dump({run.env: run.hyperparams}, sort_keys=False))
     model: Any
     if run.algo == "random":
         manager = configured(run)
         env, deterministic = manager.create_envs(N_EVAL_ENVS, eval_env=True), manager.deterministic_eval
         model, n_timesteps, wall, curve = RandomTeam(env.action_space, run.seed), 0, 0.0, []
     else:
+        config = folder / "hyperparams.yml"
+        config.write_text(yaml.safe_dump({run.env: run.hyperparams}, sort_keys=False))
         arguments = dict(
             algo=run.algo, env=run.env, seed=run.seed, conf_file=config, log_folder=folder, eval_freq=-1,
             num_threads=n_threads, vec_env=vec_env, device=device,

@@ -177,7 +177,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def _check_ent_coef(self, progress: float) -> None:
         given = self.ent_coef
         try:
-            value = float(given(progress) if callable(given) else given)
+            value = float(self._ent_coef(progress))
         except (TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"ent_coef must be a number >= 0 or a schedule of such, not {given!r} ({error})") from error
         if not 0 <= value < float("inf"):
@@ -256,7 +256,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         leader, policy = next(iter(policies.items()))
         update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
         params = list(policy.parameters())
-        ent_coef = self._ent_coef()
+        ent_coef = self._ent_coef(self._current_progress_remaining)
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []
@@ -330,9 +330,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             factor[slice(None) if batch.rows is None else batch.rows] *= ratio
         return factor
 
-    def _ent_coef(self) -> float:
+    def _ent_coef(self, progress: float) -> float:
         # A plain number stays one, for callbacks that set it
-        return self.ent_coef(self._current_progress_remaining) if callable(self.ent_coef) else self.ent_coef
+        return self.ent_coef(progress) if callable(self.ent_coef) else self.ent_coef
 
     def _clip_range(self) -> float:
         return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
@@ -355,7 +355,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
         self.logger.record("train/clip_range", self._clip_range())
         if callable(self.ent_coef):
-            self.logger.record("train/ent_coef", self._ent_coef())
+            self.logger.record("train/ent_coef", self._ent_coef(self._current_progress_remaining))
         if self.clip_range_vf is not None:
             self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -134,6 +134,7 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", "mpe2/simple_spred_v3"], "Did you mean 'mpe2/simple_spread_v3'"),
         (["--env", SPREAD, "-params", "lerning_rate:1e-3"], "Did you mean 'learning_rate'?"),
         (["--env", SPREAD, "-params", "learning_rate"], "expected name:value"),
+        (["--env", SPREAD, "-params", "learning_rate:"], "expected name:value"),
         (["--env", SPREAD, "-params", "n_epochs:0"], "n_epochs must be at least 1"),
         (["--env", SPREAD, "-params", "ent_coef:LinearSchedule(-0.1, 0.0, 1.0)"], "ent_coef must be finite and >= 0"),
         (["--env", SPREAD, "-params", "n_envs:'two'"], "n_envs: 'two' is no number"),

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from exp_manager import TEAM_ALGOS, evaluate_expression, nearest
+from exp_manager import TEAM_ALGOS, evaluate, is_expression, nearest
 from stable_baselines3.common.utils import set_random_seed
 
 
@@ -35,8 +35,8 @@ class StoreKwargs(argparse.Action):
             ) from error
 
     def _pair(self, name: str, expression: str) -> tuple[str, Any]:
-        value = evaluate_expression(name, f"({expression})")
-        return name, expression if self.keep_text and "(" in expression and not isinstance(value, str) else value
+        value = evaluate(name, expression)
+        return name, expression if self.keep_text and is_expression(expression) and not isinstance(value, str) else value
 
 
 class StoreHyperparams(StoreKwargs):

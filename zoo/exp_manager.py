@@ -491,6 +491,27 @@ def hyperparameter_names(algorithm: type) -> set[str]:
     return names - _SET_ELSEWHERE
 
 
+def is_expression(value: Any) -> bool:
+    """
+    :param value: Of a hyperparameter
+    :return: Whether it is the text of an expression such as ``"dict(net_arch=[64])"``, as far as can be told without a try
+    """
+    return isinstance(value, str) and "(" in value
+
+
+def evaluate(key: str, expression: str) -> Any:
+    """
+    :param key: What it is the value of
+    :param expression: Python's, with the names that entries may use
+    :return: Its value
+    :raises ValueError: If it is wrong
+    """
+    try:
+        return eval(expression, dict(_EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
+    except Exception as error:
+        raise ValueError(f"{key}: {expression} is no valid expression: {error}") from error
+
+
 def evaluate_expression(key: str, value: Any) -> Any:
     """
     :param key: Of an entry
@@ -498,12 +519,7 @@ def evaluate_expression(key: str, value: Any) -> Any:
     :return: The same, but for strings such as ``dict(net_arch=[64], activation_fn=nn.ReLU)`` what they say
     :raises ValueError: If an expression is wrong
     """
-    if not isinstance(value, str) or "(" not in value:
-        return value
-    try:
-        return eval(value, dict(_EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
-    except Exception as error:
-        raise ValueError(f"{key}: {value} is no valid expression: {error}") from error
+    return evaluate(key, value) if is_expression(value) else value
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import exp_manager
 import numpy as np
-from exp_manager import HYPERPARAMS, ZOO, evaluate_expression, nearest
+from exp_manager import HYPERPARAMS, ZOO, evaluate_expression, is_expression, nearest
 from rliable.metrics import aggregate_iqm
 from scipy import stats
 
@@ -62,14 +62,6 @@ class Group(NamedTuple):
         :return: Over the seeds
         """
         return estimate([run[field] for run in self.runs])
-
-
-def is_expression(value: Any) -> bool:
-    """
-    :param value: Of a hyperparameter
-    :return: Whether it is the text of an expression such as ``"dict(net_arch=[64])"``, as far as can be told without a try
-    """
-    return isinstance(value, str) and "(" in value
 
 
 def evaluated(value: Any) -> Any:

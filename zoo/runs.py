@@ -12,10 +12,10 @@ import numpy as np
 import train
 import yaml  # type: ignore[import-untyped]
 from enjoy import Episode, play
-from exp_manager import EVAL_SEED, TeamExperimentManager, check_keys, load_agent, versions
+from exp_manager import EVAL_SEED, TeamExperimentManager, check_keys, is_expression, load_agent, versions
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
-from records import Record, canonical, evaluated, is_expression, read_entries
+from records import Record, canonical, evaluated, read_entries
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecEnv
 

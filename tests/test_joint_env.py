@@ -299,10 +299,12 @@ def test_how_an_episode_ends(a: tuple[bool, bool], b: tuple[bool, bool], ends: t
     env.reset()
     observation, _, terminated, truncated, info = env.step({"a": 0, "b": 0})
     assert (terminated, truncated) == ends
-    if any(ends):  # the value of the last observation may be asked for, so it is there
+    if ends == (False, True) and a[0]:  # the game of one was cut off, that of the other was not
+        assert info["active"].tolist() == [False, True]
+        assert (observation["a"], observation["b"]) == (0, 4)
+    elif any(ends):  # the value of the last observation may be asked for, so it is there
         assert "active" not in info
-        assert observation["a"] == 3
-        assert observation["b"] == 4
+        assert (observation["a"], observation["b"]) == (3, 4)
     else:
         assert info["active"].tolist() == [False, True]
         assert observation["a"] == 0
@@ -315,6 +317,24 @@ def test_an_agent_that_was_truncated_before_does_not_make_the_end_a_truncation()
     env.reset()
     assert env.step({"a": 0, "b": 0})[2:4] == (False, False)
     assert env.step({"b": 0})[2:4] == (True, False)
+
+
+def test_the_dead_that_are_still_observed_stay_dead_in_the_last_observation() -> None:
+    alive, dead, cut = (one(), 0, False, False), (one(3), 0, False, True), (one(4), 0, False, True)
+    scripts = [dict.fromkeys("ab", alive), {"a": dead, "b": alive}, {"a": dead, "b": cut}]
+    env = JointEnv(Script(scripts, ["a", "b"], [["a", "b"]] * 3))
+    env.reset()
+    assert env.step({"a": 0, "b": 0})[4]["active"].tolist() == [False, True]
+    observation, _, terminated, truncated, info = env.step({"b": 0})
+    assert (terminated, truncated) == (False, True)
+    assert info["active"].tolist() == [False, True]
+    assert (observation["a"], observation["b"]) == (0, 4)
+
+    scripts[2]["b"] = (one(4), 0, True, False)
+    env = JointEnv(Script(scripts, ["a", "b"], [["a", "b"]] * 3))
+    env.reset()
+    env.step({"a": 0, "b": 0})
+    assert env.step({"b": 0})[2:4] == (True, False), "the only one that was left has terminated"
 
 
 def test_an_env_may_empty_its_agents_or_keep_them() -> None:
@@ -372,7 +392,7 @@ def test_masks_of_nested_actions() -> None:
         flatten_mask(spaces.Discrete(2), np.ones(3))
 
 
-def test_a_mask_that_comes_too_late_or_is_too_long() -> None:
+def test_a_mask_that_comes_too_late_or_only_once_or_is_too_long() -> None:
     class LateMask(MaskedGame):
         def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
             return super().reset(seed, options)[0], {}
@@ -382,6 +402,17 @@ def test_a_mask_that_comes_too_late_or_is_too_long() -> None:
     env.reset()
     best = {agent: np.array([np.flatnonzero(mask)[-1] for mask in masks]) for agent, masks in late._masks.items()}
     with pytest.raises(ValueError, match="agent 'agent_0' has an action mask in its info now"):
+        env.step({"agent_0": best["agent_0"][0], "agent_1": best["agent_1"]})
+
+    class OnlyOneMask(MaskedGame):
+        def step(self, actions: dict[str, Any]) -> Any:
+            return *super().step(actions)[:4], {}
+
+    once = OnlyOneMask(length=2, masks_in="info")
+    env = JointEnv(once)
+    env.reset()
+    best = {agent: np.array([np.flatnonzero(mask)[-1] for mask in masks]) for agent, masks in once._masks.items()}
+    with pytest.raises(ValueError, match="agent 'agent_0' has no action mask in its info now"):
         env.step({"agent_0": best["agent_0"][0], "agent_1": best["agent_1"]})
 
     team = MaskedGame(masks_in="info")
@@ -607,6 +638,8 @@ def test_agents_of_a_gymnasium_env_that_end_one_by_one() -> None:
             observation, rewards, _, _, info = super().step(action)
             return observation, rewards, [True, self._t == 2], False, info  # type: ignore[return-value]
 
+    idle = {JointEnv(OneByOne())._team._idle["agent_0"] for _ in range(20)}  # type: ignore[attr-defined]
+    assert len(idle) == 1, "what stands in for the first agent must not be drawn anew in every copy"
     env = JointEnv(OneByOne())
     env.reset()
     _, _, terminated, _, info = env.step({"agent_0": 0, "agent_1": 0})

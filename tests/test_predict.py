@@ -177,6 +177,23 @@ def test_missing_and_empty_masks() -> None:
     with pytest.raises(ValueError, match=r"agent 'agent_1'.*allows no action"):
         # One head of two without a choice
         model.predict({"agent_1": {"observation": own, "action_mask": np.array([1, 1, 1, 0, 0], np.int8)}})
+    with pytest.raises(ValueError, match=r"agent 'agent_1'.*shape \(7,\).*needs 5 entries"):
+        model.predict({"agent_1": {"observation": own, "action_mask": np.ones(7, np.int8)}})
+
+
+def test_masks_nested_as_the_environment_gives_them() -> None:
+    model = small(HAPPO, MaskedGame(), seed=0)
+    own = np.zeros(1, np.float32)
+    for mask in ((np.array([0, 0, 1]), np.array([0, 1])), [0, 0, 1, 0, 1]):
+        assert list(model.predict({"agent_1": {"observation": own, "action_mask": mask}})[0]["agent_1"]) == [2, 1]
+    both: Any = {"agent_0": [[0, 1, 0, 0], [0, 0, 0, 1]]}
+    assert list(model.predict({"agent_0": np.zeros((2, 1))}, action_masks=both)[0]["agent_0"]) == [1, 3]
+
+
+def test_masks_that_nobody_would_heed() -> None:
+    model = small(HAPPO, RandomTeam({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}), seed=0)
+    with pytest.raises(ValueError, match=r"agent 'a'.*trained without action masks"):
+        model.predict({"a": np.zeros(3, np.float32)}, action_masks={"a": np.array([0, 0, 1])})
 
 
 # ---------------------------------------------------------------- a team of one
@@ -333,3 +350,17 @@ def test_team_of_one_takes_bare_dicts(masked: bool) -> None:
         assert model.predict(bare, action_masks={"agent_0": np.eye(4)[1]})[0] == 1
     with pytest.raises(ValueError, match="Unknown agent 'agent_1'"):
         model.predict({"agent_1": obs})
+
+
+def test_an_observation_of_one_with_a_key_of_the_critics() -> None:
+    class Stateful(OneRobot):
+        def __init__(self) -> None:
+            super().__init__(masked=False)
+            self.observation_space = spaces.Dict({"state": spaces.Box(-1, 1, (2,)), "active": spaces.Discrete(2)})
+
+    env = JointEnv(Stateful())
+    model = small(HAPPO, env, seed=0).learn(32)
+    joint, _ = env.reset(seed=0)
+    actions, _ = model.predict(joint, deterministic=True)
+    own = {key.removeprefix("agent_0/"): value for key, value in joint.items() if key.startswith("agent_0/")}
+    assert actions == {"agent_0": model.predict(own, deterministic=True)[0]}

@@ -53,6 +53,12 @@ class SometimesTwo(RandomTeam):
         return tuple(map(self._present, super().step(actions)))
 
 
+def test_settings_in_the_order_of_happo() -> None:
+    for algorithm in (HAPPO, HAA2C, MAPPO, IPPO):
+        model = algorithm("MlpPolicy", alike_team(), 1.25e-4, 32)
+        assert (model.learning_rate, model.n_steps) == (1.25e-4, 32)
+
+
 # ---------------------------------------------------------------- MAPPO
 
 

@@ -4,13 +4,18 @@ from functools import cache
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO
 from sb3_happo.common.critics import ValueNet
+from tests.algorithms import collect, small
 
 N_ENVS, N_STEPS = 4, 128
 SETTINGS: dict[str, Any] = dict(
@@ -120,3 +125,38 @@ def test_bare_gymnasium_env_and_minibatches_learn() -> None:
             done, total = terminated or truncated, total + float(reward)
         returns.append(total)
     assert sum(returns) / len(returns) > 300
+
+
+def test_sb3s_evaluation_with_normalised_observations() -> None:
+    """The callback copies the statistics of one environment to the other, wrapper by wrapper."""
+    env, eval_env = (VecNormalize(make_vec_env("CartPole-v1", 1)) for _ in range(2))
+    model = small(HAPPO, env, seed=0)
+    assert model.get_env() is env
+    model.learn(32, EvalCallback(eval_env, n_eval_episodes=1, eval_freq=16, verbose=0))
+    theirs: Any = eval_env.obs_rms
+    ours: Any = env.obs_rms
+    assert theirs.count == pytest.approx(ours.count, abs=16)
+    assert ours.count > 30
+
+
+class Blinker(gym.Env):
+    """Whose info has an "active" of its own, which comes and goes."""
+
+    observation_space = spaces.Box(-1, 1, (3,))
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._t = 0
+        return np.zeros(3, np.float32), {"active": False}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._t += 1
+        return np.zeros(3, np.float32), 1.0, self._t == 5, False, {"active": self._t % 2 == 0}
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_what_a_single_agent_calls_active_is_its_own_business(n_envs: int) -> None:
+    model = small(HAPPO, DummyVecEnv([Blinker] * n_envs))
+    collect(model)
+    assert model.rollout_buffer.active.all()

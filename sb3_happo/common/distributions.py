@@ -1,6 +1,6 @@
 """Probability distributions over one agent's actions, plain, masked or hybrid."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -255,22 +255,18 @@ def unvalidated() -> Iterator[None]:
         th.distributions.Distribution.set_default_validate_args(before)
 
 
-def rows_without_choice(action_space: spaces.Space, action_masks: np.ndarray) -> np.ndarray:
+def starts_of_choices(leaves: Iterable[ActionLeaf]) -> np.ndarray:
     """
-    Rows of a batch of action masks in which some discrete choice has nothing legal left.
-
-    :param action_space: The agent's action space
-    :param action_masks: ``(batch, n_choices)``
-    :return: Indices of the rows
+    :param leaves: Of an agent's action space
+    :return: Where each discrete choice begins in its action masks
     """
-    heads: list[int] = []
-    for leaf in action_leaves(action_space):
+    sizes: list[int] = []
+    for leaf in leaves:
         if isinstance(leaf.space, spaces.MultiDiscrete):
-            heads.extend(int(n) for n in leaf.space.nvec.flatten())
+            sizes.extend(int(n) for n in leaf.space.nvec.flatten())
         elif leaf.n_choices:
-            heads.append(leaf.n_choices)
-    starts = np.cumsum([0, *heads[:-1]])
-    return np.flatnonzero(~np.logical_or.reduceat(action_masks.astype(bool), starts, axis=1).all(axis=1))
+            sizes.append(leaf.n_choices)
+    return np.cumsum([0, *sizes[:-1]])
 
 
 def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:

@@ -36,11 +36,14 @@ def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
     plain = type(policy) is AgentPolicy and type(policy.features_extractor) is FlattenExtractor
     if not plain or not all(isinstance(layer, (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)) for layer in policy.body):
         return None
+    boxes = [leaf.space for leaf in policy.leaves if isinstance(leaf.space, spaces.Box)]
     return (
         str(policy.observation_space),
         str(policy.action_space),
+        *((box.low.tobytes(), box.high.tobytes()) for box in boxes),  # which NumPy may print rounded
         str(policy.memory),
         str(policy.body),
+        str(policy.head),
         policy.masked,
         policy.log_std_form,
         policy.std_x_coef,

@@ -18,13 +18,12 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped, unwrap_vec_normalize, unwrap_vec_wrapper
 from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
-from sb3_happo.common.distributions import rows_without_choice
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import forget
@@ -458,6 +457,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: ``(n_envs, n_agents)``, or None where all are
         """
         assert self.env is not None
+        if is_vecenv_wrapped(self.env, VecTeamOfOne):  # what a single-agent environment calls "active" is something else
+            return None
         source = [{}] * len(dones) if infos is None else infos
         flags = [info.get("active") for info in source]
         if dones.any():
@@ -484,8 +485,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
         for agent, policy in self.policies.items():
             if policy.masked:
-                masks = obs[f"{agent}/{MASK}"][..., -policy.n_choices :].cpu().numpy()
-                rows = rows_without_choice(policy.action_space, masks)
+                rows = policy.rows_without_choice(obs[f"{agent}/{MASK}"].cpu().numpy()[..., -policy.n_choices :])
                 if len(rows):
                     raise ValueError(
                         f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
@@ -577,6 +577,14 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         # Agents that share parameters share the optimiser too
         optimizers = [f"policy.actors.{self.agents.index(group[0])}.optimizer" for group in self.policy.groups]
         return ["policy", "policy.critic.optimizer", *optimizers], []
+
+    def get_env(self) -> VecEnv | None:
+        """
+        :return: The training environment, vectorised; a single-agent ``VecEnv`` as it was given, so that SB3's callbacks can
+            compare its wrappers with those of the environment for evaluation
+        """
+        team = None if self.env is None else unwrap_vec_wrapper(self.env, VecTeamOfOne)
+        return self.env if team is None else team.venv
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """

@@ -1,5 +1,6 @@
 """The actors: one agent's policy, and the team of them with its critic."""
 
+from contextlib import suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,11 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_happo.common.critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
-from sb3_happo.common.distributions import action_leaves, make_action_distribution, rows_without_choice, set_parameters
+from sb3_happo.common.distributions import action_leaves, make_action_distribution, set_parameters, starts_of_choices
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
-from sb3_happo.envs.spaces import ACTIVE, joint_action_dtype
+from sb3_happo.envs.spaces import ACTIVE, flatten_mask, joint_action_dtype
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
 MASK = "action_mask"
@@ -133,6 +134,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.lstm_kwargs = lstm_kwargs
         self.leaves = list(action_leaves(action_space))
         self.n_choices = sum(leaf.n_choices for leaf in self.leaves)
+        self._starts_of_choices = starts_of_choices(self.leaves)
         self.action_dtype = joint_action_dtype(spaces.Dict([("agent", action_space)]))["agent"]
 
         self.features_extractor = self.make_features_extractor()
@@ -337,9 +339,11 @@ class AgentPolicy(BasePolicy, TeamModel):
             hidden state, each ``(n_layers, batch, hidden_size)``; None at the start
         :param episode_start: Where an episode begins, so that nothing is remembered, ``(batch,)``; None for nowhere
         :param deterministic: Take the most likely action instead of a sample
-        :param action_masks: 1 where a choice is legal, ``(n_choices,)`` or ``(batch, n_choices)``
+        :param action_masks: 1 where a choice is legal, ``(n_choices,)`` or ``(batch, n_choices)``, or nested as the
+            environment gives it
         :return: An action that the environment takes (for a batch: an array of them), and the next ``state``
-        :raises ValueError: If the agent was trained with action masks and none is given, or a mask allows nothing
+        :raises ValueError: If the agent was trained with action masks and none is given, or without and one is given, or if a
+            mask allows nothing
         """
         self.set_training_mode(False)
         own, own_masks = self.split_mask(observation)
@@ -378,17 +382,42 @@ class AgentPolicy(BasePolicy, TeamModel):
             observation = rest["observation"] if wrapped else rest
         return flat_observation(observation), mask
 
-    def _mask_tensor(self, action_masks: np.ndarray | None) -> th.Tensor | None:
+    def _mask_tensor(self, action_masks: Any) -> th.Tensor | None:
+        """The masks, ``(batch, n_choices)``, of what :meth:`predict` was given."""
         if not self.masked:
+            if action_masks is not None and self.n_choices:
+                raise ValueError(
+                    "This agent was trained without action masks and would not heed them; "
+                    "train it in an environment that gives masks, in the observation or in the info."
+                )
             return None
         if action_masks is None:
             raise ValueError(
                 "This agent was trained with action masks; pass `action_masks=`, or an observation with the key 'action_mask'."
             )
-        masks = np.asarray(action_masks)[..., -self.n_choices :].reshape(-1, self.n_choices)
-        if len(rows_without_choice(self.action_space, masks)):
+        if isinstance(action_masks, (dict, tuple, list)):  # nested, as the environment may give it; or a list of masks
+            with suppress(ValueError):
+                action_masks = flatten_mask(self.action_space, action_masks)
+        masks = np.asarray(action_masks)
+        if not masks.ndim or not masks.size or masks.shape[-1] % self.n_choices:
+            raise ValueError(
+                f"The action mask has the shape {masks.shape}; it needs {self.n_choices} entries per observation."
+            )
+        # Behind VecFrameStack older masks stand before the present one
+        masks = masks[..., -self.n_choices :].reshape(-1, self.n_choices)
+        if len(self.rows_without_choice(masks)):
             raise ValueError("The action mask allows no action at all; at least one choice must be legal.")
         return th.as_tensor(masks, device=self.device)
+
+    def rows_without_choice(self, action_masks: np.ndarray) -> np.ndarray:
+        """
+        Rows of a batch of action masks in which some discrete choice has nothing legal left.
+
+        :param action_masks: ``(batch, n_choices)``
+        :return: Indices of the rows
+        """
+        legal = np.logical_or.reduceat(action_masks != 0, self._starts_of_choices, axis=1)
+        return np.flatnonzero(~legal.all(axis=1))
 
     def to_env_actions(self, actions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """
@@ -685,7 +714,9 @@ class JointPolicy(BasePolicy):
             return True
         own_space = self.policies[self.agents[0]].observation_space
         own_keys = [MASK, *(own_space.spaces if isinstance(own_space, spaces.Dict) else ())]
-        return any(key in own_keys for key in flat_observation(observation))
+        keys = [str(key) for key in flat_observation(observation)]
+        named = any(key == self.agents[0] or key.startswith(self.agents[0] + "/") for key in keys)
+        return not named and any(key in own_keys for key in keys)
 
     def _active(self, observation: dict[str, Any]) -> dict[str, np.ndarray] | None:
         """Per agent, in which environments it is alive and on turn, ``(n_envs,)``; None where the observation does not say."""

@@ -89,7 +89,8 @@ class JointEnv(gym.Env):
     **The end.** An episode ends when nobody of the team is left. It counts as truncated, which means that its last value is
     bootstrapped, if any agent that was still there in the last step was truncated and not terminated: somebody's game was cut
     off. Otherwise, also if agents had been truncated one by one before, it counts as terminated. Agents that end in the last
-    step keep their last observation, so that its value can be estimated.
+    step keep their last observation, so that its value can be estimated; in an episode that was cut off, those that were
+    terminated do not.
 
     **Rewards.** ``info["agent_rewards"]``, float ``(n_agents,)``, are the agents' own at every step, in the order of
     ``agents``. The infos of a PettingZoo env are in ``info["agent_infos"]`` where they are not empty; a Gymnasium env's info
@@ -159,7 +160,13 @@ class JointEnv(gym.Env):
         self._plain_actions = all(converter is None for converter in self._converters)
         self._leaves: list[Leaf] = []
         self._plans = [self._plan(index, observations, infos) for index in range(self.n_agents)]
+        self._masks_in_info = [
+            (index, plan.agent, name)
+            for index, (name, plan) in enumerate(zip(self.agents, self._plans, strict=True))
+            if plan.mask_key is not None and not plan.mask_in_observation
+        ]
         self._active: np.ndarray | None = None
+        self._gone: frozenset[Any] = frozenset()  # whom the env still observed at the last step, though they had ended
         self._set_team_reward(team_reward)
         self._set_state(state, observations, infos)
         own = {leaf.key: leaf.space for leaf in self._leaves}
@@ -340,8 +347,9 @@ class JointEnv(gym.Env):
                         f"The {kind} space of agent {name!r} has changed from {old} to {new} at a reset; it must stay the "
                         "same. Pad it to the largest, for example with supersuit."
                     )
+        self._gone = frozenset()
         self._active = self._activity(observations, {}, {})
-        return self._observe(observations, infos, self._active), self._info(infos, self._active)
+        return self._observe(observations, infos, self._active), self._info(infos, self._active, ended=False)
 
     def step(self, action: dict[str, Any] | np.void) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """
@@ -353,14 +361,22 @@ class JointEnv(gym.Env):
         """
         observations, rewards, terminations, truncations, infos = self._team.step(self._split(action))
         active = None
-        terminated = truncated = False
+        terminated = truncated = ended = False
+        gone, self._gone = self._gone, frozenset()
         if len(observations) != self.n_agents or any(terminations.values()) or any(truncations.values()):
+            self._gone = frozenset(a for a in observations if terminations.get(a, False) or truncations.get(a, False))
             ended = has_ended(self._team.agents, terminations, truncations)
-            active = self._activity(observations, {}, {}) if ended else self._activity(observations, terminations, truncations)
-            truncated = ended and any(truncations.get(agent) and not terminations.get(agent) for agent in self._ids)
-            terminated = ended and not truncated
+            if ended:
+                last = [agent for agent in self._ids if agent not in gone]
+                truncated = any(truncations.get(agent) and not terminations.get(agent) for agent in last)
+                terminated = not truncated
+                # Of those whose game was cut off the value may be asked for, of others not
+                present = {agent: observations[agent] for agent in observations if agent not in gone}
+                active = self._activity(present, terminations if truncated else {}, {})
+            else:
+                active = self._activity(observations, terminations, truncations)
         self._active = active
-        info = self._info(infos, active)
+        info = self._info(infos, active, ended)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
         info["agent_rewards"] = np.array(agent_rewards)
         if self.team_reward == "mean":
@@ -478,7 +494,7 @@ class JointEnv(gym.Env):
             joint[ACTIVE] = np.ones(self.n_agents, np.int8) if active is None else active.astype(np.int8)
         return joint
 
-    def _info(self, infos: dict[Any, dict], active: np.ndarray | None) -> dict[str, Any]:
+    def _info(self, infos: dict[Any, dict], active: np.ndarray | None, ended: bool) -> dict[str, Any]:
         info: dict[str, Any] = {} if self._gymnasium is None else dict(self._gymnasium.info)
         info.pop("active", None)  # which here means something else
         if any(infos.values()):
@@ -491,6 +507,12 @@ class JointEnv(gym.Env):
                     )
             if self._gymnasium is None and shown:
                 info["agent_infos"] = shown
+        for index, agent, name in () if ended else self._masks_in_info:
+            if (active is None or active[index]) and infos.get(agent, {}).get(ACTION_MASK) is None:
+                raise ValueError(
+                    f"agent {name!r} has no action mask in its info now, but had one at the first reset; "
+                    "give one at every reset and step (all ones where everything is legal)."
+                )
         if active is not None:
             info["active"] = active
         return info

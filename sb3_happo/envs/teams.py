@@ -229,8 +229,8 @@ class GymnasiumTeam:
             self.possible_agents: list[str] = ["agent_0"]
         else:
             self.possible_agents = [f"agent_{key}" if isinstance(key, int) else key for key in self._keys]
-            # What stands in for the action of an agent that has ended before the others
-            self._idle = {agent: self.action_space(agent).sample() for agent in self.possible_agents}
+            # What stands in for the action of an agent that has ended before the others, the same in every copy of the env
+            self._idle = {agent: _idle_action(self.action_space(agent)) for agent in self.possible_agents}
         self.agents = self.possible_agents
 
     def _key(self, agent: str) -> Any:
@@ -300,6 +300,12 @@ class GymnasiumTeam:
         if not callable(state):
             raise NotImplementedError
         return state()
+
+
+def _idle_action(space: spaces.Space) -> Any:
+    space = deepcopy(space)
+    space.seed(0)
+    return space.sample()
 
 
 class PartialTeam:

@@ -18,6 +18,7 @@ class IPPO(MAPPO):
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
+    :param args: As for ``HAPPO``
     :param policy_kwargs: As for ``MAPPO``
     :param kwargs: As for ``HAPPO``
     """
@@ -26,7 +27,7 @@ class IPPO(MAPPO):
         self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
-        super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
 
     def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
         """

@@ -21,6 +21,7 @@ class MAPPO(HAPPO):
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
+    :param args: As for ``HAPPO``
     :param policy_kwargs: As for ``HAPPO``, with ``share_parameters=True`` by default
     :param kwargs: As for ``HAPPO``; ``agent_order`` has no effect on the objective
     """
@@ -29,7 +30,7 @@ class MAPPO(HAPPO):
         self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
         policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
-        super().__init__(policy, env, policy_kwargs=policy_kwargs, **kwargs)
+        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)  # type: ignore[misc]
 
     def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """

@@ -297,10 +297,21 @@ def test_wrong_settings(kwargs: dict[str, Any], match: str) -> None:
         small(HAPPO, env, **kwargs)
 
 
-def test_a_trust_region_needs_a_bound() -> None:
-    for target_kl in (None, 0.0, -1.0):
-        with pytest.raises(ValueError, match="target_kl bounds every step"):
-            small(HATRPO, alike_team(), target_kl=target_kl)
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("target_kl", [None, 0.0, -1.0]),
+        ("cg_max_steps", [0, 1.5]),
+        ("cg_damping", [-1.0, None]),
+        ("line_search_shrinking_factor", [0.0, 1.0]),
+        ("line_search_max_iter", [0]),
+        ("accept_ratio", [-0.1, 2.0]),
+    ],
+)
+def test_a_trust_region_that_cannot_be(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            small(HATRPO, alike_team(), **{name: value})
 
 
 def test_a_value_loss_without_weight_is_no_error() -> None:
@@ -357,6 +368,13 @@ def test_models_of_another_team(algorithm: type[HAPPO], tmp_path: Path) -> None:
         algorithm.load(tmp_path / "model", env=reordered)
 
 
+def test_settings_that_are_changed_at_loading(tmp_path: Path) -> None:
+    small(HAPPO, alike_team()).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="gamma must be"):
+        HAPPO.load(tmp_path / "model", alike_team(), gamma=2)
+    HAPPO.load(tmp_path / "model", alike_team(), max_grad_norm=None).learn(32)
+
+
 def test_set_env_keeps_the_number_of_environments() -> None:
     model = small(HAPPO, DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2))
     with pytest.raises((AssertionError, ValueError), match="number of environments"):
@@ -392,9 +410,20 @@ def test_images_too_small_for_the_cnn() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (dict(n_epochs=0), "n_epochs must be at least 1"),
-        (dict(critic_n_epochs=0), "critic_n_epochs must be at least 1"),
-        (dict(clip_range_vf=-0.2), "clip_range_vf must be positive"),
+        (dict(n_epochs=0), "^n_epochs must be a whole number, at least 1, not 0"),
+        (dict(n_epochs=1.5), "^n_epochs must be a whole number, at least 1, not 1.5"),
+        (dict(critic_n_epochs=0), "critic_n_epochs must be a whole number, at least 1"),
+        (dict(chunk_length=2.5), "chunk_length must be a whole number, at least 1, or None, not 2.5"),
+        (dict(gamma=1.5), r"gamma must be in \[0, 1\], not 1.5"),
+        (dict(gamma=float("nan")), "gamma must be"),
+        (dict(gae_lambda=-1), "gae_lambda must be"),
+        (dict(clip_range=0.0), "clip_range must be greater than 0, not 0.0"),
+        (dict(clip_range=None), "clip_range must be greater than 0, not None"),
+        (dict(clip_range_vf=-0.2), "clip_range_vf must be greater than 0, or None, not -0.2"),
+        (dict(vf_coef=-1.0), "vf_coef must be finite and at least 0"),
+        (dict(max_grad_norm=0), "max_grad_norm must be greater than 0, or None"),
+        (dict(huber_delta=-1.0), "huber_delta must be"),
+        (dict(target_kl=-1.0), "target_kl must be"),
         (dict(ent_coef=-0.1), "ent_coef must be finite and >= 0; -0.1 is -0.1"),
         (dict(ent_coef=None), "ent_coef must be a number >= 0 or a schedule"),
         (dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)), "is -0.1 when 50% of the training are left"),

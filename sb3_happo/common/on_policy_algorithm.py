@@ -28,6 +28,7 @@ from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import forget
 from sb3_happo.common.policies import MASK, AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
+from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Setting, check_settings
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
@@ -70,6 +71,19 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "CnnGruPolicy": GruJointPolicy,
         "MultiInputGruPolicy": GruJointPolicy,
     }
+    #: What the settings must be, and which of them may be None
+    settings: ClassVar[dict[str, Setting]] = {
+        "n_steps": COUNT,
+        "gamma": SHARE,
+        "gae_lambda": SHARE,
+        "vf_coef": NOT_NEGATIVE,
+        "max_grad_norm": POSITIVE,
+        "clip_range_vf": POSITIVE,
+        "critic_n_epochs": COUNT,
+        "huber_delta": POSITIVE,
+        "chunk_length": COUNT,
+    }
+    optional_settings: ClassVar[frozenset[str]] = frozenset({"max_grad_norm", "clip_range_vf", "huber_delta", "chunk_length"})
     policy: JointPolicy  # type: ignore[assignment]
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
@@ -114,7 +128,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,  # type: ignore[arg-type]
             vf_coef=vf_coef,
-            max_grad_norm=float("inf") if max_grad_norm is None else max_grad_norm,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
             rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
@@ -128,12 +142,6 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             _init_setup_model=False,
             supported_action_spaces=(spaces.Dict,),
         )
-        if critic_n_epochs < 1:
-            raise ValueError(f"critic_n_epochs must be at least 1, not {critic_n_epochs}")
-        if chunk_length is not None and chunk_length < 1:
-            raise ValueError(f"chunk_length must be at least 1, or None for whole rollouts, not {chunk_length}")
-        if isinstance(clip_range_vf, (float, int)) and clip_range_vf <= 0:
-            raise ValueError(f"clip_range_vf must be positive, or None for no limit, not {clip_range_vf}")
         self.batch_size = batch_size
         self.clip_range_vf = clip_range_vf
         self.use_clipped_value_loss = use_clipped_value_loss
@@ -223,6 +231,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} needs an environment to learn the team's spaces from: "
                 f"{type(self).__name__}(env), or {type(self).__name__}('MlpPolicy', env)."
             )
+        check_settings(vars(self), self.settings, self.optional_settings)
+        self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate

@@ -1,7 +1,7 @@
 """HAPPO: Heterogeneous-Agent Proximal Policy Optimisation."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch as th
@@ -12,6 +12,7 @@ from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.settings import COUNT, POSITIVE, Setting
 from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
 
@@ -45,16 +46,16 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: Trade-off of bias against variance in generalised advantage estimation, in [0, 1]
     :param clip_range: How far from 1 an agent's ratio may profit, > 0, constant or a schedule
-    :param clip_range_vf: How far a value may move in one update, constant or a schedule, in the units in which the critic
+    :param clip_range_vf: How far a value may move in one update, > 0, constant or a schedule, in the units in which the critic
         predicts (standard deviations of the return where ``normalize_value``); None for no limit
     :param normalize_advantage: Normalise advantages to mean 0 and standard deviation 1: True or "minibatch" within each
         minibatch, as SB3 does; "rollout" once per update, as HARL does; False not at all. Only steps at which the agent
         was active count
     :param ent_coef: Weight of the entropy bonus, >= 0, constant or a schedule: one that falls keeps the agents undecided until
         they have seen more, so that they do not settle on the first division of labour that works
-    :param vf_coef: Weight of the value loss, > 0; actors and critic have optimisers of their own, so with Adam it matters only
-        for the gradient clipping
-    :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart; None for no clipping
+    :param vf_coef: Weight of the value loss, >= 0; actors and critic have optimisers of their own, so with Adam it matters
+        only for the gradient clipping
+    :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart, > 0; None for no clipping
     :param target_kl: Stop an agent's passes when its approximate KL divergence exceeds 1.5 times this (the critic goes on,
         where SB3's ``PPO`` stops both); None for never
     :param critic_learning_rate: Constant or a schedule; None for the actors' ``learning_rate``
@@ -87,6 +88,14 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param _init_setup_model: Whether to build the networks now
     :raises ValueError: If something in the environment or the settings cannot work, before any training
     """
+
+    settings: ClassVar[dict[str, Setting]] = {
+        "n_epochs": COUNT,
+        **MultiAgentOnPolicyAlgorithm.settings,
+        "clip_range": POSITIVE,
+        "target_kl": POSITIVE,
+    }
+    optional_settings = MultiAgentOnPolicyAlgorithm.optional_settings | {"target_kl"}
 
     def __init__(
         self,
@@ -123,8 +132,6 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        if n_epochs < 1:
-            raise ValueError(f"n_epochs must be at least 1, not {n_epochs}")
         super().__init__(
             policy,
             env,

@@ -7,6 +7,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.memory import twice_differentiable
+from sb3_happo.common.settings import COUNT, FRACTION, NOT_NEGATIVE, SHARE
 from sb3_happo.common.trust_region import flat_gradient, hessian_vector_product, line_search, natural_step
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
@@ -30,13 +31,22 @@ class HATRPO(HAPPO):
     :param env: As for ``HAPPO``
     :param learning_rate: Of the critic
     :param target_kl: Bound on each agent's mean KL divergence per update, > 0
-    :param cg_max_steps: Iterations of the conjugate gradients
+    :param cg_max_steps: Iterations of the conjugate gradients, >= 1
     :param cg_damping: Added to the diagonal of the Hessian, >= 0
     :param line_search_shrinking_factor: By which a refused step is shortened, in (0, 1)
-    :param line_search_max_iter: Steps that the line search tries
+    :param line_search_max_iter: Steps that the line search tries, >= 1
     :param accept_ratio: Share of the expected improvement that a step must bring (the paper's kappa), in [0, 1]
     :param kwargs: As for ``HAPPO``
     """
+
+    settings = HAPPO.settings | {
+        "cg_max_steps": COUNT,
+        "cg_damping": NOT_NEGATIVE,
+        "line_search_shrinking_factor": FRACTION,
+        "line_search_max_iter": COUNT,
+        "accept_ratio": SHARE,
+    }
+    optional_settings = HAPPO.optional_settings - {"target_kl"}  # it bounds every step
 
     def __init__(
         self,
@@ -51,14 +61,12 @@ class HATRPO(HAPPO):
         accept_ratio: float = 0.5,
         **kwargs: Any,
     ) -> None:
-        if target_kl is None or target_kl <= 0:
-            raise ValueError(f"target_kl bounds every step, so it must be greater than 0, not {target_kl}.")
-        super().__init__(policy, env, learning_rate, target_kl=target_kl, **kwargs)
         self.cg_max_steps = cg_max_steps
         self.cg_damping = cg_damping
         self.line_search_shrinking_factor = line_search_shrinking_factor
         self.line_search_max_iter = line_search_max_iter
         self.accept_ratio = accept_ratio
+        super().__init__(policy, env, learning_rate, target_kl=target_kl, **kwargs)
 
     def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """

@@ -1,0 +1,43 @@
+"""What the settings of an algorithm may be."""
+
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+
+class Setting(NamedTuple):
+    """
+    What a setting must be.
+
+    :param words: Completes "it must be ..."
+    :param holds: Whether a number is that; NaN must not be
+    :param whole: Whether it must be an integer
+    """
+
+    words: str
+    holds: Callable[[Any], bool]
+    whole: bool = False
+
+
+COUNT = Setting("a whole number, at least 1", lambda value: value >= 1, whole=True)
+SHARE = Setting("in [0, 1]", lambda value: 0 <= value <= 1)
+FRACTION = Setting("in (0, 1)", lambda value: 0 < value < 1)
+POSITIVE = Setting("greater than 0", lambda value: value > 0)
+NOT_NEGATIVE = Setting("finite and at least 0", lambda value: 0 <= value < float("inf"))
+
+
+def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting], optional: frozenset[str]) -> None:
+    """
+    :param values: Settings and other things, by name; schedules are not looked into
+    :param settings: What they must be
+    :param optional: Names of those that may be None
+    :raises ValueError: If one is something else, naming it
+    """
+    for name, setting in settings.items():
+        value = values[name]
+        if callable(value) or (value is None and name in optional):
+            continue
+        kind = numbers.Integral if setting.whole else numbers.Real
+        if not isinstance(value, kind) or not setting.holds(value):
+            otherwise = ", or None" if name in optional else ""
+            raise ValueError(f"{name} must be {setting.words}{otherwise}, not {value!r}")

@@ -756,8 +756,6 @@ def test_choices_of_the_state() -> None:
 
 def test_agent_specific_state() -> None:
     env = JointEnv(team_with_state(), state="agent")
-    assert env.agent_specific_state
-    assert not JointEnv(team_with_state()).agent_specific_state
     env.reset(seed=0)
     observation = env.step({"a": 0, "b": 0})[0]
     assert "state" not in observation

@@ -208,6 +208,22 @@ def test_copies_are_seeded_one_by_one() -> None:
     assert np.array_equal(first[0, 2], make_joint_vec_env(random_team, 1, seed=3).reset()["state"][0])  # type: ignore[call-overload]
 
 
+def test_a_start_index_is_a_later_seed() -> None:
+    first, second = (
+        make_joint_vec_env(lambda: gym.make("CartPole-v1"), 1, seed=seed, start_index=start_index)
+        for seed, start_index in ((3, 2), (5, 0))
+    )
+    assert np.array_equal(first.reset()["state"], second.reset()["state"])  # type: ignore[call-overload]
+
+
+def test_monitors_that_continue_files_see_no_trial(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = dict(monitor_dir=str(tmp_path), monitor_kwargs=dict(override_existing=False))
+    for _ in range(2):
+        make_joint_vec_env("mpe2/simple_spread_v3", 2, seed=0, **kwargs).close()
+    for file in tmp_path.iterdir():
+        assert len(file.read_text().splitlines()) <= 2 * 2, "two headers of two lines, and no episode"
+
+
 def test_processes_give_the_same() -> None:
     here = make_joint_vec_env(random_team, 2, seed=0)
     there = make_joint_vec_env(random_team, 2, seed=0, vec_env_cls=SubprocVecEnv)

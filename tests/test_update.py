@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from sb3_happo import HAPPO, IPPO, JointEnv, make_joint_vec_env
 from sb3_happo.vec_env import JointDummyVecEnv
+from tests.algorithms import alike_team, collect, small
 from tests.envs import MatrixGame, RandomTeam
 
 
@@ -101,6 +102,17 @@ def test_one_update_of_three_agents_by_hand() -> None:
             param.data -= rate * grad
     for mine, theirs in zip(critic.parameters(), model.critic.parameters(), strict=True):
         assert th.allclose(mine, theirs, atol=1e-6)
+
+
+def test_dropout_has_no_part_in_the_factor() -> None:
+    kwargs = dict(recurrent="lstm", n_lstm_layers=2, lstm_kwargs=dict(dropout=0.5), output_gain=1.0)
+    model = small(HAPPO, alike_team(), kwargs, seed=0)
+    collect(model)
+    model.policy.set_training_mode(True)
+    factor = th.ones(model.rollout_buffer.n_rows)
+    data = {agent: model.rollout_buffer.agent_data(agent, factor) for agent in model.agents}
+    assert th.allclose(model._next_factor(data, factor), factor, atol=1e-5), "nobody has changed"
+    assert all(policy.training for policy in model.policies.values())
 
 
 def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
@@ -553,6 +554,7 @@ class Sleepy(gym.Wrapper):
         time.sleep(0.01)
         np.random.rand()
         random.random()
+        th.rand(1)
         return self.env.step(action)
 
 
@@ -561,13 +563,16 @@ def sleepy(length: int) -> gym.Env:
 
 
 def test_choice_of_workers(caplog: pytest.LogCaptureFixture) -> None:
-    before = random.getstate(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    def randomness() -> tuple[Any, ...]:
+        return random.getstate(), np.random.get_state()[1].tolist(), th.get_rng_state().tolist()  # type: ignore[index]
+
+    before = randomness()
     with caplog.at_level(logging.INFO, "sb3_happo"):
         venv = choose_vec_env(each(sleepy, [12] * 4), n_workers=4, start_method="fork", seconds=0.2)
     with contextlib.closing(venv):
         assert isinstance(venv, JointSubprocVecEnv)
         assert venv.n_workers == 4
-    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # type: ignore[index]
+    assert randomness() == before
     assert venv.choice is not None
     n_workers, in_process, in_workers = venv.choice
     assert n_workers == 4

@@ -12,9 +12,8 @@ from torch import nn
 from sb3_happo.common.memory import Memory, RecurrentKind, select, single_steps
 from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import CriticBatch, Sequences
+from sb3_happo.envs.spaces import AGENT_STATES, STATE
 
-STATE = "state"
-AGENT_STATES = "agent_states"
 #: What the actors remember, side by side, for a critic that reads their memories; no agent's key begins with a slash
 MEMORIES = "/memories"
 

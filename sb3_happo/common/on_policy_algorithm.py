@@ -27,12 +27,12 @@ from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import forget
-from sb3_happo.common.policies import MASK, AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
+from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
 from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Setting, check_settings
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
-from sb3_happo.envs.spaces import ACTIVE
+from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE
 from sb3_happo.vec_env import VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
@@ -218,7 +218,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         normalize = None if self.env is None else unwrap_vec_normalize(self.env)
         if isinstance(normalize, VecNormalize) and normalize.norm_obs:
             keys = normalize.norm_obs_keys or []
-            flags = [key for key in keys if key.endswith("/" + MASK) or key == ACTIVE]
+            flags = [key for key in keys if key.endswith("/" + ACTION_MASK) or key == ACTIVE]
             if flags:
                 others = [key for key in keys if key not in flags]
                 raise ValueError(
@@ -495,7 +495,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
         for agent, policy in self.policies.items():
             if policy.masked:
-                rows = policy.rows_without_choice(obs[f"{agent}/{MASK}"].cpu().numpy()[..., -policy.n_choices :])
+                rows = policy.rows_without_choice(obs[f"{agent}/{ACTION_MASK}"].cpu().numpy()[..., -policy.n_choices :])
                 if len(rows):
                     raise ValueError(
                         f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
@@ -531,7 +531,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         losses = []
         for _ in range(self.critic_n_epochs):
             for batch in minibatches(targets, self.critic_batch_size):
-                n_values = batch.returns.numel() if batch.active is None else int(batch.active.sum())
+                n_values = batch.returns.numel() if batch.active is None else max(1, int(batch.active.sum()))
 
                 def contribution(piece: CriticBatch, n_values: int = n_values) -> tuple[th.Tensor, th.Tensor]:
                     loss = self._value_losses(piece).sum() / n_values

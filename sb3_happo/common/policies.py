@@ -18,10 +18,9 @@ from sb3_happo.common.distributions import action_leaves, make_action_distributi
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
-from sb3_happo.envs.spaces import ACTIVE, flatten_mask, joint_action_dtype
+from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE, flatten_mask, joint_action_dtype
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
-MASK = "action_mask"
 # What the critic takes over from the policies' keyword arguments
 _CRITIC_KWARGS = {
     "activation_fn",
@@ -374,9 +373,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         :return: The observation proper, flat, and the mask if there is one
         """
         mask = None
-        if isinstance(observation, dict) and MASK in observation:
-            mask = observation[MASK]
-            rest = {key: value for key, value in observation.items() if key != MASK}
+        if isinstance(observation, dict) and ACTION_MASK in observation:
+            mask = observation[ACTION_MASK]
+            rest = {key: value for key, value in observation.items() if key != ACTION_MASK}
             own_keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()
             wrapped = list(rest) == ["observation"] and "observation" not in own_keys
             observation = rest["observation"] if wrapped else rest
@@ -510,7 +509,7 @@ def agent_keys(observation_space: spaces.Dict, agents: tuple[str, ...]) -> dict[
     for key in observation_space.spaces:
         # The longest name wins: "a/b" may be an agent beside "a"
         owners = [agent for agent in agents if key == agent or key.startswith(agent + "/")]
-        if owners and not key.endswith("/" + MASK):
+        if owners and not key.endswith("/" + ACTION_MASK):
             keys[max(owners, key=len)].append(key)
     for agent, own in keys.items():
         if not own:
@@ -600,7 +599,7 @@ class JointPolicy(BasePolicy):
         )
         kwargs["recurrent"] = recurrent
         self._keys = agent_keys(observation_space, self.agents)
-        self._mask_keys = {agent: f"{agent}/{MASK}" for agent in self.agents}
+        self._mask_keys = {agent: f"{agent}/{ACTION_MASK}" for agent in self.agents}
         own_spaces = {agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents}
         self.groups = self._make_groups(share_parameters, own_spaces, agent_kwargs)
         self.lr_schedules: dict[str, Schedule] = {}
@@ -713,7 +712,7 @@ class JointPolicy(BasePolicy):
         if not isinstance(observation, dict):
             return True
         own_space = self.policies[self.agents[0]].observation_space
-        own_keys = [MASK, *(own_space.spaces if isinstance(own_space, spaces.Dict) else ())]
+        own_keys = [ACTION_MASK, *(own_space.spaces if isinstance(own_space, spaces.Dict) else ())]
         keys = [str(key) for key in flat_observation(observation)]
         named = any(key == self.agents[0] or key.startswith(self.agents[0] + "/") for key in keys)
         return not named and any(key in own_keys for key in keys)

@@ -202,13 +202,6 @@ class JointEnv(gym.Env):
             "For an id use make_joint_env(id)."
         )
 
-    @property
-    def agent_specific_state(self) -> bool:
-        """
-        :return: Whether the critic's state has one row per agent
-        """
-        return AGENT_STATES in self._state.spaces
-
     def _plan(self, index: int, observations: dict[Any, Any], infos: dict[Any, dict]) -> _AgentPlan:
         agent, name = self._ids[index], self.agents[index]
         observation_space, action_space = self._spaces[index]

@@ -331,8 +331,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         for agent, batch in data.items():
             if not len(batch.advantages):
                 continue  # never active in this rollout, and PyTorch's distributions refuse an empty batch
+            policy = self.policies[agent]
+            policy.set_training_mode(False)  # dropout has no part in who changed what
             with th.no_grad():
-                log_prob, _ = self.policies[agent].evaluate_batch(batch)
+                log_prob, _ = policy.evaluate_batch(batch)
+            policy.set_training_mode(True)
             ratio = th.exp(log_prob - batch.old_log_prob)
             factor[slice(None) if batch.rows is None else batch.rows] *= ratio
         return factor

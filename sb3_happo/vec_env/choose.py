@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import random
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -36,21 +37,22 @@ def choose_vec_env(
     """
     Make a :class:`JointDummyVecEnv` or a :class:`JointSubprocVecEnv`, whichever is faster with random legal actions.
 
-    The trial uses environments of its own and restores the global random generators, so that no later result depends on it. It
-    is left out where workers cannot win: with one environment, one core, or very quick environments. What was found is logged,
-    and is the attribute ``choice`` of the result, a :class:`VecEnvChoice`.
+    The trial uses environments of its own and restores the global random generators (Python's, NumPy's, PyTorch's), so that no
+    later result depends on it, as long as environments do not write into what they share: files, say. It is left out where
+    workers cannot win: with one environment, one core, or very quick environments. What was found is logged, and is the
+    attribute ``choice`` of the result, a :class:`VecEnvChoice`.
 
     :param env_fns: Functions that return joint environments, each call a new one, all of one team
     :param n_workers: Number of processes that step environments, by default one per available core
     :param start_method: How to start them
     :param full_infos: Whether they send all that the environments say, see :class:`JointSubprocVecEnv`
-    :param seconds: How long to measure each, > 0
+    :param seconds: How long to measure each; 0 for not at all, and no workers
     :return: The vectorised environment
     """
     n_envs = len(env_fns)
     n_workers = min(n_envs, n_workers or available_cores())
     in_process = in_workers = None
-    if n_workers > 1:
+    if n_workers > 1 and seconds > 0:
         with _global_randomness_kept(), _Trial(JointDummyVecEnv(env_fns[:1])) as alone:  # more would only take turns
             in_process = alone.steps_per_second(seconds / _TURNS)
             if n_envs / in_process > _WORTH_A_TRY:
@@ -123,8 +125,12 @@ class _Trial:
 @contextlib.contextmanager
 def _global_randomness_kept() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")  # workers do without
+    torch_state = None if torch is None else torch.get_rng_state()
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+        if torch is not None:
+            torch.set_rng_state(torch_state)

@@ -45,14 +45,15 @@ def make_joint_vec_env(
     :param env: An id of :func:`make_joint_env` or of such a simulator, or a callable that returns a new env of any kind that
         :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
     :param n_envs: Number of copies
-    :param seed: Seed of the first copy's first reset; the following copies' are counted up
+    :param seed: Seed of the first reset of the copy of rank 0; the following ones' are counted up
     :param start_index: Rank of the first copy
     :param monitor_dir: Folder for the monitors' files; by default they are not written
     :param wrapper_class: Wrapper for each joint environment, after ``Monitor``
     :param env_kwargs: Arguments of the env
     :param vec_env_cls: Class of the ``VecEnv``; by default the faster one of :class:`~sb3_happo.vec_env.JointDummyVecEnv` and
         :class:`~sb3_happo.vec_env.JointSubprocVecEnv`, which is measured for a second if there are several copies (the
-        attribute ``choice`` tells). Both run the same episodes
+        attribute ``choice`` tells). Both run the same episodes. Where monitors continue files (``override_existing=False``)
+        nothing is measured, because that would be written there too: the first one
     :param vec_env_kwargs: Its arguments, by default those of :func:`~sb3_happo.vec_env.choose_vec_env`
     :param monitor_kwargs: Arguments of ``Monitor``
     :param wrapper_kwargs: Arguments of ``wrapper_class``
@@ -79,7 +80,8 @@ def make_joint_vec_env(
         first_seed = None if seed is None else seed + start_index
         make = getattr(importlib.import_module(module), function)
         return make(env, n_envs, first_seed, **(env_kwargs or {}), **(vec_env_kwargs or {}))
-    return make_vec_env(
+    continues = monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True)
+    venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
         n_envs,
         seed,
@@ -88,10 +90,13 @@ def make_joint_vec_env(
         wrapper_class,
         env_kwargs,
         vec_env_cls or choose_vec_env,  # type: ignore[arg-type]
-        vec_env_kwargs,
+        {"seconds": 0, **(vec_env_kwargs or {})} if continues and vec_env_cls is None else vec_env_kwargs,
         monitor_kwargs,
         wrapper_kwargs,
     )
+    if seed is not None:
+        venv.seed(seed + start_index)
+    return venv
 
 
 def make_from_id(id: str) -> gym.Env | VecEnv:

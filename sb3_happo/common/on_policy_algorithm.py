@@ -13,6 +13,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -33,7 +35,7 @@ from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE
-from sb3_happo.vec_env import VecTeamOfOne
+from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentOnPolicyAlgorithm")
@@ -190,11 +192,14 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if isinstance(env, str):
             env = make_from_id(env)
         if isinstance(env, VecEnv):
-            if not is_joint(env.observation_space, env.action_space):
-                env = VecTeamOfOne(env)
-        elif not (isinstance(env, gym.Env) and is_joint(env.observation_space, env.action_space)):
-            env = as_joint_env(env)
-        return OnPolicyAlgorithm._wrap_env(env, verbose, monitor_wrapper)
+            joint = env if is_joint(env.observation_space, env.action_space) else VecTeamOfOne(env)
+        else:
+            if not (isinstance(env, gym.Env) and is_joint(env.observation_space, env.action_space)):
+                env = as_joint_env(env)
+            if monitor_wrapper and not is_wrapped(env, Monitor):
+                env = Monitor(env)
+            joint = JointDummyVecEnv([lambda: env])
+        return OnPolicyAlgorithm._wrap_env(joint, verbose, monitor_wrapper)  # images channels first
 
     def _check_batch_sizes(self, n_envs: int) -> None:
         n_rows = n_envs * self.n_steps

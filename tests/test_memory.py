@@ -162,7 +162,7 @@ def test_padding_and_packing_are_the_same() -> None:
 
 def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
     """Follow the most likely actions, with a twin of the team that is told of life, death and turns."""
-    obs, starts, active = env.reset(), np.ones(env.num_envs, bool), model._reset_activity(np.ones(env.num_envs, bool), None)
+    obs, starts, active = env.reset(), np.ones(env.num_envs, bool), model._present("active", np.ones(env.num_envs, bool), None)
     state, states = None, model.policy.initial_states(env.num_envs)
     for _ in range(n_steps):
         actions, state = model.predict(obs, state, starts, deterministic=True)
@@ -178,7 +178,7 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
         for agent, parts in (state or {}).items():
             assert np.allclose(np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5), agent
         obs, _, starts, infos = env.step(actions)
-        active = model._reset_activity(starts, infos)
+        active = model._present("active", starts, infos)
 
 
 @pytest.mark.parametrize("kind", KINDS)

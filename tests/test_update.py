@@ -3,6 +3,7 @@
 import copy
 import itertools
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from gymnasium import spaces
 from sb3_happo import HAPPO, IPPO, JointEnv, make_joint_vec_env
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import alike_team, collect, small
-from tests.envs import MatrixGame, RandomTeam
+from tests.envs import MatrixGame, RandomTeam, TurnGame
 
 
 def test_one_update_of_three_agents_by_hand() -> None:
@@ -184,10 +185,38 @@ def test_what_follows_death_is_not_guessed() -> None:
     rewards = th.tensor([[1.0, 0.5], [2.0, -1.0], [0.0, 0.0], [1.0, 0.0]])
     buffer.values[:, 0], buffer.rewards[:, 0] = values, rewards
     buffer.active[2:, 0, 1] = False
-    buffer.compute_returns_and_advantage(th.tensor([[8.0, guess]]), np.array([False]), np.array([[True, False]]))
+    last = model._values_to_come(th.tensor([[8.0, guess]]), values[1:2], np.array([[True, False]]), None)
+    buffer.compute_returns_and_advantage(last, np.array([False]))
     survivor, dead = buffer.advantages[:, 0, 0], buffer.advantages[:, 0, 1]
     # The second agent dies in the second step
     assert dead[1].item() == pytest.approx(-1.0 - 4.0)
     assert dead[0].item() == pytest.approx(0.5 + gamma * 4.0 - 2.0 + gamma * lam * dead[1].item())
     assert survivor[3].item() == pytest.approx(1.0 + gamma * 8.0 - 7.0)
     assert survivor[2].item() == pytest.approx(0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item())
+
+
+@pytest.mark.parametrize("algorithm", [IPPO, HAPPO])
+@pytest.mark.parametrize("truncate", [False, True], ids=["rollout ends", "episode is cut off"])
+def test_who_waits_for_a_turn_is_not_dead(algorithm: type[HAPPO], truncate: bool) -> None:
+    """
+    In a game of turns, with a value for each agent and no discount: where the critic says the same of all steps and nothing is
+    rewarded, every step has been as good as it said, whoever was on turn at the end of the rollout or of an episode cut short.
+    """
+
+    class Unrewarded(TurnGame):
+        def step(self, action: Any) -> None:
+            super().step(action)
+            self.rewards = dict.fromkeys(self.agents, 0.0)
+
+    env = JointEnv(Unrewarded(3, 7 if truncate else 1000, truncate=True), state="agent")
+    model = small(algorithm, env, seed=0, n_steps=32, gamma=1.0, normalize_value=False)
+    with th.no_grad():
+        for network in model.critic.networks:
+            network.head.weight.zero_()
+            network.head.bias.fill_(10.0)
+    collect(model)
+    buffer = model.rollout_buffer
+    assert buffer.n_values == 3
+    assert bool(buffer.episode_starts[1:].any()) == truncate
+    assert (~buffer.active).sum() == 2 * 32
+    assert th.allclose(buffer.advantages[buffer.active], th.zeros(32), atol=1e-4)

@@ -137,21 +137,16 @@ class MultiAgentRolloutBuffer:
             pi = {agent: state[here] for agent, state in states.pi.items()}
             self.states.append(RNNStates(pi, None if states.vf is None else states.vf[here]))
 
-    def compute_returns_and_advantage(
-        self, last_values: th.Tensor, dones: np.ndarray, active: np.ndarray | None = None
-    ) -> None:
+    def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
         Generalised advantage estimation (Schulman et al. 2016), with TD(lambda) returns as the critic's targets.
 
         With a value for each agent, the value of a step at which the agent was absent is what followed: the critic never
         learns such steps, and its guess would make death look like an average life.
 
-        :param last_values: Values of the observation after the last step, ``(n_envs, n_values)``
+        :param last_values: Values of what follows the last step, ``(n_envs, n_values)``
         :param dones: Whether the last step ended an episode, ``(n_envs,)``
-        :param active: Which agents are alive and on turn after the last step, ``(n_envs, n_agents)``; None for all
         """
-        if self.n_values > 1 and active is not None:
-            last_values = last_values * th.as_tensor(active, device=self.device)
         next_values = last_values
         next_continues = 1.0 - th.as_tensor(dones, dtype=th.float32, device=self.device).unsqueeze(1)
         advantage = th.zeros_like(last_values)

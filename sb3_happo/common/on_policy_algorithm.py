@@ -270,6 +270,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             **self.rollout_buffer_kwargs,
         )
         self._last_states = self.policy.initial_states(self.n_envs)
+        #: What the critic said of each agent when it was last active in the running episodes
+        self._own_values = th.zeros(self.n_envs, self.critic.n_values, device=self.device)
 
     # ---------------------------------------------------------------- the team
 
@@ -352,7 +354,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not before:
             assert self.env is not None and isinstance(self._last_obs, dict)
-            self._last_active = self._reset_activity(np.ones(self.n_envs, dtype=bool), None)
+            self._last_active = self._present("active", np.ones(self.n_envs, dtype=bool), None)
+            self._own_values.zero_()
             self._last_states = self.policy.initial_states(self.n_envs)
             self._check_step(self._to_tensors(self._last_obs), th.zeros(self.n_envs, 1, device=self.device), [])
         return result
@@ -394,6 +397,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
             states = self.policy.keep_memory(self._last_states, step.states, self._last_active)
+            if self.critic.n_values > 1:
+                self._own_values = step.values.where(self._as_flags(self._last_active), self._own_values)
             self._bootstrap_time_limits(returns, dones, infos, states)
             rollout_buffer.add(
                 obs,
@@ -406,12 +411,18 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             obs = next_obs
             self._last_obs = new_obs
             self._last_episode_starts = dones
-            self._last_states = forget(states, th.as_tensor(dones, device=self.device)) if dones.any() else states
-            self._last_active = self._reset_activity(dones, infos)
+            if dones.any():
+                states = forget(states, th.as_tensor(dones, device=self.device))
+                self._own_values[dones] = 0.0
+            self._last_states = states
+            self._last_active = self._present("active", dones, infos)
 
         with th.no_grad():
             last_values = self.policy.predict_values(obs, self._last_states)
-        rollout_buffer.compute_returns_and_advantage(last_values, dones, self._last_active)
+        if self.critic.n_values > 1:
+            waiting = self._present("waiting_agents", dones, infos)
+            last_values = self._values_to_come(last_values, self._own_values, self._last_active, waiting)
+        rollout_buffer.compute_returns_and_advantage(last_values, dones)
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -458,31 +469,56 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         with th.no_grad():
             pi = {agent: before[cut] for agent, before in states.pi.items()}
             values = self.policy.predict_values(stacked, RNNStates(pi, None if states.vf is None else states.vf[cut]))
-        if self.critic.n_values > 1:  # an agent that is gone for good has nothing to come
-            active = np.stack([infos[index].get("active", np.ones(len(self.agents), dtype=bool)) for index in cut])
-            values = values * th.as_tensor(active, device=self.device)
+        if self.critic.n_values > 1:
+            flags = [self._stack(name, [infos[index].get(name) for index in cut]) for name in ("active", "waiting_agents")]
+            values = self._values_to_come(values, self._own_values[cut], *flags)
         rewards[cut] += self.gamma * values
 
-    def _reset_activity(self, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
+    def _values_to_come(
+        self, values: th.Tensor, own_values: th.Tensor, active: np.ndarray | None, waiting: np.ndarray | None
+    ) -> th.Tensor:
         """
-        Which agents are alive and on turn in the observations that the team answers next.
+        With a value for each agent, the critic knows only steps at which the agent was active. Of who is gone for good nothing
+        is to come; of who waits, what the critic said when it was last active.
 
+        :param values: Of an observation, ``(n, n_values)``
+        :param own_values: Of each agent's last active step in the episode, ``(n, n_values)``
+        :param active: Who is active in the observation, ``(n, n_agents)``; None for all
+        :param waiting: Who is alive though inactive, likewise; None for nobody
+        :return: ``(n, n_values)``
+        """
+        if active is None:
+            return values
+        otherwise = own_values * self._as_flags(waiting) if waiting is not None else th.zeros_like(values)
+        return values.where(self._as_flags(active), otherwise)
+
+    def _as_flags(self, flags: np.ndarray | None) -> th.Tensor:
+        return th.as_tensor(True if flags is None else flags, device=self.device)
+
+    def _present(self, name: str, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
+        """
+        Who is there in the observations that the team answers next.
+
+        :param name: "active" for who is alive and on turn, "waiting_agents" for who is alive and not active
         :param dones: Environments that have just been reset, ``(n_envs,)``
         :param infos: Of the last step
-        :return: ``(n_envs, n_agents)``, or None where all are
+        :return: ``(n_envs, n_agents)``, or None where all are active, or nobody is waiting
         """
         assert self.env is not None
         if is_vecenv_wrapped(self.env, VecTeamOfOne):  # what a single-agent environment calls "active" is something else
             return None
-        source = [{}] * len(dones) if infos is None else infos
-        flags = [info.get("active") for info in source]
+        flags: list[np.ndarray | None] = [info.get(name) for info in infos or [{}] * len(dones)]
         if dones.any():
             reset_infos = self.env.unwrapped.reset_infos
             for index in np.flatnonzero(dones):
-                flags[index] = reset_infos[index].get("active")
+                flags[index] = reset_infos[index].get(name)
+        return self._stack(name, flags)
+
+    def _stack(self, name: str, flags: list[np.ndarray | None]) -> np.ndarray | None:
         if all(flag is None for flag in flags):
             return None
-        return np.stack([np.ones(len(self.agents), dtype=bool) if flag is None else flag for flag in flags])
+        usual = np.full(len(self.agents), name == "active")
+        return np.stack([usual if flag is None else flag for flag in flags])
 
     def _check_step(self, obs: dict[str, th.Tensor], rewards: th.Tensor, infos: list[dict[str, Any]]) -> None:
         """
@@ -584,7 +620,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # Memories belong to the running environments, as in sb3-contrib's RecurrentPPO
-        excluded = [*super()._excluded_save_params(), "_executor", "_last_states"]
+        excluded = [*super()._excluded_save_params(), "_executor", "_last_states", "_own_values"]
         # A simulator's tensors may be on a device that is not there when they are loaded
         return [*excluded, "_last_obs"] if self.env is not None and takes_tensors(self.env) else excluded
 

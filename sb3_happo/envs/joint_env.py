@@ -80,11 +80,11 @@ class JointEnv(gym.Env):
 
     **Life, death and turns.** An agent that is missing from the env's observations (dead, not yet born, not on turn) is
     inactive: its observation is zeros, its mask all ones, its action ignored. ``info["active"]``, bool ``(n_agents,)``,
-    describes the observation that comes with it and is there only if somebody is inactive. An agent that ends while others go
-    on is inactive from then on; the reward of that step counts.
-    With an ``AECEnv`` one agent acts per step, and the others' own entries are zeros, but a critic's state made of
-    observations holds what every living agent would see. Each step's rewards are all that were emitted in it, for whichever
-    agent.
+    describes the observation that comes with it and is there only if somebody is inactive; ``info["waiting_agents"]``, the
+    same, says who of them is alive and will be back, off turn or away, and is there only if somebody is. An agent that ends
+    while others go on is inactive from then on; the reward of that step counts. With an ``AECEnv`` one agent acts per step,
+    and the others' own entries are zeros, but a critic's state made of observations holds what every living agent would see.
+    Each step's rewards are all that were emitted in it, for whichever agent.
 
     **The end.** An episode ends when nobody of the team is left. It counts as truncated, which means that its last value is
     bootstrapped, if any agent that was still there in the last step was truncated and not terminated: somebody's game was cut
@@ -342,7 +342,8 @@ class JointEnv(gym.Env):
                     )
         self._gone = frozenset()
         self._active = self._activity(observations, {}, {})
-        return self._observe(observations, infos, self._active), self._info(infos, self._active, ended=False)
+        waiting = self._waiting(self._active, {}, {})
+        return self._observe(observations, infos, self._active), self._info(infos, self._active, waiting, ended=False)
 
     def step(self, action: dict[str, Any] | np.void) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """
@@ -353,7 +354,7 @@ class JointEnv(gym.Env):
         :raises ValueError: If the action is not the team's, or an observation does not fit its space
         """
         observations, rewards, terminations, truncations, infos = self._team.step(self._split(action))
-        active = None
+        active = waiting = None
         terminated = truncated = ended = False
         gone, self._gone = self._gone, frozenset()
         if len(observations) != self.n_agents or any(terminations.values()) or any(truncations.values()):
@@ -366,10 +367,12 @@ class JointEnv(gym.Env):
                 # Of those whose game was cut off the value may be asked for, of others not
                 present = {agent: observations[agent] for agent in observations if agent not in gone}
                 active = self._activity(present, terminations if truncated else {}, {})
+                waiting = self._waiting(active, terminations, dict.fromkeys(gone, True))
             else:
                 active = self._activity(observations, terminations, truncations)
+                waiting = self._waiting(active, terminations, truncations)
         self._active = active
-        info = self._info(infos, active, ended)
+        info = self._info(infos, active, waiting, ended)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
         info["agent_rewards"] = np.array(agent_rewards)
         if self.team_reward == "mean":
@@ -443,6 +446,14 @@ class JointEnv(gym.Env):
         )
         return None if active.all() else active
 
+    def _waiting(self, active: np.ndarray | None, terminations: Flags, truncations: Flags) -> np.ndarray | None:
+        """Who is alive though inactive, ``(n_agents,)``; None if nobody is."""
+        if active is None:
+            return None
+        alive = {a for a in self._team.agents if not (terminations.get(a, False) or truncations.get(a, False))}
+        waiting = np.array([agent in alive and not here for agent, here in zip(self._ids, active, strict=True)])
+        return waiting if waiting.any() else None
+
     def _layout(self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None) -> Observations:
         """The agents' own entries of the joint observation."""
         joint: Observations = {}
@@ -487,7 +498,9 @@ class JointEnv(gym.Env):
             joint[ACTIVE] = np.ones(self.n_agents, np.int8) if active is None else active.astype(np.int8)
         return joint
 
-    def _info(self, infos: dict[Any, dict], active: np.ndarray | None, ended: bool) -> dict[str, Any]:
+    def _info(
+        self, infos: dict[Any, dict], active: np.ndarray | None, waiting: np.ndarray | None, ended: bool
+    ) -> dict[str, Any]:
         info: dict[str, Any] = {} if self._gymnasium is None else dict(self._gymnasium.info)
         info.pop("active", None)  # which here means something else
         if any(infos.values()):
@@ -508,6 +521,8 @@ class JointEnv(gym.Env):
                 )
         if active is not None:
             info["active"] = active
+        if waiting is not None:
+            info["waiting_agents"] = waiting
         return info
 
 

@@ -37,7 +37,7 @@ _STEP = b"step"
 _CLOSE = b"close"
 _DONE = b""  # a step is done, and everything that there is to say about it stands in the shared memory
 
-_SHARED_INFOS = {"agent_rewards", "active", "TimeLimit.truncated", "terminal_observation"}
+_SHARED_INFOS = {"agent_rewards", "active", "waiting_agents", "TimeLimit.truncated", "terminal_observation"}
 _ALIGNMENT = 64  # bytes in a cache line
 _AWAKE = 5e-3  # seconds that parent and workers wait for each other's messages before they sleep
 _CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closing their environments
@@ -46,14 +46,14 @@ _CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closi
 class JointSubprocVecEnv(VecEnv):
     """
     Joint environments in worker processes, several to each. Observations, joint actions, rewards, dones, individual rewards
-    and ``info["active"]`` go through shared memory; a step costs one short message to each worker and back. The current
-    process takes a share of the environments itself, where it would only wait.
+    and the infos of who is active or waiting go through shared memory; a step costs one short message to each worker and
+    back. The current process takes a share of the environments itself, where it would only wait.
 
     The arrays that :meth:`reset` and :meth:`step` return belong to the caller: each call makes new ones.
 
-    **Infos.** ``"agent_rewards"``, ``"TimeLimit.truncated"``, ``"terminal_observation"`` and ``"active"`` are as SB3 and
-    :class:`~sb3_happo.JointEnv` define them, at every step. What else an environment says (``"episode"``, ``"is_success"``,
-    ``"agent_infos"``, ...) is sent at the end of an episode only, unless ``full_infos``.
+    **Infos.** ``"agent_rewards"``, ``"TimeLimit.truncated"``, ``"terminal_observation"``, ``"active"`` and
+    ``"waiting_agents"`` are as SB3 and :class:`~sb3_happo.JointEnv` define them, at every step. What else an environment says
+    (``"episode"``, ``"is_success"``, ``"agent_infos"``, ...) is sent at the end of an episode only, unless ``full_infos``.
 
     **Start.** The environments' functions travel by cloudpickle, and what Gymnasium has registered goes with them. The workers
     do not run the user's script again, so it needs no ``if __name__ == "__main__":``.
@@ -181,9 +181,11 @@ class JointSubprocVecEnv(VecEnv):
             infos[index]["terminal_observation"] = {key: np.array(rows[index]) for key, rows in arrays.terminal_obs.items()}
             self.reset_infos[index] = {}
         if arrays.partial.any():
-            active = arrays.active.copy()
+            active, waiting = arrays.active.copy(), arrays.waiting.copy()
             for index in np.flatnonzero(arrays.partial).tolist():
                 infos[index]["active"] = active[index]
+                if waiting[index].any():
+                    infos[index]["waiting_agents"] = waiting[index]
         for rows, reply in zip(self._slices, replies, strict=True):
             for row, info, reset_info in reply or ():
                 infos[rows.start + row].update(info)
@@ -396,6 +398,7 @@ class _Arrays(NamedTuple):
     :param truncated: SB3's ``"TimeLimit.truncated"``, ``(n_envs,)``, valid where ``dones``
     :param partial: Whether somebody is inactive, ``(n_envs,)``
     :param active: ``info["active"]``, ``(n_envs, n_agents)``, valid where ``partial``
+    :param waiting: ``info["waiting_agents"]``, likewise, or nobody
     """
 
     obs: JointObs
@@ -407,6 +410,7 @@ class _Arrays(NamedTuple):
     truncated: np.ndarray
     partial: np.ndarray
     active: np.ndarray
+    waiting: np.ndarray
 
 
 class _SharedBlock:
@@ -441,6 +445,7 @@ class _SharedBlock:
             ((), np.bool_),
             ((), np.bool_),
             ((), np.bool_),
+            ((n_agents,), np.bool_),
             ((n_agents,), np.bool_),
         ]
         regions = [((n_envs, *shape), np.dtype(dtype)) for shape, dtype in layout]
@@ -620,6 +625,7 @@ class _Worker:
             arrays.partial[row] = active is not None
             if active is not None:
                 arrays.active[row] = active
+                arrays.waiting[row] = info.get("waiting_agents", False)
             done = "terminal_observation" in info
             if done:
                 arrays.truncated[row] = info["TimeLimit.truncated"]

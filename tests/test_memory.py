@@ -324,7 +324,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             remembering(MaskedGame, policy_kwargs=policy_kwargs)
-    with pytest.raises(ValueError, match="chunk_length must be at least 1"):
+    with pytest.raises(ValueError, match="chunk_length must be a whole number, at least 1"):
         remembering(MaskedGame, chunk_length=0)
 
 

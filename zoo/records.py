@@ -214,8 +214,8 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 def estimate(results: Sequence[float]) -> Estimate:
     """
     What `rliable <https://arxiv.org/abs/2108.13264>`_ reports for one environment: the interquartile mean over runs, each with
-    the mean of its episodes, and the percentile interval of a bootstrap over runs. (``rliable.library`` draws the same samples
-    with ``arch``, whose last version that it takes does not run beside pandas 3.)
+    the mean of its episodes, and the percentile interval of a bootstrap over runs. (``rliable.library`` finds the same interval
+    one sample after the other, which takes many times as long.)
 
     With fewer than four runs the interquartile mean leaves nothing out: it is the mean.
 

@@ -347,6 +347,20 @@ def test_settings_that_moved(reproduce: ModuleType, records: ModuleType) -> None
     assert reproduce.repeat_run(old, 0).hyperparams == entry
 
 
+def test_settings_that_were_changed_on_the_command_line(
+    records: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The rest of the entry must be today's, wherever that is asked."""
+    monkeypatch.chdir(tmp_path)
+    best = "zoo/studies/happo_spread/best.yml"
+    entry = records.read_entries(best)[SPREAD]
+    settings = f"{best} gamma=0.5 policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU)"
+    changed = entry | {"gamma": 0.5, "policy_kwargs": "dict(net_arch=[8], activation_fn=nn.ReLU)"}
+    assert records.same_entry(record(hyperparams=changed), settings) == entry
+    assert records.same_entry(record(hyperparams=changed | {"n_envs": 3}), settings) is None
+    assert records.same_entry(record(hyperparams=changed), best) is None
+
+
 # ---------------------------------------------------------------- what is shipped
 
 

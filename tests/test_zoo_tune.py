@@ -148,11 +148,13 @@ def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path
 def test_processes_share_a_study(tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path) -> None:
     """And try what one process alone would try."""
     arguments = ["--n-trials", "3", "--sampler", "random", "-f", str(tmp_path)]
-    together = tune.main([*REAL, *arguments, "--n-jobs", "2", "--study-name", "together"])
+    together = tune.main([*REAL, *arguments, "--n-jobs", "2", "--study-name", "together", "--seed", "-1"])
+    seed = together.user_attrs["settings"]["seed"]
+    assert seed >= 0, "a random one, and one for all"
     workers = {trial.user_attrs["worker"]["pid"] for trial in together.trials if trial.state == TrialState.COMPLETE}
     assert os.getpid() not in workers
     quick()
-    alone = tune.main([*REAL, *arguments, "--study-name", "alone"])
+    alone = tune.main([*REAL, *arguments, "--study-name", "alone", "--seed", str(seed)])
     assert finished(together).keys() == {0, 1, 2}
     assert [params for params, *_ in finished(together).values()] != []
     for slot, (params, *_) in finished(alone).items():
@@ -365,7 +367,7 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
         (["--storage", "sqlit:///studies.db"], "did you mean sqlite://?"),
         (["--storage", "studies"], "expected a journal file"),
         (["--storage", "sqlite:////proc/none/studies.db"], "/proc/none"),
-        (["--n-trials", "0"], "--n-trials must be at least 1"),
+        (["--n-trials", "0"], "--n-trials: must be at least 1, not 0"),
         (["--quantile", "25"], "--quantile must be in [0, 1]"),
         (
             ["-params", "policy_kwargs:dict(critic_kwargs=dict(activation_fn=type('Mine', (nn.ReLU,), {})))"],
@@ -404,11 +406,41 @@ def test_a_study_is_not_continued_with_other_settings(
         with contextlib.nullcontext() if code is None else pytest.raises(SystemExit):
             tune.main([*arguments, "-conf", "mine.yml"])
     assert "'n_envs': 20" in capsys.readouterr().err
-    train = importlib.import_module("train")
+
+
+def test_a_random_seed_is_drawn_once_for_a_study(tune: ModuleType, quick: Callable[..., list[int]]) -> None:
+    quick()
+    arguments = ["--env", SPREAD, "--study-name", "it", "--no-optim-plots", "--storage", "studies.log", "--seed", "-1"]
+    first = tune.main([*arguments, "--n-trials", "1"])
+    assert len(tune.main([*arguments, "--n-trials", "2"]).trials) == 2
+    assert first.user_attrs["settings"]["seed"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--storage", "studies.log", "--study-name", "its"], "Did you mean 'it'?"),
+        (["--storage", "studys.log", "--study-name", "it"], "there is no file studys.log"),
+        (["--storage", "sqlite:///nowhere/studies.db", "--study-name", "it"], "there is no file nowhere/studies.db"),
+        (
+            ["--storage", "studies.log", "--study-name", "it", "--algo", "hatrpo"],
+            "tuned happo on mpe2/simple_spread_v3, not hatrpo",
+        ),
+        (["--study-name", "it"], "say with --storage where it is"),
+        (["--trial-id", "0"], "say with --storage where it is"),
+    ],
+)
+def test_trials_that_are_not_there(
+    tune: ModuleType, quick: Callable[..., list[int]], capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    quick()
+    tune.main(["--env", SPREAD, "--n-trials", "1", "--study-name", "it", "--no-optim-plots", "--storage", "studies.log"])
+    before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as exit_:
-        train.main(["--env", SPREAD, "--storage", "studies.log", "--study-name", "its"])
+        importlib.import_module("train").main(["--env", SPREAD, *arguments])
     assert exit_.value.code == 2
-    assert "Did you mean 'it'?" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert sorted(Path().rglob("*")) == before, "nothing is made by asking for it"
 
 
 def test_interrupts_still_work_after_an_interrupted_study(tune: ModuleType, quick: Callable[..., list[int]]) -> None:

@@ -69,8 +69,7 @@ def read_runs(path: Path, n_timesteps: int) -> dict[tuple[str, str, int], Record
         if run["variant"] not in VARIANTS or run["budget"] != n_timesteps:
             continue
         today = variant_run(run["env"], run["variant"], run["seed"], n_timesteps).hyperparams
-        # Earlier records have the entry's number of steps there, not the budget
-        if canonical(run["hyperparams"] | {"n_timesteps": n_timesteps}, "happo") == canonical(today, "happo"):
+        if canonical(run["hyperparams"], "happo") == canonical(today, "happo"):
             runs[run["env"], run["variant"], run["seed"]] = run
     return runs
 

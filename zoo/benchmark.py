@@ -29,7 +29,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli import whole_number
+from cli import count, whole_number
 from exp_manager import AGENTS, TEAM_ALGOS
 from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, change, read_entries, read_records, unknown
 from report import write_report
@@ -183,8 +183,8 @@ def make_parser() -> argparse.ArgumentParser:
         "-params", "--hyperparams", type=change, nargs="+", default=[], metavar="NAME:VALUE", help="instead of the entry's"
     )
     parser.add_argument("-n", "--n-timesteps", type=whole_number, help="instead of the entry's")
-    parser.add_argument("--eval-episodes", type=int, help="by default as many as have 100,000 steps, but 50 to 500")
-    parser.add_argument("--n-jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--eval-episodes", type=count, help="by default as many as have 100,000 steps, but 50 to 500")
+    parser.add_argument("--n-jobs", type=count, default=1, help="runs at a time")
     parser.add_argument("--num-threads", type=int, help="PyTorch's, of each run; by default the runs share the cores")
     parser.add_argument("--device", default="cpu", help="PyTorch's; small teams are slower on an accelerator")
     parser.add_argument("-f", "--log-folder", type=Path, default=LOGS, help="one folder per run goes there")

@@ -74,6 +74,18 @@ def whole_number(text: str) -> int:
     return int(float(text))
 
 
+def count(text: str) -> int:
+    """
+    :param text: Of the command line
+    :return: The number
+    :raises ArgumentTypeError: If it is less than 1
+    """
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
+    return number
+
+
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Gets the arguments that all scripts have
@@ -105,7 +117,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "-params", "--hyperparams", nargs="+", action=StoreHyperparams, help="other hyperparameters: name:value …"
     )
     parser.add_argument("-conf", "--conf-file", help="YAML file or Python package with the hyperparameters")
-    parser.add_argument("--n-eval-envs", type=int, default=1, help="environments for evaluation")
+    parser.add_argument("--n-eval-envs", type=count, default=1, help="environments for evaluation")
     parser.add_argument(
         "--vec-env",
         choices=["auto", "dummy", "subproc"],
@@ -118,7 +130,7 @@ def prepare(args: argparse.Namespace) -> None:
     """
     Import what the user asked for, and seed.
 
-    :param args: Of the command line; gets a random seed if it has none
+    :param args: Of the command line; gets a random seed if it has none, and so does its ``command``, if it has that
     :raises ImportError: If a package is missing
     """
     if os.getcwd() not in sys.path:
@@ -127,6 +139,8 @@ def prepare(args: argparse.Namespace) -> None:
         importlib.import_module(module)
     if args.seed < 0:
         args.seed = int(np.random.randint(2**31 - 1))
+        if "command" in args:
+            args.command += f" --seed {args.seed}"
     set_random_seed(args.seed)
     if args.num_threads > 0:
         th.set_num_threads(args.num_threads)
@@ -142,10 +156,12 @@ def usage_errors(parser: argparse.ArgumentParser, verbose: int) -> Iterator[None
     """
     try:
         yield
-    except (ValueError, TypeError, AssertionError, ImportError, OSError, RuntimeError) as error:
+    except Exception as error:  # of expressions and classes of the user's too
         if verbose > 1:
             raise
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        plain = isinstance(error, (ValueError, TypeError, AssertionError, ImportError, OSError, RuntimeError))
+        text = str(error) if plain else f"{type(error).__name__}: {error}"
+        parser.exit(2, f"{parser.prog}: error: {text}\n")
 
 
 def command_line(script: str, argv: Sequence[str] | None) -> str:

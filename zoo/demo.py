@@ -136,6 +136,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    try:
+        make_joint_env(args.env).close()
+    except (ValueError, ImportError) as error:
+        parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
     th.set_num_threads(1)  # networks this small gain nothing from more, and lose much where other programs want the cores
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
-from cli import add_common_arguments, prepare, usage_errors, whole_number
+from cli import add_common_arguments, count, prepare, usage_errors, whole_number
 from exp_manager import AGENTS, load_agent, nearest
 from huggingface_sb3 import EnvironmentName
 from PIL import Image
@@ -162,8 +162,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--load-checkpoint", type=whole_number, help="the checkpoint after so many timesteps")
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
     parser.add_argument("-n", "--n-timesteps", type=whole_number, default=1000, help="timesteps (%(default)s)")
-    parser.add_argument("--n-episodes", type=int, help="episodes, instead of --n-timesteps")
-    parser.add_argument("--n-envs", type=int, default=1, help="environments")
+    parser.add_argument("--n-episodes", type=count, help="episodes, instead of --n-timesteps")
+    parser.add_argument("--n-envs", type=count, default=1, help="environments")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument(
         "--deterministic", action="store_true", help="the most likely actions (default, if the entry says so)"
@@ -172,7 +172,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-render", action="store_true", help="open no window")
     parser.add_argument("--record", type=Path, metavar="FILE", help="film to write: .gif or .mp4")
     parser.add_argument("--fps", type=float, help="of the film, by default the environment's")
-    parser.add_argument("--record-pixels", type=int, default=400, help="the film's longer side (%(default)s)")
+    parser.add_argument("--record-pixels", type=count, default=400, help="the film's longer side (%(default)s)")
     return parser
 
 
@@ -241,7 +241,11 @@ def _render_mode(args: argparse.Namespace) -> str | None:
 def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: str | None) -> VecEnv:
     kwargs = ({} if mode is None else {"render_mode": mode}) | (args.env_kwargs or {})
     try:
-        return make_env(args.n_envs, args.seed, **kwargs)
+        env = make_env(args.n_envs, args.seed, **kwargs)
+        modes = env.get_attr("metadata")[0].get("render_modes", [mode])
+        if args.record is not None and mode not in modes:
+            raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes) or 'nothing'}.")
+        return env
     except TypeError as error:
         if mode is None:
             raise

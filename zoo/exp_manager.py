@@ -1,6 +1,7 @@
 """RL Zoo's experiment manager for teams: environments, hyperparameters and log folders of the zoo's scripts."""
 
 import argparse
+import contextlib
 import difflib
 import inspect
 import os
@@ -171,12 +172,15 @@ class TeamExperimentManager(ExperimentManager):
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
         hyperparams = {key: evaluate_expression(key, value) for key, value in hyperparams.items()}
-        for key in ("n_timesteps", "n_envs"):  # YAML reads 1e6, without a dot, as text
-            if isinstance(hyperparams.get(key), str):
-                try:
-                    hyperparams[key] = int(float(hyperparams[key]))
-                except ValueError as error:
-                    raise ValueError(f"{key}: {hyperparams[key]!r} is no number") from error
+        for key, value in hyperparams.items():
+            if isinstance(value, str):  # YAML reads 1e6, without a dot, as text
+                with contextlib.suppress(ValueError):
+                    number = float(value)
+                    hyperparams[key] = int(number) if number.is_integer() else number
+        for key in ("n_timesteps", "n_envs"):
+            value = hyperparams.get(key, 1)
+            if not isinstance(value, (int, float)) or value < 1:
+                raise ValueError(f"{key} must be a number, at least 1, not {value!r}")
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = get_wrapper_class(hyperparams, "wrappers")

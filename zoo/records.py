@@ -84,6 +84,8 @@ def read_entries(settings: str) -> dict[str, dict[str, Any]]:
     :raises ValueError: If there is no such file
     """
     path = Path(settings) if settings.endswith((".yml", ".yaml")) else HYPERPARAMS / f"{settings}.yml"
+    if not path.exists():
+        path = ZOO.parent / path  # as the zoo's own commands have it
     if not path.is_file():
         raise ValueError(unknown("file of settings", settings, [file.stem for file in sorted(HYPERPARAMS.glob("*.yml"))]))
     return exp_manager.read_entries(path)
@@ -150,15 +152,19 @@ def _text(value: Any) -> str:
 def same_entry(run: Record, settings: str) -> dict[str, Any] | None:
     """
     :param run: A record
-    :param settings: As for :func:`read_entries`
-    :return: The entry of its environment, as it stands there today, if that has the run's hyperparameters
+    :param settings: As for :func:`read_entries`, maybe with changes, " name=value" each
+    :return: The entry of its environment, as it stands there today, if that has the run's hyperparameters but for the changes
     """
+    file, *changes = settings.split(" ")
     try:
-        entry = read_entries(settings).get(run["env"])
+        entry = read_entries(file).get(run["env"])
     except ValueError:
         return None
-    same = entry is not None and canonical(entry, run["algo"]) == canonical(run["hyperparams"], run["algo"])
-    return entry if same else None
+    if entry is None:
+        return None
+    changed = {change.partition("=")[0] for change in changes}
+    now, then = ({key: value for key, value in had.items() if key not in changed} for had in (entry, run["hyperparams"]))
+    return entry if canonical(now, run["algo"]) == canonical(then, run["algo"]) else None
 
 
 def group_key(run: Record) -> tuple[str, ...]:
@@ -214,8 +220,8 @@ def grouped(records: Sequence[Record]) -> list[Group]:
 def estimate(results: Sequence[float]) -> Estimate:
     """
     What `rliable <https://arxiv.org/abs/2108.13264>`_ reports for one environment: the interquartile mean over runs, each with
-    the mean of its episodes, and the percentile interval of a bootstrap over runs. (``rliable.library`` finds the same interval
-    one sample after the other, which takes many times as long.)
+    the mean of its episodes, and the percentile interval of a bootstrap over runs. (``rliable.library`` finds the same
+    interval one sample after the other, which takes many times as long.)
 
     With fewer than four runs the interquartile mean leaves nothing out: it is the mean.
 

@@ -22,7 +22,8 @@ curve, versions, commit and command. `python zoo/reproduce.py ID` runs a line ag
   [rliable](https://arxiv.org/abs/2108.13264). With fewer than four seeds nothing is left out, so it is the mean; with three,
   the interval runs from the worst seed to the best. One seed gives none.
 * **wall time** and **steps/s**: the median run's, with whatever else that machine was doing.
-* Settings are files in `zoo/hyperparams`, with what was changed on the command line. *Earlier*: the file says otherwise today.
+* Settings are files in `zoo/hyperparams`, or with a path, and what was changed on the command line. *Earlier*: the file says
+  otherwise today.
 * Learning curves: return of the last 100 training episodes (sampled actions); line: mean over seeds, band: from the lowest
   seed to the highest.
 """
@@ -31,17 +32,9 @@ curve, versions, commit and command. `python zoo/reproduce.py ID` runs a line ag
 def is_current(run: Record) -> bool:
     """
     :param run: A record
-    :return: Whether its settings are what the file of hyperparameters says today, with nothing changed on the command line
+    :return: Whether its settings, but for what was changed on the command line, are what the file says today
     """
-    return same_entry(run, run["settings"]) is not None
-
-
-def is_earlier(run: Record) -> bool:
-    """
-    :param run: A record
-    :return: Whether it was the file's entry once and no longer is
-    """
-    return " " not in run["settings"] and run["algo"] != "random" and not is_current(run)
+    return run["algo"] == "random" or same_entry(run, run["settings"]) is not None
 
 
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
@@ -96,10 +89,10 @@ def table_line(group: Group) -> str:
     cells = [
         f"`{group.id}`",
         run["algo"],
-        run["settings"] + " (earlier)" * is_earlier(run),
+        run["settings"] + " (earlier)" * (not is_current(run)),
         f"{run['n_timesteps']:,}" if trained else "",
         seeds,
-        f"{run['episodes']:,}",
+        ", ".join(f"{number:,}" for number in dict.fromkeys(run["episodes"] for run in group.runs)),
         str(group.estimate("return")),
         str(group.estimate("sum_over_agents")),
         duration(wall) if trained else "",

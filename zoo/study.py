@@ -42,18 +42,19 @@ BEGINS_WITHIN = 30.0
 _POLL = 1.0
 
 
-def open_storage(url: str) -> BaseStorage:
+def open_storage(url: str, create: bool = True) -> BaseStorage:
     """
     :param url: Path of Optuna's journal file (``….log``), or a database's URL (``sqlite:///…``, ``postgresql://…``)
-    :return: The storage, made if it did not exist
-    :raises ValueError: If the URL is wrong, or the database does not answer
+    :param create: Whether to make the file if it does not exist
+    :return: The storage
+    :raises ValueError: If the URL is wrong, the file does not exist, or the database does not answer
     :raises ImportError: If the database's driver is not installed
     """
     scheme, separator, path = url.partition("://")
     if not separator:
         if not url.endswith(".log"):
             raise ValueError(f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db")
-        Path(url).parent.mkdir(parents=True, exist_ok=True)
+        _prepare_file(url, Path(url), create)
         return JournalStorage(JournalFileBackend(url))
     database = scheme.partition("+")[0]
     if database not in DATABASES:
@@ -62,7 +63,7 @@ def open_storage(url: str) -> BaseStorage:
         raise ValueError(f"--storage {url}: there is no {scheme}://, {hint}")
     engine_kwargs = {}
     if database == "sqlite":
-        Path(path.removeprefix("/")).parent.mkdir(parents=True, exist_ok=True)
+        _prepare_file(url, Path(path.removeprefix("/")), create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing
     for attempt in range(3):
         try:
@@ -74,6 +75,25 @@ def open_storage(url: str) -> BaseStorage:
             last = error
             break
     raise ValueError(f"--storage {url} cannot be opened: {last}") from last
+
+
+def _prepare_file(url: str, path: Path, create: bool) -> None:
+    if not create and not path.is_file():
+        raise ValueError(f"--storage {url}: there is no file {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def study_settings(url: str, study_name: str) -> dict[str, Any]:
+    """
+    :param url: Of a storage, which need not exist
+    :param study_name: Of a study, which need not exist
+    :return: What the study was made with, nothing if there is none
+    """
+    try:
+        storage = open_storage(url, create=False)
+        return optuna.load_study(study_name=study_name, storage=storage).user_attrs.get("settings", {})
+    except (ValueError, KeyError):
+        return {}
 
 
 class SlotSampler(BaseSampler):
@@ -177,17 +197,19 @@ def best_entry(study: Study, n_trials: int) -> tuple[FrozenTrial, dict[str, Any]
     return best, best.user_attrs[ENTRY]
 
 
-def trial_entry(url: str, study_name: str | None, number: int | None) -> dict[str, Any]:
+def trial_entry(url: str, study_name: str | None, number: int | None, algo: str, env: str) -> dict[str, Any]:
     """
     What ``train.py`` takes from a study.
 
     :param url: Its storage
     :param study_name: Its name
     :param number: The trial's number, None for the best
+    :param algo: Name of the algorithm that is to be trained
+    :param env: Id of the environment on which
     :return: The entry that the trial tried
-    :raises ValueError: If there is no such study or trial
+    :raises ValueError: If there is no such study or trial, or the study was another algorithm's, or in another environment
     """
-    storage = open_storage(url)
+    storage = open_storage(url, create=False)
     names = [summary.study_name for summary in storage.get_all_studies()]
     if study_name not in names:
         near = nearest(study_name or "", names)
@@ -195,6 +217,12 @@ def trial_entry(url: str, study_name: str | None, number: int | None) -> dict[st
             f"{url} has no study {study_name!r}." + (f" Did you mean {near!r}?" if near else f" It has {', '.join(names)}.")
         )
     study = optuna.load_study(study_name=study_name, storage=storage)
+    settings = study.user_attrs.get("settings", {"algo": algo, "env": env})
+    if (settings["algo"], settings["env"]) != (algo, env):
+        raise ValueError(
+            f"The study {study_name!r} tuned {settings['algo']} on {settings['env']}, not {algo} on {env}; to try its result "
+            "there, rename the entry in its best.yml and pass that with --conf-file."
+        )
     if number is None:
         return best_entry(study, len(study.trials))[1]
     trials = study.get_trials()

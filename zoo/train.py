@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_common_arguments, add_training_arguments, command_line, prepare, usage_errors, whole_number
+from cli import add_common_arguments, add_training_arguments, command_line, count, prepare, usage_errors, whole_number
 from exp_manager import TeamExperimentManager
 from huggingface_sb3 import EnvironmentName
 from study import trial_entry
@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--eval-freq", type=whole_number, default=25_000, help="evaluate every so many timesteps (negative: never)"
     )
-    parser.add_argument("--eval-episodes", type=int, default=5, help="episodes of an evaluation")
+    parser.add_argument("--eval-episodes", type=count, default=5, help="episodes of an evaluation")
     parser.add_argument(
         "--save-freq", type=whole_number, default=-1, help="save the model every so many timesteps (negative: never)"
     )
@@ -64,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
     with usage_errors(parser, args.verbose):
         if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
             raise ValueError(f"There is no trained agent {args.trained_agent}; it must be a .zip file that exists.")
+        if args.storage is None and (args.study_name is not None or args.trial_id is not None):
+            raise ValueError("--study-name and --trial-id choose from a study; say with --storage where it is.")
         prepare(args)
         entry = None
         if args.storage is not None:
-            entry = trial_entry(args.storage, args.study_name, args.trial_id)
+            entry = trial_entry(args.storage, args.study_name, args.trial_id, args.algo, args.env)
+            print(f"Hyperparameters of the study {args.study_name!r}, instead of the file's: {entry}")
         print("=" * 10, args.env, "=" * 10)
         print(f"Seed: {args.seed}")
         run = _track(args) if args.track else None

@@ -27,7 +27,7 @@ import matplotlib as mpl
 import numpy as np
 import optuna
 import yaml  # type: ignore[import-untyped]
-from cli import add_common_arguments, add_training_arguments, command_line, prepare, usage_errors
+from cli import add_common_arguments, add_training_arguments, command_line, count, prepare, usage_errors
 from exp_manager import EVAL_SEED, TEAM_ALGOS, TeamExperimentManager
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
@@ -35,7 +35,7 @@ from hyperparams_opt import TEAM_SAMPLERS, as_entry
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
-from study import ENTRY, SlotSampler, best_entry, finished_trials, open_storage, work
+from study import ENTRY, SlotSampler, best_entry, finished_trials, open_storage, study_settings, work
 
 mpl.use("Agg")
 
@@ -301,8 +301,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_training_arguments(parser)
     # Trials side by side use the cores better than workers of one
     parser.set_defaults(seed=0, n_eval_envs=5, vec_env="dummy")
-    parser.add_argument("--n-trials", type=int, default=100, help="trials that the study has in the end (%(default)s)")
-    parser.add_argument("--n-jobs", type=int, default=1, help="processes that run trials (%(default)s)")
+    parser.add_argument("--n-trials", type=count, default=100, help="trials that the study has in the end (%(default)s)")
+    parser.add_argument("--n-jobs", type=count, default=1, help="processes that run trials (%(default)s)")
     parser.add_argument("--study-name", help="by default <algo>_<env>")
     parser.add_argument(
         "--storage", help="URL of a database, or Optuna's journal file (….log); by default one in the log folder"
@@ -312,9 +312,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--n-startup-trials", type=int, default=10, help="random trials before the sampler and the pruner start"
     )
-    parser.add_argument("--n-evaluations", type=int, help="evaluations of a training; by default one per 100,000 timesteps")
-    parser.add_argument("--eval-episodes", type=int, default=20, help="episodes of an evaluation (%(default)s)")
-    parser.add_argument("--n-seeds", type=int, default=1, help="trainings of a trial, each with its own seed (%(default)s)")
+    parser.add_argument("--n-evaluations", type=count, help="evaluations of a training; by default one per 100,000 timesteps")
+    parser.add_argument("--eval-episodes", type=count, default=20, help="episodes of an evaluation (%(default)s)")
+    parser.add_argument("--n-seeds", type=count, default=1, help="trainings of a trial, each with its own seed (%(default)s)")
     parser.add_argument(
         "--objective", choices=["mean", "quantile"], default="mean", help="of the seeds' returns (%(default)s)"
     )
@@ -328,19 +328,18 @@ def _prepare(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tuning, op
     args = parser.parse_args(argv)
     args.command = command_line("tune", argv)
     with usage_errors(parser, args.verbose):
-        for name in ("n_trials", "n_jobs", "n_seeds", "eval_episodes"):
-            if getattr(args, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
         if not 0 <= args.quantile <= 1:
             raise ValueError(f"--quantile must be in [0, 1], not {args.quantile}")
         if args.n_jobs > 1 and args.num_threads < 1:
             args.num_threads = max((os.cpu_count() or 1) // args.n_jobs, 1)
-        prepare(args)
         args.study_name = args.study_name or f"{args.algo}_{EnvironmentName(args.env)}"
         args.folder = (
             Path(args.log_folder) / args.algo / re.sub(r'[<>:"/\\|?*]', "-", f"study_{args.study_name}")
         )  # for Windows
         args.storage = args.storage or str(args.folder / "journal.log")
+        if args.seed < 0:  # a random one, once
+            args.seed = study_settings(args.storage, args.study_name).get("seed", args.seed)
+        prepare(args)
         tuning = Tuning(args)
         return args, tuning, tuning.open_study()
 
@@ -367,7 +366,7 @@ def main(argv: Sequence[str] | None = None) -> optuna.Study:
         if args.n_jobs == 1:
             work(study, tuning.objective, args.n_trials)
         else:
-            failed = _work_in_processes(argv, args.n_jobs)
+            failed = _work_in_processes([*argv, "--seed", str(args.seed)], args.n_jobs)
     except KeyboardInterrupt:
         print("Interrupted.")
     write_report(study, args, args.folder)

@@ -32,7 +32,7 @@ setup(
         "torch>=2.8,<3",
     ],
     extras_require={
-        # Environment families that install from wheels; the README has recipes for the rest
+        # Environment families that install from wheels; docs/environments.md has recipes for the rest
         "envs": [
             "gymnasium-robotics>=1.3",
             "lbforaging>=2.0",

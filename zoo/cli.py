@@ -101,7 +101,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=-1, help="of everything random; negative for a random one")
     parser.add_argument("--device", default="auto", help="PyTorch's device: cpu, cuda, …")
     parser.add_argument("--num-threads", type=int, default=-1, help="PyTorch's threads (-1 for the default)")
-    parser.add_argument("--verbose", type=int, default=1, help="0: no output, 1: information, 2: with tracebacks of errors")
+    parser.add_argument(
+        "--verbose", type=int, default=1, help="0: little output, 1: information, 2: with tracebacks of errors"
+    )
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:

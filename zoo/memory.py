@@ -79,8 +79,8 @@ def main() -> None:
         "# Memory",
         "",
         f"CartPole without velocities, {args.n_timesteps:,} steps, seeds {', '.join(map(str, args.seeds))}: deterministic "
-        f"return of {args.eval_episodes} episodes (at most 500), and the processor's seconds for the training. A policy without "
-        "memory cannot balance the pole for long.",
+        f"return of {args.eval_episodes} episodes (at most 500), and the processor's seconds for the training. A policy "
+        "without memory cannot balance the pole for long.",
         "",
         "| | return | of each seed | seconds |",
         "|---|---|---|---|",

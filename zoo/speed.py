@@ -419,8 +419,8 @@ def measure_inference(counts: list[int], n_envs: int = 20, n_repeats: int = 300)
     :param counts: Numbers of equal agents
     :param n_envs: Environments that are answered at once
     :param n_repeats: Decisions of each team, taken in turns
-    :return: Per number of agents, the median of the microseconds from observations to actions for the environments, without
-        the critic
+    :return: Per number of agents, the median of the microseconds from observations to actions for the environments, the
+        critic's values included
     """
     teams, times = {}, defaultdict(list)
     for n in counts:

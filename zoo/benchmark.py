@@ -29,9 +29,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli import count, whole_number
+from cli import StoreHyperparams, count, whole_number
 from exp_manager import AGENTS, TEAM_ALGOS
-from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, change, read_entries, read_records, unknown
+from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, read_entries, read_records, unknown
 from report import write_report
 from runs import Run, configured, default_settings, make_run, train_and_evaluate
 from shipping import ship
@@ -180,7 +180,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--settings", help="file in zoo/hyperparams, or path of a YAML file; by default the algorithm's own")
     parser.add_argument(
-        "-params", "--hyperparams", type=change, nargs="+", default=[], metavar="NAME:VALUE", help="instead of the entry's"
+        "-params",
+        "--hyperparams",
+        nargs="+",
+        action=StoreHyperparams,
+        default={},
+        metavar="NAME:VALUE",
+        help="instead of the entry's",
     )
     parser.add_argument("-n", "--n-timesteps", type=whole_number, help="instead of the entry's")
     parser.add_argument("--eval-episodes", type=count, help="by default as many as have 100,000 steps, but 50 to 500")

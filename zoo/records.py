@@ -1,10 +1,8 @@
 """Settings of runs, and the records of finished ones: one line of JSON each in ``zoo/results.jsonl``."""
 
-import ast
 import hashlib
 import json
 import warnings
-from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, NamedTuple
 
 import exp_manager
 import numpy as np
-from exp_manager import HYPERPARAMS, ZOO, evaluate_expression, is_expression, nearest
+from exp_manager import HYPERPARAMS, ZOO, evaluate_expression, nearest
 from rliable.metrics import aggregate_iqm
 from scipy import stats
 
@@ -102,21 +100,6 @@ def read_entry(settings: str, env_id: str) -> dict[str, Any]:
     if env_id not in entries:
         raise ValueError(unknown(f"entry of {settings}", env_id, entries))
     return {name: evaluated(value) for name, value in entries[env_id].items()}
-
-
-def change(text: str) -> tuple[str, Any]:
-    """
-    :param text: ``name:expression``, as in RL Zoo
-    :return: The name, and the value as a YAML file would have it: expressions with a call stay as they are
-    :raises argparse.ArgumentTypeError: If the expression is none
-    """
-    name, _, expression = text.partition(":")
-    try:
-        return name, ast.literal_eval(expression)
-    except (SyntaxError, ValueError):
-        if not is_expression(expression):
-            raise ArgumentTypeError(f"{text!r} is not name:value; quote strings twice: 'name:\"text\"'") from None
-        return name, expression
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -27,10 +27,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch as th
-from cli import algorithm, command_line, usage_errors
+from cli import StoreHyperparams, algorithm, command_line, usage_errors
 from exp_manager import versions
 from gymnasium import spaces
-from records import change, evaluated, read_entry
+from records import evaluated, read_entry
 from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -354,7 +354,7 @@ def measure(
     return {
         "env": args.env,
         "algo": args.algo,
-        "settings": " ".join([args.settings, *(f"{key}={value}" for key, value in args.overrides)]),
+        "settings": " ".join([args.settings, *(f"{key}={value}" for key, value in args.overrides.items())]),
         "n_envs": model.n_envs,
         "n_steps": model.n_steps,
         "vec_env": str(getattr(env.unwrapped, "choice", None) or type(env.unwrapped).__name__),
@@ -451,7 +451,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--raw-env", help="whose raw stepping to compare with; by default the same")
     parser.add_argument("--settings", default="happo_harl", help="file in zoo/hyperparams")
-    parser.add_argument("-P", dest="overrides", type=change, nargs="+", default=[], metavar="NAME:VALUE")
+    parser.add_argument("-P", dest="overrides", nargs="+", action=StoreHyperparams, default={}, metavar="NAME:VALUE")
     parser.add_argument("--updates", type=int, default=10, help="how many to time, after two that are not timed")
     parser.add_argument("--seconds", type=float, default=4.0, help="of raw stepping, before and after, each way")
     parser.add_argument("--device", default="cpu")
@@ -466,7 +466,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--env is needed")
     else:
         with usage_errors(parser, verbose=0):
-            entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides}
+            entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides.items()}
             raw_entry = read_entry(args.settings, args.raw_env) if args.raw_env else entry
         run = measure(args, entry, raw_entry, argv)
         print(report(run))

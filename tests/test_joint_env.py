@@ -337,6 +337,30 @@ def test_the_dead_that_are_still_observed_stay_dead_in_the_last_observation() ->
     assert env.step({"b": 0})[2:4] == (True, False), "the only one that was left has terminated"
 
 
+def test_flags_of_those_who_are_gone_do_not_count() -> None:
+    """Though the env repeats them, without the observation."""
+    alive, gone, over = (one(), 0, False, False), (None, 0, False, True), (one(), 0, True, False)
+    steps: list[Any] = [{"a": alive, "b": alive}, {"a": gone, "b": alive}, {"a": gone, "b": alive}, {"a": gone, "b": over}]
+    env = JointEnv(Script(steps, ["a", "b"], [["a", "b"], ["b"], ["b"], ["b"]]))
+    env.reset()
+    for action in ({"a": 0, "b": 0}, {"b": 0}):
+        assert env.step(action)[2:4] == (False, False)
+    assert env.step({"b": 0})[2:4] == (True, False), "the only one that was left has terminated"
+
+
+def test_who_is_away_when_the_episode_is_cut_off() -> None:
+    """The env empties its list of agents then, as most do."""
+    here, away, cut = (one(), 0, False, False), (None, 0, False, False), (one(4), 0, False, True)
+    steps: list[Any] = [{"a": here, "b": here}, {"a": away, "b": here}, {"a": (None, 0, False, True), "b": cut}]
+    env = JointEnv(Script(steps, ["a", "b"], [["a", "b"], ["a", "b"], []]))
+    env.reset()
+    assert env.step({"a": 0, "b": 0})[4]["waiting_agents"].tolist() == [True, False]
+    _, _, _, truncated, info = env.step({"b": 0})
+    assert truncated
+    assert info["active"].tolist() == [False, True]
+    assert info["waiting_agents"].tolist() == [True, False]
+
+
 def test_an_env_may_empty_its_agents_or_keep_them() -> None:
     start = dict.fromkeys("ab", (one(), 0, False, False))
     flagged = JointEnv(Script([start, dict.fromkeys("ab", (one(), 0, True, False))], ["a", "b"], [["a", "b"], ["a", "b"]]))

@@ -1,5 +1,6 @@
 """A team of one is PPO, or A2C: with one agent and the same settings, the numbers are those of SB3."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO
 from sb3_happo.common.critics import ValueNet
+from sb3_happo.vec_env import VecTeamOfOne
 from tests.algorithms import collect, small
 
 N_ENVS, N_STEPS = 4, 128
@@ -127,16 +129,24 @@ def test_bare_gymnasium_env_and_minibatches_learn() -> None:
     assert sum(returns) / len(returns) > 300
 
 
-def test_sb3s_evaluation_with_normalised_observations() -> None:
+def normalised_outside() -> VecNormalize:
+    return VecNormalize(VecTeamOfOne(make_vec_env("CartPole-v1", 1)), norm_obs_keys=["agent_0", "state"])
+
+
+@pytest.mark.parametrize("make", [lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), normalised_outside])
+def test_sb3s_evaluation_with_normalised_observations(make: Callable[[], VecNormalize]) -> None:
     """The callback copies the statistics of one environment to the other, wrapper by wrapper."""
-    env, eval_env = (VecNormalize(make_vec_env("CartPole-v1", 1)) for _ in range(2))
+    env, eval_env = make(), make()
+    eval_env.training = False
     model = small(HAPPO, env, seed=0)
     assert model.get_env() is env
     model.learn(32, EvalCallback(eval_env, n_eval_episodes=1, eval_freq=16, verbose=0))
-    theirs: Any = eval_env.obs_rms
-    ours: Any = env.obs_rms
-    assert theirs.count == pytest.approx(ours.count, abs=16)
-    assert ours.count > 30
+    counts = []
+    for statistics in (env.obs_rms, eval_env.obs_rms):
+        one: Any = statistics["agent_0"] if isinstance(statistics, dict) else statistics
+        counts.append(one.count)
+    assert counts[0] > 30
+    assert counts[1] == pytest.approx(counts[0], abs=16)
 
 
 class Blinker(gym.Env):

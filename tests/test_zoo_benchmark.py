@@ -296,6 +296,7 @@ def test_reproduced_or_not(
         (["--n-jobs", "0"], "at least 1"),
         (["--hyperparams", "ent_ceof:0.1"], "'ent_coef'"),
         (["--hyperparams", "ent_coef:LinearShedule(0.1, 0.0, 1.0)"], "no valid expression"),
+        (["--hyperparams", "policy_kwargs:{'activation_fn': nn.ReLU}"], "write it as a call"),
     ],
 )
 def test_wrong_names(benchmark: ModuleType, arguments: list[str], hint: str, capsys: pytest.CaptureFixture) -> None:

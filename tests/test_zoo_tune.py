@@ -416,6 +416,14 @@ def test_a_random_seed_is_drawn_once_for_a_study(tune: ModuleType, quick: Callab
     assert first.user_attrs["settings"]["seed"] >= 0
 
 
+def test_storages_with_options(study: ModuleType) -> None:
+    url = "sqlite:///studies.db?timeout=60"
+    made = optuna.create_study(storage=study.open_storage(url), study_name="it")
+    made.set_user_attr("settings", {"seed": 7})
+    assert study.study_settings(url, "it") == {"seed": 7}
+    assert study.study_settings(url, "its") == study.study_settings("none.log", "it") == {}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -36,7 +36,12 @@ class StoreKwargs(argparse.Action):
 
     def _pair(self, name: str, expression: str) -> tuple[str, Any]:
         value = evaluate(name, expression)
-        return name, expression if self.keep_text and is_expression(expression) and not isinstance(value, str) else value
+        if self.keep_text and not isinstance(value, str):
+            if is_expression(expression):
+                return name, expression
+            if " at 0x" in str(value) or "<class" in str(value):
+                raise ValueError(f"{expression} cannot be written into a YAML file; write it as a call, such as dict(...)")
+        return name, value
 
 
 class StoreHyperparams(StoreKwargs):

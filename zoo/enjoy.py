@@ -195,26 +195,27 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
         mode = _render_mode(args)
         env = _make_env(team.make_env, args, mode)
         check_env_of_model(env, team.model.observation_space, team.model.action_space)
-        deterministic = args.deterministic or (team.deterministic and not args.stochastic)
-        n_timesteps = args.n_timesteps if args.n_episodes is None else None
-        frames: list[np.ndarray] = []
+    deterministic = args.deterministic or (team.deterministic and not args.stochastic)
+    n_timesteps = args.n_timesteps if args.n_episodes is None else None
+    frames: list[np.ndarray] = []
 
-        def on_step() -> None:
-            if mode == "human":
-                env.render("human")
-            elif mode is not None:
-                frames.append(np.asarray(env.get_images()[0]))
+    def on_step() -> None:
+        if mode == "human":
+            env.render("human")
+        elif mode is not None:
+            frames.append(np.asarray(env.get_images()[0]))
 
-        episodes: list[Episode] = []
-        with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
-            for episode in play(team.model, env, n_timesteps, args.n_episodes, deterministic, on_step):
-                episodes.append(episode)
-                if args.verbose > 0:
-                    print(f"Episode {len(episodes)}: return {episode.team_return:.2f}, length {episode.length}")
-        if frames:
-            fps = args.fps or env.get_attr("metadata")[0].get("render_fps", 10)
+    episodes: list[Episode] = []
+    with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
+        for episode in play(team.model, env, n_timesteps, args.n_episodes, deterministic, on_step):
+            episodes.append(episode)
+            if args.verbose > 0:
+                print(f"Episode {len(episodes)}: return {episode.team_return:.2f}, length {episode.length}")
+    if frames:
+        fps = args.fps or env.get_attr("metadata")[0].get("render_fps", 10)
+        with usage_errors(parser, args.verbose):
             write_film(args.record, frames, fps, args.record_pixels)
-            print(f"Film: {args.record}")
+        print(f"Film: {args.record}")
     if args.verbose > 0:
         if episodes:
             print_statistics(episodes, tuple(team.model.agents))
@@ -242,9 +243,10 @@ def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: s
     kwargs = ({} if mode is None else {"render_mode": mode}) | (args.env_kwargs or {})
     try:
         env = make_env(args.n_envs, args.seed, **kwargs)
-        modes = env.get_attr("metadata")[0].get("render_modes", [mode])
-        if args.record is not None and mode not in modes:
-            raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes) or 'nothing'}.")
+        modes = [] if args.record is None else env.get_attr("metadata")[0].get("render_modes", [])
+        if modes and mode not in modes:
+            env.close()
+            raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes)}.")
         return env
     except TypeError as error:
         if mode is None:

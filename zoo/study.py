@@ -63,7 +63,8 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
         raise ValueError(f"--storage {url}: there is no {scheme}://, {hint}")
     engine_kwargs = {}
     if database == "sqlite":
-        _prepare_file(url, Path(path.removeprefix("/")), create)
+        if not path.startswith("/file:"):  # SQLite's own URLs
+            _prepare_file(url, Path(path.partition("?")[0].removeprefix("/")), create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing
     for attempt in range(3):
         try:

@@ -20,7 +20,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, is_vecenv_wrapped, unwrap_vec_normalize, unwrap_vec_wrapper
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped, unwrap_vec_normalize
 from torch import nn
 from torch.nn import functional as F
 
@@ -634,8 +634,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: The training environment, vectorised; a single-agent ``VecEnv`` as it was given, so that SB3's callbacks can
             compare its wrappers with those of the environment for evaluation
         """
-        team = None if self.env is None else unwrap_vec_wrapper(self.env, VecTeamOfOne)
-        return self.env if team is None else team.venv
+        env = self.env.venv if isinstance(self.env, VecTransposeImage) else self.env
+        return env.venv if isinstance(env, VecTeamOfOne) else self.env
 
     def set_env(self, env: Any, force_reset: bool = True) -> None:
         """

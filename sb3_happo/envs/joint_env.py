@@ -166,7 +166,7 @@ class JointEnv(gym.Env):
             if plan.mask_key is not None and not plan.mask_in_observation
         ]
         self._active: np.ndarray | None = None
-        self._gone: frozenset[Any] = frozenset()  # whom the env still observed at the last step, though they had ended
+        self._gone: frozenset[Any] = frozenset()  # whose flags were up at the last step
         self._set_team_reward(team_reward)
         self._set_state(state, observations, infos)
         own = {leaf.key: leaf.space for leaf in self._leaves}
@@ -342,7 +342,7 @@ class JointEnv(gym.Env):
                     )
         self._gone = frozenset()
         self._active = self._activity(observations, {}, {})
-        waiting = self._waiting(self._active, {}, {})
+        waiting = self._waiting(self._active, self._team.agents)
         return self._observe(observations, infos, self._active), self._info(infos, self._active, waiting, ended=False)
 
     def step(self, action: dict[str, Any] | np.void) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -358,7 +358,7 @@ class JointEnv(gym.Env):
         terminated = truncated = ended = False
         gone, self._gone = self._gone, frozenset()
         if len(observations) != self.n_agents or any(terminations.values()) or any(truncations.values()):
-            self._gone = frozenset(a for a in observations if terminations.get(a, False) or truncations.get(a, False))
+            self._gone = frozenset(a for a in self._ids if terminations.get(a, False) or truncations.get(a, False))
             ended = has_ended(self._team.agents, terminations, truncations)
             if ended:
                 last = [agent for agent in self._ids if agent not in gone]
@@ -367,10 +367,10 @@ class JointEnv(gym.Env):
                 # Of those whose game was cut off the value may be asked for, of others not
                 present = {agent: observations[agent] for agent in observations if agent not in gone}
                 active = self._activity(present, terminations if truncated else {}, {})
-                waiting = self._waiting(active, terminations, dict.fromkeys(gone, True))
+                waiting = self._waiting(active, [a for a in last if truncations.get(a) and not terminations.get(a)])
             else:
                 active = self._activity(observations, terminations, truncations)
-                waiting = self._waiting(active, terminations, truncations)
+                waiting = self._waiting(active, [agent for agent in self._team.agents if agent not in self._gone])
         self._active = active
         info = self._info(infos, active, waiting, ended)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
@@ -446,11 +446,10 @@ class JointEnv(gym.Env):
         )
         return None if active.all() else active
 
-    def _waiting(self, active: np.ndarray | None, terminations: Flags, truncations: Flags) -> np.ndarray | None:
+    def _waiting(self, active: np.ndarray | None, alive: Sequence[Any]) -> np.ndarray | None:
         """Who is alive though inactive, ``(n_agents,)``; None if nobody is."""
         if active is None:
             return None
-        alive = {a for a in self._team.agents if not (terminations.get(a, False) or truncations.get(a, False))}
         waiting = np.array([agent in alive and not here for agent, here in zip(self._ids, active, strict=True)])
         return waiting if waiting.any() else None
 

@@ -358,7 +358,7 @@ class JointEnv(gym.Env):
         terminated = truncated = ended = False
         gone, self._gone = self._gone, frozenset()
         if len(observations) != self.n_agents or any(terminations.values()) or any(truncations.values()):
-            self._gone = frozenset(a for a in self._ids if terminations.get(a, False) or truncations.get(a, False))
+            flagged = frozenset(a for a in self._ids if terminations.get(a, False) or truncations.get(a, False))
             ended = has_ended(self._team.agents, terminations, truncations)
             if ended:
                 last = [agent for agent in self._ids if agent not in gone]
@@ -369,8 +369,9 @@ class JointEnv(gym.Env):
                 active = self._activity(present, terminations if truncated else {}, {})
                 waiting = self._waiting(active, [a for a in last if truncations.get(a) and not terminations.get(a)])
             else:
+                self._gone = flagged
                 active = self._activity(observations, terminations, truncations)
-                waiting = self._waiting(active, [agent for agent in self._team.agents if agent not in self._gone])
+                waiting = self._waiting(active, [agent for agent in self._team.agents if agent not in flagged])
         self._active = active
         info = self._info(infos, active, waiting, ended)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]

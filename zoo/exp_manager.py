@@ -177,12 +177,11 @@ class TeamExperimentManager(ExperimentManager):
                 with contextlib.suppress(ValueError):
                     number = float(value)
                     hyperparams[key] = int(number) if number.is_integer() else number
-        for key in ("n_timesteps", "n_envs"):
-            value = hyperparams.get(key, 1)
+        for key in hyperparams.keys() & {"n_timesteps", "n_envs"}:
+            value = hyperparams[key]
             if not isinstance(value, (int, float)) or value < 1 or int(value) != value:
                 raise ValueError(f"{key} must be a whole number, at least 1, not {value!r}")
-            if key in hyperparams:
-                hyperparams[key] = int(value)
+            hyperparams[key] = int(value)
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = get_wrapper_class(hyperparams, "wrappers")

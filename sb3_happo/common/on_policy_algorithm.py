@@ -30,7 +30,7 @@ from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import forget
 from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Setting, check_settings
+from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Setting, check_settings, optional
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
@@ -73,19 +73,18 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "CnnGruPolicy": GruJointPolicy,
         "MultiInputGruPolicy": GruJointPolicy,
     }
-    #: What the settings must be, and which of them may be None
+    #: What the settings must be
     settings: ClassVar[dict[str, Setting]] = {
         "n_steps": COUNT,
         "gamma": SHARE,
         "gae_lambda": SHARE,
         "vf_coef": NOT_NEGATIVE,
-        "max_grad_norm": POSITIVE,
-        "clip_range_vf": POSITIVE,
+        "max_grad_norm": optional(POSITIVE),
+        "clip_range_vf": optional(POSITIVE),
         "critic_n_epochs": COUNT,
-        "huber_delta": POSITIVE,
-        "chunk_length": COUNT,
+        "huber_delta": optional(POSITIVE),
+        "chunk_length": optional(COUNT),
     }
-    optional_settings: ClassVar[frozenset[str]] = frozenset({"max_grad_norm", "clip_range_vf", "huber_delta", "chunk_length"})
     policy: JointPolicy  # type: ignore[assignment]
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
@@ -236,7 +235,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} needs an environment to learn the team's spaces from: "
                 f"{type(self).__name__}(env), or {type(self).__name__}('MlpPolicy', env)."
             )
-        check_settings(vars(self), self.settings, self.optional_settings)
+        check_settings(vars(self), self.settings)
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

@@ -12,11 +12,13 @@ class Setting(NamedTuple):
     :param words: Completes "it must be ..."
     :param holds: Whether a number is that; NaN must not be
     :param whole: Whether it must be an integer
+    :param optional: Whether it may be None instead
     """
 
     words: str
     holds: Callable[[Any], bool]
     whole: bool = False
+    optional: bool = False
 
 
 COUNT = Setting("a whole number, at least 1", lambda value: value >= 1, whole=True)
@@ -26,18 +28,24 @@ POSITIVE = Setting("greater than 0", lambda value: value > 0)
 NOT_NEGATIVE = Setting("finite and at least 0", lambda value: 0 <= value < float("inf"))
 
 
-def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting], optional: frozenset[str]) -> None:
+def optional(setting: Setting) -> Setting:
+    """
+    :param setting: What something must be
+    :return: The same, or None
+    """
+    return setting._replace(words=f"{setting.words}, or None", optional=True)
+
+
+def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> None:
     """
     :param values: Settings and other things, by name; schedules are not looked into
     :param settings: What they must be
-    :param optional: Names of those that may be None
     :raises ValueError: If one is something else, naming it
     """
     for name, setting in settings.items():
         value = values[name]
-        if callable(value) or (value is None and name in optional):
+        if callable(value) or (value is None and setting.optional):
             continue
         kind = numbers.Integral if setting.whole else numbers.Real
         if not isinstance(value, kind) or not setting.holds(value):
-            otherwise = ", or None" if name in optional else ""
-            raise ValueError(f"{name} must be {setting.words}{otherwise}, not {value!r}")
+            raise ValueError(f"{name} must be {setting.words}, not {value!r}")

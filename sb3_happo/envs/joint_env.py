@@ -361,13 +361,13 @@ class JointEnv(gym.Env):
             flagged = frozenset(a for a in self._ids if terminations.get(a, False) or truncations.get(a, False))
             ended = has_ended(self._team.agents, terminations, truncations)
             if ended:
-                last = [agent for agent in self._ids if agent not in gone]
-                truncated = any(truncations.get(agent) and not terminations.get(agent) for agent in last)
+                cut_off = [a for a in self._ids if a not in gone and truncations.get(a) and not terminations.get(a)]
+                truncated = bool(cut_off)
                 terminated = not truncated
                 # Of those whose game was cut off the value may be asked for, of others not
                 present = {agent: observations[agent] for agent in observations if agent not in gone}
                 active = self._activity(present, terminations if truncated else {}, {})
-                waiting = self._waiting(active, [a for a in last if truncations.get(a) and not terminations.get(a)])
+                waiting = self._waiting(active, cut_off)
             else:
                 self._gone = flagged
                 active = self._activity(observations, terminations, truncations)

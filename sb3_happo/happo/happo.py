@@ -12,7 +12,7 @@ from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
-from sb3_happo.common.settings import COUNT, POSITIVE, Setting
+from sb3_happo.common.settings import COUNT, POSITIVE, Setting, optional
 from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
 
@@ -93,9 +93,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         "n_epochs": COUNT,
         **MultiAgentOnPolicyAlgorithm.settings,
         "clip_range": POSITIVE,
-        "target_kl": POSITIVE,
+        "target_kl": optional(POSITIVE),
     }
-    optional_settings = MultiAgentOnPolicyAlgorithm.optional_settings | {"target_kl"}
 
     def __init__(
         self,

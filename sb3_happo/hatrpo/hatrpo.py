@@ -7,7 +7,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.memory import twice_differentiable
-from sb3_happo.common.settings import COUNT, FRACTION, NOT_NEGATIVE, SHARE
+from sb3_happo.common.settings import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.trust_region import flat_gradient, hessian_vector_product, line_search, natural_step
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
@@ -40,13 +40,13 @@ class HATRPO(HAPPO):
     """
 
     settings = HAPPO.settings | {
+        "target_kl": POSITIVE,  # it bounds every step, so that it cannot be None
         "cg_max_steps": COUNT,
         "cg_damping": NOT_NEGATIVE,
         "line_search_shrinking_factor": FRACTION,
         "line_search_max_iter": COUNT,
         "accept_ratio": SHARE,
     }
-    optional_settings = HAPPO.optional_settings - {"target_kl"}  # it bounds every step
 
     def __init__(
         self,

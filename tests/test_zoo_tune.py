@@ -321,6 +321,18 @@ def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, 
     assert len({entry["learning_rate"] for entry in entries}) == 4
 
 
+def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
+    _, tuning, _ = tune._prepare(["--algo", "happo", "--env", SPREAD])
+    samplers = importlib.import_module("hyperparams_opt")
+    it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    sampled = [samplers.sample_happo_params(it.ask(), 0, 4, {})["ent_coef"] for _ in range(20)]
+    bonuses = [tuning._manager(0).configure({**tuning.base, "ent_coef": value})["ent_coef"] for value in sampled]
+    falling, staying = ([bonus for bonus in bonuses if callable(bonus) == falls] for falls in (True, False))
+    assert falling and staying
+    assert all(1e-3 <= bonus(1.0) <= 0.2 and bonus(0.0) == 0 for bonus in falling)
+    assert all(1e-4 <= bonus <= 0.05 for bonus in staying)
+
+
 # ---------------------------------------------------------------- reports
 
 

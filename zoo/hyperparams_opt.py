@@ -49,6 +49,17 @@ def _sample_team(
     return hyperparams
 
 
+def _sample_ent_coef(trial: optuna.Trial) -> float | str:
+    """
+    :param trial: Asked for values
+    :return: An entropy bonus that stays, or falls to zero: only then may it be large, which keeps teams out of the first
+        division of labour that works
+    """
+    if trial.suggest_categorical("entropy", ["stays", "falls"]) == "falls":
+        return f"lin_{_rounded(trial.suggest_float('falling_ent_coef', 1e-3, 0.2, log=True))}"
+    return _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True))
+
+
 def sample_happo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
     """
     :param trial: Asked for values
@@ -62,7 +73,7 @@ def sample_happo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
         "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
         "n_epochs": trial.suggest_int("n_epochs", 2, 20, log=True),
         "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
-        "ent_coef": _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True)),
+        "ent_coef": _sample_ent_coef(trial),
     }
 
 
@@ -113,7 +124,7 @@ def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
         "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
         "batch_size": None,
         "critic_n_epochs": trial.suggest_int("critic_n_epochs", 1, 15, log=True),
-        "ent_coef": _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True)),
+        "ent_coef": _sample_ent_coef(trial),
     }
 
 

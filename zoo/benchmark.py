@@ -29,7 +29,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cli import StoreHyperparams, count, whole_number
+from cli import StoreHyperparams, count, timesteps, usage_errors
 from exp_manager import AGENTS, TEAM_ALGOS
 from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, read_entries, read_records, unknown
 from report import write_report
@@ -82,7 +82,7 @@ def plan(args: argparse.Namespace) -> list[Run]:
         changes["n_timesteps"] = args.n_timesteps
     env_changes = {name: value for name, value in changes.items() if name in ENV_HYPERPARAMS}
     return [
-        make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes)
+        make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes, args.eval_episodes)
         for seed in args.seeds
         for algo in args.algos
         for env in args.envs or entries[algo]
@@ -188,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="NAME:VALUE",
         help="instead of the entry's",
     )
-    parser.add_argument("-n", "--n-timesteps", type=whole_number, help="instead of the entry's")
+    parser.add_argument("-n", "--n-timesteps", type=timesteps, help="instead of the entry's")
     parser.add_argument("--eval-episodes", type=count, help="by default as many as have 100,000 steps, but 50 to 500")
     parser.add_argument("--n-jobs", type=count, default=1, help="runs at a time")
     parser.add_argument("--num-threads", type=int, help="PyTorch's, of each run; by default the runs share the cores")
@@ -210,15 +210,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
-    try:
+    with usage_errors(parser, verbose=1):
         wanted = plan(args)
         for run in () if args.table else {(run.algo, run.env): run for run in wanted}.values():
             with contextlib.suppress(ImportError):  # of a wrapper that is not installed: its run alone fails
                 configured(run)
-    except ValueError as error:
-        parser.error(str(error))
-    if args.n_jobs < 1:
-        parser.error(f"--n-jobs {args.n_jobs} would run nothing; it must be at least 1")
     failed: list[Run] = []
     if not args.table:
         records = read_records(args.results)

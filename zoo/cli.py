@@ -79,6 +79,15 @@ def whole_number(text: str) -> int:
     return int(float(text))
 
 
+def timesteps(text: str) -> int:
+    """
+    :param text: Such as "1000000" or "1e6"
+    :return: The number
+    :raises ArgumentTypeError: If it is less than 1
+    """
+    return count(str(whole_number(text)))
+
+
 def count(text: str) -> int:
     """
     :param text: Of the command line
@@ -115,7 +124,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Gets the arguments that all trainings have
     """
-    parser.add_argument("-n", "--n-timesteps", type=whole_number, default=-1, help="instead of the entry's")
+    parser.add_argument("-n", "--n-timesteps", type=timesteps, default=-1, help="instead of the entry's")
     parser.add_argument("-f", "--log-folder", default="logs", help="log folder")
     parser.add_argument(
         "--eval-env-kwargs", nargs="+", action=StoreKwargs, help="of the environments for evaluation, if others"
@@ -123,7 +132,9 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-params", "--hyperparams", nargs="+", action=StoreHyperparams, help="other hyperparameters: name:value …"
     )
-    parser.add_argument("-conf", "--conf-file", help="YAML file or Python package with the hyperparameters")
+    parser.add_argument(
+        "-conf", "--conf-file", help="YAML file or Python module with the hyperparameters, or a file's name in zoo/hyperparams"
+    )
     parser.add_argument("--n-eval-envs", type=count, default=1, help="environments for evaluation")
     parser.add_argument(
         "--vec-env",

@@ -180,8 +180,13 @@ def main() -> None:
     curve, animation, saved = args.out / "learning_curve.png", args.out / "trained_team.gif", args.out / "model.zip"
     model.save(saved)
     draw_learning_curve(curve, callback, float(np.mean(returns["random team"])), f"HAPPO on {args.env}")
-    film(animation, model, args.env, EVAL_SEED)
-    print(f"Learning curve: {curve}\nThe trained team: {animation}\nThe model, for HAPPO.load: {saved}")
+    print(f"Learning curve: {curve}\nThe model, for HAPPO.load: {saved}")
+    try:
+        film(animation, model, args.env, EVAL_SEED)
+        print(f"The trained team: {animation}")
+    except Exception as error:  # whatever the libraries that draw make of a missing display
+        print(f"There is no film, {args.env} cannot be drawn here ({type(error).__name__}: {error}).")
+        print("Without a display MuJoCo wants MUJOCO_GL=egl, others a virtual one (xvfb-run).")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,11 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.on_policy_algorithm import check_env_of_model
 
+_UNDRAWN = (
+    "If drawing is what fails, --no-render without --record tells the returns alone. Without a display, MuJoCo and VMAS draw "
+    "with EGL (Debian: libegl1), others with a virtual display (xvfb-run)."
+)
+
 
 class Episode(NamedTuple):
     """
@@ -200,10 +205,12 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
     frames: list[np.ndarray] = []
 
     def on_step() -> None:
-        if mode == "human":
-            env.render("human")
-        elif mode is not None:
-            frames.append(np.asarray(env.get_images()[0]))
+        if mode is None:
+            return
+        with usage_errors(parser, args.verbose):
+            frame = draw(env, args.env, mode)
+        if frame is not None:
+            frames.append(frame)
 
     episodes: list[Episode] = []
     with contextlib.suppress(KeyboardInterrupt):  # what was seen until then is told
@@ -225,12 +232,34 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
     return episodes
 
 
+def draw(env: VecEnv, env_id: str, mode: str) -> np.ndarray | None:
+    """
+    :param env: To be drawn
+    :param env_id: Its id
+    :param mode: "human" for a window, "rgb_array" for a picture
+    :return: The picture of the first of the environments, ``(height, width, 3)``, if one was asked for
+    :raises ValueError: If it cannot be drawn here
+    """
+    try:
+        if mode == "human":
+            env.render("human")
+            return None
+        picture = env.get_images()[0]
+    except Exception as error:  # whatever the libraries that draw make of a missing display
+        raise ValueError(f"{env_id} cannot be drawn here ({type(error).__name__}: {error}). {_UNDRAWN}") from error
+    if picture is None:
+        raise ValueError(f"{env_id} cannot be filmed: it draws no pictures. {_UNDRAWN}")
+    return np.asarray(picture)
+
+
 def _render_mode(args: argparse.Namespace) -> str | None:
     """The environments', and what they need where there is no display."""
     display = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if not display or args.no_render or args.record is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    if not display:
+    if (
+        not display and args.record is not None
+    ):  # MuJoCo loads what it draws with when it is imported, even if it draws nothing
         os.environ.setdefault("MUJOCO_GL", "egl")
     if args.record is not None:
         return "rgb_array"
@@ -243,15 +272,15 @@ def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: s
     kwargs = ({} if mode is None else {"render_mode": mode}) | (args.env_kwargs or {})
     try:
         env = make_env(args.n_envs, args.seed, **kwargs)
-        modes = [] if args.record is None else env.get_attr("metadata")[0].get("render_modes", [])
-        if modes and mode not in modes:
-            env.close()
-            raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes)}.")
-        return env
-    except TypeError as error:
+    except Exception as error:
         if mode is None:
             raise
-        raise TypeError(f"{error}. If the environment cannot be drawn, pass --no-render.") from error
+        raise ValueError(f"{type(error).__name__}: {error}. {_UNDRAWN}") from error
+    modes = [] if args.record is None else env.get_attr("metadata")[0].get("render_modes", [])
+    if modes and mode not in modes:
+        env.close()
+        raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes)}.")
+    return env
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ class TeamExperimentManager(ExperimentManager):
     :param env_id: An id of :func:`~sb3_happo.make_joint_vec_env`
     :param log_folder: Runs go to ``<log_folder>/<algo>/<env>_<run>/``
     :param vec_env_type: "dummy" for environments in this process, "subproc" for worker processes, "auto" for what is faster
-    :param config: File with the hyperparameters, by default ``zoo/hyperparams/<algo>.yml``
+    :param config: File with the hyperparameters, or the name of one in ``zoo/hyperparams``; by default ``<algo>``
     :param entry: What stands in for the file's entry
     :param kwargs: As for RL Zoo's
     """
@@ -107,7 +107,9 @@ class TeamExperimentManager(ExperimentManager):
         entry: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        config = config or str(HYPERPARAMS / f"{algo}.yml")
+        # A file of the zoo's, by its name; otherwise RL Zoo's: a YAML file's path, or a Python module
+        own = HYPERPARAMS / f"{config or algo}.yml"
+        config = str(own) if own.is_file() or not config else config
         super().__init__(args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs)
         self.vec_env_type = vec_env_type
         self.entry = entry
@@ -212,17 +214,21 @@ class TeamExperimentManager(ExperimentManager):
         :return: Vectorised, with the wrappers and the normalisation of the entry
         """
         env_id = self.env_name.gym_id
-        monitor_dir = None if eval_env or no_log else self.save_path
-        kwargs: dict[str, Any] = {"env_kwargs": self.eval_env_kwargs if eval_env else self.env_kwargs}
+        kwargs: dict[str, Any] = {}
         if not is_vectorised(env_id):
-            kwargs |= {
-                "monitor_dir": monitor_dir,
-                "monitor_kwargs": self.monitor_kwargs,
-                "wrapper_class": self.env_wrapper,
-                "wrappers": [self.team_wrapper] if self.team_wrapper else None,
-                "vec_env_cls": self._vec_env_cls(eval_env),
-            }
-        env = make_joint_vec_env(env_id, n_envs, self.seed + EVAL_SEED * eval_env, joint_kwargs=self.joint_kwargs, **kwargs)
+            kwargs["monitor_dir"] = None if eval_env or no_log else self.save_path
+            kwargs["vec_env_cls"] = self._vec_env_cls(eval_env)
+        env = make_joint_vec_env(
+            env_id,
+            n_envs,
+            self.seed + EVAL_SEED * eval_env,
+            wrapper_class=self.env_wrapper,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            monitor_kwargs=self.monitor_kwargs,
+            joint_kwargs=self.joint_kwargs,
+            wrappers=[self.team_wrapper] if self.team_wrapper else None,
+            **kwargs,
+        )
         if not any(env.env_is_wrapped(Monitor)):  # a simulator that runs many at a time without counting itself
             env = VecMonitor(env)
         if self.vec_env_wrapper is not None:

@@ -3,7 +3,7 @@ Film the agents that come with the zoo, without a display.
 
     python zoo/gallery.py
 
-One GIF per agent goes to ``docs/gallery``.
+One GIF per agent goes to ``docs/gallery``, unless its environment cannot be drawn here.
 """
 
 import argparse
@@ -35,11 +35,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         film = args.out / f"{trained['algo']}-{path.parent.name}.gif"
         # The bodies run out of the default camera's sight
         camera = ["--env-kwargs", 'camera_name:"track"'] if trained["env"].startswith("mamujoco/") else []
-        enjoy.main([
-            *camera,
-            *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
-            *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
-        ])  # fmt: skip
+        try:
+            enjoy.main([
+                *camera,
+                *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
+                *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
+            ])  # fmt: skip
+        except SystemExit:  # it has said why
+            print(f"{film}: not made")
+            continue
         print(f"{film}: {film.stat().st_size / 1024:.0f} kB")
 
 

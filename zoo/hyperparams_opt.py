@@ -16,36 +16,64 @@ NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=
 _N_STEPS_UNIT = 8
 
 
+def _sample(additional_args: dict[str, Any], **candidates: Callable[[], Any]) -> dict[str, Any]:
+    """
+    :param additional_args: ``fixed``: hyperparameters that are not searched, so that nothing is suggested for them in vain
+    :param candidates: For each hyperparameter, what asks the trial for it
+    :return: Those that are searched
+    """
+    fixed = additional_args.get("fixed", {})
+    return {name: ask() for name, ask in candidates.items() if name not in fixed}
+
+
 def _sample_team(
-    trial: optuna.Trial, n_envs: int, additional_args: dict[str, Any], rollout_pow: tuple[int, int], minibatches: bool = True
+    trial: optuna.Trial,
+    n_envs: int,
+    additional_args: dict[str, Any],
+    rollout_pow: tuple[int, int],
+    minibatches: bool = True,
+    policy_kwargs: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """
     What all algorithms have: rollouts, critic, networks.
 
     :param trial: Asked for values
     :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
     :param rollout_pow: Exponents of the smallest and the largest rollout, in joint transitions
     :param minibatches: Whether rollouts are divided
+    :param policy_kwargs: For more keyword arguments of the policy, what asks for them
     :return: Hyperparameters
     """
-    n_rows = 2 ** trial.suggest_int("rollout_pow", *rollout_pow)
-    n_steps = max(round(n_rows / n_envs / _N_STEPS_UNIT), 1) * _N_STEPS_UNIT
-    net_arch = trial.suggest_categorical("net_arch", list(NET_ARCHS))
-    activation_fn = trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
-    policy_kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[net_arch], "activation_fn": ACTIVATIONS[activation_fn]}
-    if additional_args.get("continuous"):
-        policy_kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
-    hyperparams = {
-        "n_steps": n_steps,
-        "gamma": _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
-        "gae_lambda": _rounded(1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)),
-        "max_grad_norm": _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
-        "normalize": NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
-        "policy_kwargs": policy_kwargs,
-    }
+
+    def n_steps() -> int:
+        n_rows = 2 ** trial.suggest_int("rollout_pow", *rollout_pow)
+        return max(round(n_rows / n_envs / _N_STEPS_UNIT), 1) * _N_STEPS_UNIT
+
+    def networks() -> dict[str, Any]:
+        net_arch = trial.suggest_categorical("net_arch", list(NET_ARCHS))
+        activation_fn = trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
+        kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[net_arch], "activation_fn": ACTIVATIONS[activation_fn]}
+        if additional_args.get("continuous"):
+            kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
+        return kwargs | {name: ask() for name, ask in (policy_kwargs or {}).items()}
+
+    hyperparams = _sample(
+        additional_args,
+        n_steps=n_steps,
+        policy_kwargs=networks,
+        gamma=lambda: _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
+        gae_lambda=lambda: _rounded(1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)),
+        max_grad_norm=lambda: _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
+        normalize=lambda: NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
+    )
     if minibatches:
-        hyperparams["batch_size"] = n_steps * n_envs // trial.suggest_categorical("n_minibatches", [1, 2, 4, 8])
+        n_rows = int(hyperparams.get("n_steps") or additional_args["fixed"]["n_steps"]) * n_envs
+
+        def batch_size() -> int:
+            return max(n_rows // trial.suggest_categorical("n_minibatches", [1, 2, 4, 8]), 2)
+
+        hyperparams |= _sample(additional_args, batch_size=batch_size)
     return hyperparams
 
 
@@ -60,21 +88,29 @@ def _sample_ent_coef(trial: optuna.Trial) -> float | str:
     return _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True))
 
 
-def sample_happo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_happo_params(
+    trial: optuna.Trial,
+    n_actions: int,
+    n_envs: int,
+    additional_args: dict[str, Any],
+    policy_kwargs: dict[str, Callable[[], Any]] | None = None,
+) -> dict[str, Any]:
     """
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
     :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
+    :param policy_kwargs: For more keyword arguments of the policy, what asks for them
     :return: Hyperparameters of HAPPO
     """
-    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | {
-        "learning_rate": _rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
-        "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
-        "n_epochs": trial.suggest_int("n_epochs", 2, 20, log=True),
-        "clip_range": trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
-        "ent_coef": _sample_ent_coef(trial),
-    }
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13), policy_kwargs=policy_kwargs) | _sample(
+        additional_args,
+        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
+        critic_learning_rate=lambda: _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        n_epochs=lambda: trial.suggest_int("n_epochs", 2, 20, log=True),
+        clip_range=lambda: trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
+        ent_coef=lambda: _sample_ent_coef(trial),
+    )
 
 
 def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -82,16 +118,19 @@ def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
     :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
     :return: Hyperparameters of MAPPO and IPPO: HAPPO's, and who shares a network
     """
-    hyperparams = sample_happo_params(trial, n_actions, n_envs, additional_args)
-    sharing = trial.suggest_categorical("sharing", ["shared", "shared with agent's id", "each its own"])
-    hyperparams["policy_kwargs"] |= {
-        "share_parameters": sharing != "each its own",
-        "append_agent_id": sharing == "shared with agent's id",
+
+    def sharing(*kinds: str) -> bool:
+        # Optuna gives the same answer to the same question of a trial
+        return trial.suggest_categorical("sharing", ["shared", "shared with agent's id", "each its own"]) in kinds
+
+    more: dict[str, Callable[[], Any]] = {
+        "share_parameters": lambda: sharing("shared", "shared with agent's id"),
+        "append_agent_id": lambda: sharing("shared with agent's id"),
     }
-    return hyperparams
+    return sample_happo_params(trial, n_actions, n_envs, additional_args, more)
 
 
 def sample_hatrpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -99,16 +138,17 @@ def sample_hatrpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
     :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
     :return: Hyperparameters of HATRPO, whose learning rate, minibatches and passes are the critic's
     """
-    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | {
-        "learning_rate": _rounded(trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True)),
-        "n_epochs": trial.suggest_int("n_epochs", 2, 20, log=True),
-        "target_kl": _rounded(trial.suggest_float("target_kl", 1e-3, 3e-2, log=True)),
-        "cg_damping": _rounded(trial.suggest_float("cg_damping", 1e-2, 0.5, log=True)),
-        "accept_ratio": trial.suggest_categorical("accept_ratio", [0.1, 0.3, 0.5]),
-    }
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | _sample(
+        additional_args,
+        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True)),
+        n_epochs=lambda: trial.suggest_int("n_epochs", 2, 20, log=True),
+        target_kl=lambda: _rounded(trial.suggest_float("target_kl", 1e-3, 3e-2, log=True)),
+        cg_damping=lambda: _rounded(trial.suggest_float("cg_damping", 1e-2, 0.5, log=True)),
+        accept_ratio=lambda: trial.suggest_categorical("accept_ratio", [0.1, 0.3, 0.5]),
+    )
 
 
 def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
@@ -116,16 +156,17 @@ def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
     :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
     :return: Hyperparameters of HAA2C: one pass of the actors over short rollouts, several of the critic
     """
-    return _sample_team(trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False) | {
-        "learning_rate": _rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
-        "critic_learning_rate": _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
-        "batch_size": None,
-        "critic_n_epochs": trial.suggest_int("critic_n_epochs", 1, 15, log=True),
-        "ent_coef": _sample_ent_coef(trial),
-    }
+    return _sample_team(trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False) | _sample(
+        additional_args,
+        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
+        critic_learning_rate=lambda: _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        batch_size=lambda: None,
+        critic_n_epochs=lambda: trial.suggest_int("critic_n_epochs", 1, 15, log=True),
+        ent_coef=lambda: _sample_ent_coef(trial),
+    )
 
 
 Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]

@@ -2,7 +2,7 @@
 Run a line of ``zoo/benchmark.md`` again, and say whether it comes out as it did.
 
     python zoo/reproduce.py happo/mpe2/simple_spread_v3
-    python zoo/reproduce.py b6cb65 --seed 1
+    python zoo/reproduce.py 07c5df --seed 1
 
 A line is named by its id, or by algorithm and environment: the zoo's own settings, if there are several. The seed is by
 default the one whose result is in the middle of those recorded. Its return has been reproduced if it lies inside the recorded

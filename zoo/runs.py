@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import train
 import yaml  # type: ignore[import-untyped]
+from cli import prepare
 from enjoy import Episode, play
 from exp_manager import EVAL_SEED, TeamExperimentManager, check_keys, is_expression, load_agent, versions
 from gymnasium import spaces
@@ -91,13 +92,21 @@ class RandomTeam:
         return sample_actions(self.action_space, observation, len(next(iter(observation.values())))), None
 
 
-def make_run(algo: str, env: str, seed: int, settings: str | None = None, changes: dict[str, Any] | None = None) -> Run:
+def make_run(
+    algo: str,
+    env: str,
+    seed: int,
+    settings: str | None = None,
+    changes: dict[str, Any] | None = None,
+    n_episodes: int | None = None,
+) -> Run:
     """
     :param algo: Algorithm, or ``"random"``
     :param env: One of the settings' entries
     :param seed: Of the training
     :param settings: File of hyperparameters, as :func:`records.read_entries` takes it; by default the algorithm's own
     :param changes: What replaces hyperparameters of the entry
+    :param n_episodes: Of the evaluation, for the command; None for the usual number
     :return: The run
     """
     settings, changes = settings or default_settings(algo), changes or {}
@@ -107,6 +116,8 @@ def make_run(algo: str, env: str, seed: int, settings: str | None = None, change
     if changes:
         words.append("--hyperparams")
         words += [f"{name}:{value if is_expression(value) else repr(value)}" for name, value in changes.items()]
+    if n_episodes is not None:
+        words += ["--eval-episodes", str(n_episodes)]
     return Run(
         algo=algo,
         env=env,
@@ -173,6 +184,7 @@ def train_and_evaluate(
     :raises RuntimeError: If the training ended early
     """
     folder.mkdir(parents=True, exist_ok=True)
+    prepare(argparse.Namespace(gym_packages=[], seed=run.seed, num_threads=n_threads))
     model: Any
     if run.algo == "random":
         manager = configured(run)

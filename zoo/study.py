@@ -55,7 +55,10 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
         if not url.endswith(".log"):
             raise ValueError(f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db")
         _prepare_file(url, Path(url), create)
-        return JournalStorage(JournalFileBackend(url))
+        try:
+            return JournalStorage(JournalFileBackend(url))
+        except (ValueError, KeyError, OSError) as error:
+            raise ValueError(f"--storage {url} is no journal file of Optuna's: {error}") from error
     database = scheme.partition("+")[0]
     if database not in DATABASES:
         near = nearest(database, DATABASES)
@@ -69,6 +72,9 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
     for attempt in range(3):
         try:
             return RDBStorage(url, engine_kwargs=engine_kwargs)
+        except ImportError as error:
+            driver = {"postgresql": "psycopg2-binary", "mysql": "mysqlclient"}.get(database, scheme)
+            raise ImportError(f"--storage {url} needs a driver of the database: pip install {driver} ({error})") from error
         except sqlalchemy.exc.IntegrityError as error:  # another process was making the same new database
             last: Exception = error
             time.sleep(0.5 * (attempt + 1))

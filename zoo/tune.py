@@ -134,7 +134,9 @@ class Tuning:
         )
         settings = {name: getattr(args, name) for name in _SETTINGS}
         settings |= {"env_kwargs": repr(args.env_kwargs), "entry": as_entry(self.base, {}, {})}
-        before = study.user_attrs.get("settings", settings)
+        settings["hyperparams"] = {name: repr(value) for name, value in sorted(self.fixed.items())}
+        # Studies of before "hyperparams" was noted do not say what was fixed
+        before = {"hyperparams": settings["hyperparams"]} | study.user_attrs.get("settings", settings)
         for saved in (settings, before):
             saved["entry"] = {name: value for name, value in saved["entry"].items() if name not in self.searched}
         if before != settings:
@@ -176,8 +178,7 @@ class Tuning:
         return self.summary(finals)
 
     def _sample(self, trial: optuna.Trial) -> dict[str, Any]:
-        sampled = TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, {"continuous": self.continuous})
-        return {name: value for name, value in sampled.items() if name not in self.fixed}
+        return TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, {"continuous": self.continuous, "fixed": self.fixed})
 
     def summary(self, values: Sequence[float]) -> float:
         """

@@ -1,5 +1,8 @@
 """The actors: one agent's policy, and the team of them with its critic."""
 
+import difflib
+import inspect
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -406,7 +409,8 @@ class AgentPolicy(BasePolicy, TeamModel):
         masks = masks[..., -self.n_choices :].reshape(-1, self.n_choices)
         if len(self.rows_without_choice(masks)):
             raise ValueError("The action mask allows no action at all; at least one choice must be legal.")
-        return th.as_tensor(masks, device=self.device)
+        # A copy of what is read-only, such as the mask of an agent that is absent: PyTorch warns of others
+        return th.as_tensor(masks if masks.flags.writeable else masks.copy(), device=self.device)
 
     def rows_without_choice(self, action_masks: np.ndarray) -> np.ndarray:
         """
@@ -464,6 +468,27 @@ class AgentPolicy(BasePolicy, TeamModel):
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             return columns.long() + th.as_tensor(space.start, device=actions.device)
         return columns
+
+
+# What policy_kwargs may say of an agent's policy; the rest follows from the environment and the team
+_AGENT_KWARGS = {*inspect.signature(AgentPolicy.__init__).parameters} - {
+    *("self", "observation_space", "action_space", "lr_schedule", "masked", "agent_id")
+}
+
+
+def _check_names(given: Iterable[str], known: set[str], names: set[str], where: str) -> None:
+    """
+    :param given: Keyword arguments
+    :param known: Those that there are
+    :param names: Among which to look for what was meant
+    :param where: Where they were given, for the error
+    :raises ValueError: If one means nothing
+    """
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(names - {"self"}), n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(known))}."
+            raise ValueError(f"{where} knows no {name!r}. {hint}")
 
 
 def unbatch(space: spaces.Space, action: Any) -> Any:
@@ -582,8 +607,12 @@ class JointPolicy(BasePolicy):
         self.agents = tuple(action_space.spaces)
         self.action_dtype = joint_action_dtype(action_space)
         agent_kwargs = agent_kwargs or {}
-        for agent in agent_kwargs:
+        own = set(inspect.signature(JointPolicy.__init__).parameters)
+        _check_names(kwargs, _AGENT_KWARGS, own | _AGENT_KWARGS, "policy_kwargs")
+        for agent, overrides in agent_kwargs.items():
             self._check_agent(agent, "policy_kwargs['agent_kwargs']")
+            known = _AGENT_KWARGS | {"learning_rate"}
+            _check_names(overrides, known, known, f"policy_kwargs['agent_kwargs'][{agent!r}]")
         self._init_kwargs: dict[str, Any] = dict(
             net_arch=net_arch,
             normalize_value=normalize_value,

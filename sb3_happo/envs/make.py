@@ -5,7 +5,8 @@ import importlib
 import importlib.util
 import pkgutil
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -235,16 +236,20 @@ def _env_function(id: str, path: str) -> Callable[..., Any]:
     if function is None:
         raise ValueError(
             f"The module {name} of the id {id!r} has neither `parallel_env` nor `env`; define one that returns the env."
+            f"{_nearest_ids(id, _module_ids(package))}"
         )
     return function
+
+
+def _nearest_ids(id: str, ids: Sequence[str]) -> str:
+    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(id, ids, n=3)
+    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
 def _unresolved(id: str, package: str) -> ValueError:
     own = _module_ids(package)
     others = [other for family in _INSTALL if family != package for other in _module_ids(family)]
-    ids = [*gym.registry, *own, *others]
-    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(id, ids, n=3)
-    hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    hint = _nearest_ids(id, [*gym.registry, *own, *others, *_vectorised_ids()])
     if not own and package != _MAMUJOCO:
         install = f"pip install {_INSTALL[package]}" if package in _INSTALL else "install the package that has it"
         hint += f" If it is not installed, {install}, or put it on the Python path." if package else ""
@@ -264,6 +269,13 @@ def _module_ids(package: str) -> list[str]:
     if package == "mpe2":
         ids += [re.sub(r"(_v\d+)$", r"_continuous\1", id) for id in ids if re.search(r"_v\d+$", id)]
     return ids
+
+
+def _vectorised_ids() -> list[str]:
+    robots = [id.removeprefix(_MAMUJOCO) for id in gym.registry if id.startswith(_MAMUJOCO + "/")]
+    vmas = importlib.util.find_spec("vmas")  # which is not imported for it, with PyTorch
+    folders = [str(Path(folder) / "scenarios") for folder in (vmas and vmas.submodule_search_locations) or ()]
+    return [f"envpool{robot}" for robot in robots] + [f"vmas/{module.name}" for module in pkgutil.iter_modules(folders)]
 
 
 def _missing(id: str, package: str, error: ImportError) -> ImportError:

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -352,7 +353,13 @@ def _make_simulator(scenario: Any, **kwargs: Any) -> Any:
     if isinstance(scenario, str) and not scenario.endswith(".py") and scenario not in known:
         near = difflib.get_close_matches(scenario, known, n=3, cutoff=0.0)
         raise ValueError(f"VMAS has no scenario {scenario!r}. Did you mean {', '.join(map(repr, near))}?")
-    return vmas.make_env(scenario, **kwargs)
+    with warnings.catch_warnings():
+        # VMAS itself only warns of arguments that the scenario does not know, and goes on without them
+        warnings.filterwarnings("error", "Scenario kwargs")
+        try:
+            return vmas.make_env(scenario, **kwargs)
+        except UserWarning as warning:
+            raise ValueError(f"{str(warning).partition(' This will')[0]} Correct or remove them.") from warning
 
 
 def _gymnasium_space(space: Any) -> spaces.Space:

@@ -212,6 +212,21 @@ def test_ids_that_do_not_resolve(algorithm: type[HAPPO]) -> None:
             algorithm(*args)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right", "needs"),
+    [
+        ("mpe2/simple_spread", "mpe2/simple_spread_v3", "mpe2"),  # a module that makes no environment
+        ("envpol/HalfCheetah-2x3-v1", "envpool/HalfCheetah-2x3-v1", "gymnasium_robotics"),
+        ("vmass/balance", "vmas/balance", "vmas"),
+        ("balance", "vmas/balance", "vmas"),
+    ],
+)
+def test_the_nearest_ids(wrong: str, right: str, needs: str) -> None:
+    pytest.importorskip(needs)
+    with pytest.raises(ValueError, match=rf"Did you mean .*'{right}'"):
+        HAPPO(wrong)
+
+
 def test_unknown_policies() -> None:
     with pytest.raises(ValueError, match=r"Unknown policy 'MlpPolcy'; did you mean 'MlpPolicy'"):
         HAPPO("MlpPolcy", MatrixGame())

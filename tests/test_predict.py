@@ -158,6 +158,15 @@ def test_a_single_legal_action_is_taken() -> None:
     assert list(model.predict(obs)[0]["agent_1"]) == [2, 1]
 
 
+def test_masks_that_may_not_be_written_to(recwarn: pytest.WarningsRecorder) -> None:
+    """Such as the zeros broadcast for an agent that is absent."""
+    model = small(HAPPO, MaskedGame(), seed=0)
+    mask = np.eye(4, dtype=np.int8)[2]
+    mask.flags.writeable = False
+    assert model.predict({"agent_0": {"observation": np.zeros(1, np.float32), "action_mask": mask}})[0] == {"agent_0": 2}
+    assert not [warning for warning in recwarn if "writ" in str(warning.message)]
+
+
 def test_masks_of_a_batch() -> None:
     model = small(HAPPO, MaskedGame(), seed=0)
     own, masks = np.zeros((4, 1), np.float32), np.eye(4, dtype=np.int8)

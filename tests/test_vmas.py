@@ -113,6 +113,12 @@ def trainee(algorithm: type[HAPPO], env: Any, **kwargs: Any) -> HAPPO:
 # ---------------------------------------------------------------- the contract
 
 
+def test_arguments_that_no_scenario_knows() -> None:
+    """VMAS itself would go on without them."""
+    with pytest.raises(ValueError, match=r"\{'n_agentz': 3\} passed but not used by the scenario. Correct or remove them"):
+        make_joint_vec_env("vmas/balance", 2, env_kwargs={"n_agentz": 3})
+
+
 @pytest.mark.parametrize("form", ["continuous", "discrete", "multidiscrete"])
 @pytest.mark.parametrize("scenario", ["balance", "simple_reference"])  # the agents of the second speak as well
 def test_contract(scenario: str, form: str) -> None:

@@ -293,6 +293,9 @@ def test_reproduced_or_not(
         (["--envs", "mpe2/simple_spred_v3"], SPREAD),
         (["--settings", "happo_harn"], "happo_harl"),
         (["--hyperparams", "agent_order:fixed"], "quote"),
+        (["--hyperparams", "normalize:'yes'"], "NameError: name 'yes'"),
+        (["--hyperparams", "env_wrapper:'gymnasium.wrappers.NoSuch'"], "NoSuch"),
+        (["-n", "0"], "must be at least 1"),
         (["--n-jobs", "0"], "at least 1"),
         (["--hyperparams", "ent_ceof:0.1"], "'ent_coef'"),
         (["--hyperparams", "ent_coef:LinearShedule(0.1, 0.0, 1.0)"], "no valid expression"),
@@ -362,7 +365,41 @@ def test_settings_that_were_changed_on_the_command_line(
     assert records.same_entry(record(hyperparams=changed), best) is None
 
 
+def test_a_random_team_finds_the_users_own_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a trained one does: in the folder where the benchmark is called."""
+    (tmp_path / "her_pkg").mkdir()
+    (tmp_path / "her_pkg" / "her_env_v0.py").write_text("from mpe2.simple_spread_v3 import parallel_env  # noqa")
+    (tmp_path / "her.yml").write_text("her_pkg/her_env_v0: {n_timesteps: 100}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    runs = importlib.import_module("runs")
+    run = runs.make_run("random", "her_pkg/her_env_v0", 3, "her.yml", n_episodes=20)
+    assert run.command.endswith("--settings her.yml --eval-episodes 20 --seeds 3")
+    record = runs.train_and_evaluate(run, tmp_path / "logs", n_episodes=20)
+    assert record["episodes"] == 20 and record["return"] < 0
+
+
 # ---------------------------------------------------------------- what is shipped
+
+
+def test_the_gallery_goes_on_where_one_cannot_be_filmed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    gallery = importlib.import_module("gallery")
+    for env in ("a", "b"):
+        folder = tmp_path / "agents" / "happo" / f"{env}_1" / env
+        folder.mkdir(parents=True)
+        (folder / "args.yml").write_text(f"{{algo: happo, env: {env}}}")
+    (tmp_path / "happo-b.gif").write_bytes(b"film")
+
+    def film(arguments: list[str]) -> None:
+        if "a" in arguments:
+            sys.exit(2)
+
+    monkeypatch.setattr(gallery.enjoy, "main", film)
+    gallery.main(["--agents", str(tmp_path / "agents"), "--out", str(tmp_path)])
+    told = capsys.readouterr().out.splitlines()
+    assert told == [f"{tmp_path / 'happo-a.gif'}: not made", f"{tmp_path / 'happo-b.gif'}: 0 kB"]
 
 
 def test_film(finished: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The zoo's train and enjoy scripts, with tiny budgets."""
 
+import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +90,14 @@ def test_calls_on_the_command_line_are_what_they_are_in_a_file(train: ModuleType
     assert type(model.policies["agent_0"].optimizer).__name__.endswith("SGD")
 
 
+def test_files_of_the_zoo_go_by_their_names(manager: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    wanted = {None: "happo.yml", "happo_1m": "happo_1m.yml", "mine.yml": "mine.yml", "my.module": "my.module"}
+    for config, path in wanted.items():
+        made = manager.TeamExperimentManager(argparse.Namespace(), "happo", SPREAD, log_folder="", config=config)
+        assert made.config in (path, str(ZOO / "hyperparams" / path))
+
+
 def test_ids_that_no_folder_may_have(train: ModuleType) -> None:
     assert train.make_parser().parse_args(["--env", "mamujoco/Humanoid-9|8-v1"]).env == "mamujoco/Humanoid-9p8-v1"
 
@@ -149,6 +159,11 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "joint_kwargs:'dict('"], "joint_kwargs: dict( is no valid expression"),
         (["--env", SPREAD, "--env-kwargs", "N_agents:3"], "N_agents"),
         (["--env", SPREAD, "-conf", "happo_hrl.yml"], "happo_harl.yml"),
+        (["--env", SPREAD, "-n", "0"], "-n/--n-timesteps: must be at least 1, not 0"),
+        (["--env", SPREAD, "-params", "policy_kwargs:dict(net_arh=[8])"], "Did you mean 'net_arch'?"),
+        (["--env", "envpol/HalfCheetah-2x3-v1"], "Did you mean 'envpool/HalfCheetah-2x3-v1'"),
+        (["--env", "vmas/balance", "-params", "wrappers:'supersuit.frame_stack_v1'"], "'wrappers' cannot apply to"),
+        (["--env", "envpool/Ant-4x2-v1", "-params", "env_wrapper:'gymnasium.wrappers.ClipReward'"], "'wrapper_class' cannot"),
         (["--env", "mpe2/simple_spred_v3", "-conf", str(ZOO / "hyperparams" / "happo_harl.yml")], f"'{SPREAD}'"),
     ],
 )
@@ -156,7 +171,7 @@ def test_what_is_wrong_is_said_before_any_training(
     train: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        train.main([*arguments, "-n", "200", "-f", str(tmp_path / "logs")])
+        train.main(["-n", "200", *arguments, "-f", str(tmp_path / "logs")])
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
@@ -283,3 +298,40 @@ def test_enjoy_says_what_is_wrong(
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("missing", ["error", "picture"])
+def test_what_cannot_be_drawn_is_said_in_a_line(
+    enjoy: ModuleType,
+    logs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+) -> None:
+    """Whatever a library makes of a missing display."""
+
+    def get_images(env: object) -> list[None]:
+        if missing == "error":
+            raise OSError("no display")
+        return [None]
+
+    monkeypatch.setattr("sb3_happo.vec_env.JointDummyVecEnv.get_images", get_images)
+    film = tmp_path / "team.gif"
+    with pytest.raises(SystemExit) as exit_:
+        enjoy.main(["--env", SPREAD, "-f", str(logs), "--record", str(film)])
+    assert exit_.value.code == 2 and not film.exists()
+    expected = "cannot be drawn here (OSError: no display)" if missing == "error" else "draws no pictures"
+    error = capsys.readouterr().err
+    assert expected in error and "--no-render" in error and "Traceback" not in error
+
+
+def test_mujoco_loads_nothing_to_draw_with_where_nothing_is_drawn(enjoy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails where that is not installed."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    parse = enjoy.make_parser().parse_args
+    for arguments, library in (([], None), (["--no-render"], None), (["--record", "team.gif"], "egl")):
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        enjoy._render_mode(parse(["--env", SPREAD, *arguments]))
+        assert os.environ.get("MUJOCO_GL") == library

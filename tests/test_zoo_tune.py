@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -321,6 +322,20 @@ def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, 
     assert len({entry["learning_rate"] for entry in entries}) == 4
 
 
+@pytest.mark.parametrize("algo", ["happo", "hatrpo", "haa2c", "mappo"])
+def test_what_is_fixed_is_not_searched(tune: ModuleType, algo: str) -> None:
+    """Nothing is suggested in vain, and minibatches divide the rollout that there is."""
+    fixed = ["n_steps:50", "gamma:0.9", "policy_kwargs:dict(net_arch=[8])"]
+    _, tuning, study = tune._prepare(["--algo", algo, "--env", SPREAD, "--hyperparams", *fixed])
+    trial = study.ask()
+    sampled = tuning._sample(trial)
+    assert not {"n_steps", "gamma", "policy_kwargs"} & sampled.keys()
+    assert not {"rollout_pow", "one_minus_gamma", "net_arch", "activation_fn", "sharing"} & trial.params.keys()
+    assert "max_grad_norm" in trial.params
+    if algo != "haa2c":
+        assert sampled["batch_size"] == 50 * 20 // trial.params["n_minibatches"]
+
+
 def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
     _, tuning, _ = tune._prepare(["--algo", "happo", "--env", SPREAD])
     samplers = importlib.import_module("hyperparams_opt")
@@ -409,6 +424,9 @@ def test_a_study_is_not_continued_with_other_settings(
         tune.main([*arguments, "-n", "500"])
     assert exit_.value.code == 2
     assert "n_timesteps was 10000000, now 500" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tune.main([*arguments, "-params", "gamma:0.5"])  # which the first trial has searched
+    assert "hyperparams was {}, now {'gamma': '0.5'}" in capsys.readouterr().err
     # What is searched may have changed in the file, what is not must be the same
     searched = ["learning_rate: lin_1e-3", "gamma: 0.5", "n_timesteps: 1e7"]
     for lines, code in ((searched, None), ([*searched, "n_envs: 3"], 2)):
@@ -426,6 +444,16 @@ def test_a_random_seed_is_drawn_once_for_a_study(tune: ModuleType, quick: Callab
     first = tune.main([*arguments, "--n-trials", "1"])
     assert len(tune.main([*arguments, "--n-trials", "2"]).trials) == 2
     assert first.user_attrs["settings"]["seed"] >= 0
+
+
+def test_storages_that_cannot_be_read(study: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.log"
+    broken.write_text("no journal\nat all\n")
+    with pytest.raises(ValueError, match=r"broken\.log is no journal file"):
+        study.open_storage(str(broken))
+    monkeypatch.setattr(study, "RDBStorage", Mock(side_effect=ImportError("no DB access module")))
+    with pytest.raises(ImportError, match="pip install psycopg2-binary"):
+        study.open_storage("postgresql://user@host/name")
 
 
 def test_storages_with_options(study: ModuleType) -> None:

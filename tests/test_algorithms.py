@@ -365,9 +365,22 @@ def test_learning_rates_follow_their_schedules(algorithm: type[HAPPO]) -> None:
     assert rates(model) == pytest.approx({"agent_0": 5e-4, "agent_1": 2e-3, "agent_2": 5e-4, "critic": 5e-3})
 
 
+def critic_steps(model: HAPPO) -> int:
+    """How many gradient steps the critic takes in one update from 32 joint transitions."""
+    steps: list[None] = []
+    handle = model.critic.optimizer.register_step_post_hook(lambda *_: steps.append(None))
+    assert model.n_steps * model.n_envs == 32
+    model.learn(32)
+    handle.remove()
+    return len(steps)
+
+
 def test_critic_takes_the_actors_rate_and_passes_by_default() -> None:
     model = small(HAPPO, alike_team(), learning_rate=2e-3, n_epochs=7, batch_size=16)
-    assert rates(model)["critic"] == 2e-3 and model.critic_n_epochs == 7 and model.critic_batch_size == 16
+    assert rates(model)["critic"] == 2e-3
+    assert critic_steps(model) == 7 * 2
+    model.n_epochs, model.batch_size = 2, 32  # as after `load(path, n_epochs=2, batch_size=32)`
+    assert critic_steps(model) == 2 * 1
     model = small(HAPPO, alike_team(), n_epochs=3, critic_n_epochs=5, batch_size=16, critic_batch_size=8)
     steps: dict[str, int] = {"actors": 0, "critic": 0}
 

@@ -1,18 +1,21 @@
 """Teams of every kind, end to end: what is legal, what is learned, and who is paid for it."""
 
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
 from pettingzoo import AECEnv, ParallelEnv
 from pettingzoo.utils import BaseWrapper
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.torch_layers import NatureCNN
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureCNN
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
 from sb3_happo.common.policies import AgentPolicy
@@ -436,3 +439,90 @@ def test_supersuits_wrappers_of_images() -> None:
     assert env.observation_space["a"] == spaces.Box(0, 255, (36, 40, 4), np.uint8)
     buffer = trained_on(env).rollout_buffer
     assert buffer.observations["a"].dtype == th.uint8 and buffer.observations["a"].shape[2:] == (4, 36, 40)
+
+
+# ---------------------------------------------------------------- what a team observes, as it is stored
+
+
+@pytest.mark.parametrize("outside", [True, False])
+def test_whole_numbers_that_were_normalised_stay_fractions(outside: bool) -> None:
+    """VecNormalize leaves the dtype of their space. One pass over one batch starts where the rollout was."""
+    counts = spaces.Box(0, 10, (3,), np.uint8)
+    if outside:
+        team = RandomTeam({"a": spaces.Discrete(2), "b": spaces.Discrete(3)}, observation_spaces=dict.fromkeys("ab", counts))
+        env = VecNormalize(make_joint_vec_env(lambda: deepcopy(team), 2, seed=0))
+    else:
+        env = VecNormalize(make_vec_env(partial(Counter, counts), 2, seed=0))
+    model = small(HAPPO, env, n_steps=64, batch_size=None, n_epochs=1)
+    kl: list[float] = []
+    model._log_actors = lambda agents, logs: kl.append(float(logs[0][2]))  # type: ignore[method-assign]
+    model.learn(128)
+    assert kl and max(map(abs, kl)) < 1e-6
+    first = model.rollout_buffer.observations[next(iter(model.rollout_buffer.observations))]
+    assert (first != first.round()).any()
+
+
+class Counter(gym.Env):
+    """A single agent that observes whole numbers."""
+
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        self.observation_space = observation_space
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def _observe(self) -> np.ndarray:
+        return self.np_random.integers(0, 11, 3).astype(np.uint8)
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return self._observe(), 0.0, bool(self.np_random.random() < 0.1), False, {}
+
+
+@pytest.mark.parametrize(("shape", "stacked"), [((40, 40, 3), True), ((40, 40, 12), False), ((12, 40, 40), False)])
+def test_images_are_stacked_as_long_as_their_channels_are_told_from_their_sides(shape: tuple[int, ...], stacked: bool) -> None:
+    image = spaces.Box(0, 255, shape, np.uint8)
+    agents = dict.fromkeys("abcd", spaces.Discrete(2))
+    env = RandomTeam(agents, length=3, observation_spaces=dict.fromkeys(agents, image))
+    assert ("state" in JointEnv(env).observation_space.spaces) == stacked
+    model = small(HAPPO, env, n_steps=2, batch_size=2, n_epochs=1, policy_kwargs=dict(features_extractor_class=Pooled))
+    model.learn(2)
+
+
+class Pooled(BaseFeaturesExtractor):
+    """Hardly anything of images: enough to see that they arrive."""
+
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space, 1)
+
+    def forward(self, observations: Any) -> th.Tensor:
+        images = observations.values() if isinstance(observations, dict) else [observations]
+        return th.stack([image.flatten(start_dim=1).mean(dim=1, keepdim=True) for image in images]).mean(dim=0)
+
+
+def test_images_of_two_orders() -> None:
+    images = {"a": spaces.Box(0, 255, (40, 40, 3), np.uint8), "b": spaces.Box(0, 255, (3, 40, 40), np.uint8)}
+    env = RandomTeam(dict.fromkeys("ab", spaces.Discrete(2)), observation_spaces=images)
+    with pytest.raises(ValueError, match=r"images \['b', .*\] have their channels first, \['a', .*\] have them last"):
+        HAPPO(env)
+
+
+def test_an_entry_called_action_mask_inside_an_observation_is_no_mask() -> None:
+    inner = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "action_mask": spaces.Box(0, 1, (3,), np.int8)})
+    own = spaces.Dict({"inner": inner, "y": spaces.Box(-1, 1, (1,))})
+    env = RandomTeam({"a": spaces.Discrete(3)}, observation_spaces={"a": own})
+    model = small(HAPPO, env).learn(32)
+    space = model.policies["a"].observation_space
+    assert isinstance(space, spaces.Dict) and set(space.spaces) == {"inner/x", "inner/action_mask", "y"}
+    assert model.predict({"a": own.sample()})[0]["a"] in range(3)
+
+
+def test_actions_have_the_dtype_of_their_space() -> None:
+    few = spaces.MultiDiscrete([2, 3], dtype=np.int32)
+    env = RandomTeam({"a": few, "b": spaces.Discrete(2)})
+    model = small(HAPPO, env).learn(32)
+    assert few.contains(env.actions["a"])
+    obs, _ = env.reset(seed=0)
+    assert few.contains(model.predict(obs)[0]["a"])

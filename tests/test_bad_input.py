@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv
+from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from tests.algorithms import alike_team, every_algorithm, random_team, same, small, snapshot
 from tests.envs import MaskedGame, MatrixGame, RandomTeam
@@ -212,6 +212,19 @@ def test_ids_that_do_not_resolve(algorithm: type[HAPPO]) -> None:
             algorithm(*args)
 
 
+def test_one_environment_for_many() -> None:
+    team = RandomTeam(dict.fromkeys("ab", spaces.Discrete(2)))
+    with pytest.raises(ValueError, match="Environments 0 and 1 are one and the same"):
+        make_joint_vec_env(lambda: team, 3)
+    with pytest.raises(TypeError, match="an id, or a function that makes a new environment at each call"):
+        make_joint_vec_env(team, 3)
+
+
+def test_parts_of_the_critic_that_there_are_not() -> None:
+    with pytest.raises(ValueError, match=r"policy_kwargs\['critic_kwargs'\] knows no 'net_arh'. Did you mean 'net_arch'?"):
+        small(HAPPO, alike_team(), policy_kwargs=dict(critic_kwargs=dict(net_arh=[8])))
+
+
 @pytest.mark.parametrize(
     ("wrong", "right", "needs"),
     [
@@ -394,6 +407,12 @@ def test_settings_that_are_changed_at_loading(tmp_path: Path) -> None:
     small(HAPPO, alike_team()).save(tmp_path / "model")
     with pytest.raises(ValueError, match="gamma must be"):
         HAPPO.load(tmp_path / "model", alike_team(), gamma=2)
+    with pytest.raises(ValueError, match="agent_order must be one of"):
+        HAPPO.load(tmp_path / "model", alike_team(), agent_order="randm")
+    with pytest.raises(ValueError, match="normalize_advantage must be"):
+        HAPPO.load(tmp_path / "model", alike_team(), normalize_advantage="Rollout")
+    with pytest.raises(ValueError, match="batch_size must be a whole number, at least 2"):
+        HAPPO.load(tmp_path / "model", alike_team(), batch_size=1)
     HAPPO.load(tmp_path / "model", alike_team(), max_grad_norm=None).learn(32)
 
 
@@ -439,17 +458,23 @@ def test_images_too_small_for_the_cnn() -> None:
         (dict(gamma=1.5), r"gamma must be in \[0, 1\], not 1.5"),
         (dict(gamma=float("nan")), "gamma must be"),
         (dict(gae_lambda=-1), "gae_lambda must be"),
-        (dict(clip_range=0.0), "clip_range must be greater than 0, not 0.0"),
-        (dict(clip_range=None), "clip_range must be greater than 0, not None"),
-        (dict(clip_range_vf=-0.2), "clip_range_vf must be greater than 0, or None, not -0.2"),
+        (dict(clip_range=0.0), "clip_range must be greater than 0, or a schedule of such, not 0.0"),
+        (dict(clip_range=None), "clip_range must be greater than 0, or a schedule of such, not None"),
+        (dict(clip_range_vf=-0.2), "clip_range_vf must be greater than 0, or a schedule of such, or None, not -0.2"),
         (dict(vf_coef=-1.0), "vf_coef must be finite and at least 0"),
         (dict(max_grad_norm=0), "max_grad_norm must be greater than 0, or None"),
         (dict(huber_delta=-1.0), "huber_delta must be"),
         (dict(target_kl=-1.0), "target_kl must be"),
-        (dict(ent_coef=-0.1), "ent_coef must be finite and >= 0; -0.1 is -0.1"),
-        (dict(ent_coef=None), "ent_coef must be a number >= 0 or a schedule"),
+        (dict(ent_coef=-0.1), "ent_coef must be finite and at least 0, or a schedule of such, not -0.1"),
+        (dict(ent_coef=None), "ent_coef must be finite and at least 0, or a schedule of such, not None"),
         (dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)), "is -0.1 when 50% of the training are left"),
-        (dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)), "ent_coef must be a number >= 0 or a schedule"),
+        (dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)), "ent_coef must be finite and at least 0, or a schedule"),
+        (dict(clip_range=lambda progress: -1.0), "is -1.0 when 100% of the training are left"),
+        (dict(clip_range=LinearSchedule(0.2, 0.0, 0.5)), "clip_range must be .* is 0.0 when 50% of the training are left"),
+        (dict(gamma=lambda progress: 0.9), r"gamma must be in \[0, 1\], not <function"),
+        (dict(n_epochs=lambda progress: 3), "n_epochs must be a whole number"),
+        (dict(huber_delta=lambda progress: 1.0), "huber_delta must be"),
+        (dict(critic_batch_size=3.5), "critic_batch_size must be a whole number, at least 2, or None, not 3.5"),
         (dict(ent_coef=lambda progress: float("nan")), "is nan when 100% of the training are left"),
         (dict(agent_order=lambda agents: agents[:1]), "every agent once"),
     ],

@@ -342,6 +342,11 @@ class BlindCartPole(gym.ObservationWrapper):
         return observation[[0, 2]]
 
 
+def test_observations_that_sb3_counts_in_numpys_integers() -> None:
+    env = RandomTeam({"a": spaces.Discrete(2)}, observation_spaces={"a": spaces.MultiDiscrete([2, 3])})
+    small(HAPPO, env, policy_kwargs=dict(recurrent="lstm")).learn(32)
+
+
 def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same weights and random numbers, with whole rollouts as minibatches, the numbers are sb3-contrib's."""
     settings: dict[str, Any] = dict(n_steps=64, batch_size=256, n_epochs=2, learning_rate=1e-3, gamma=0.98, ent_coef=0.01)

@@ -126,9 +126,15 @@ def test_wrong_observations_name_the_agent(model: HAPPO) -> None:
 
 
 def test_integer_names_of_agents() -> None:
-    model = small(HAPPO, RandomTeam({0: spaces.Discrete(2), 1: spaces.Discrete(3)})).learn(32)
-    actions, _ = model.predict({0: np.ones(3, np.float32), 1: np.ones(3, np.float32)})  # type: ignore[dict-item]
-    assert set(actions) == {"0", "1"}
+    """They are answered by the names by which they ask; a joint environment has texts."""
+    env = RandomTeam({0: spaces.Discrete(2), 1: spaces.Discrete(3)})
+    model = small(HAPPO, env).learn(32)
+    obs, _ = env.reset(seed=0)
+    actions, _ = model.predict(obs)
+    assert set(actions) == {0, 1}
+    env.step(actions)
+    joint, _ = JointEnv(env).reset(seed=0)
+    assert set(model.predict(joint)[0]) == {"0", "1"}
 
 
 # ---------------------------------------------------------------- masks

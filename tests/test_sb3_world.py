@@ -1,7 +1,9 @@
 """Callbacks, evaluation, wrappers and loggers of Stable-Baselines3 work unchanged."""
 
+import copy
 import csv
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFram
 
 from sb3_happo import HAPPO, HATRPO, JointEnv, make_joint_vec_env
 from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, random_team, same, small, snapshot
-from tests.envs import HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam
+from tests.envs import HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TurnGame
 
 
 def one_right_answer() -> MatrixGame:
@@ -358,3 +360,49 @@ def test_verbose_tells_the_device(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Using cpu device" in capsys.readouterr().out
     small(HAPPO, one_right_answer()).learn(32)
     assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- callbacks that stop, and look
+
+
+@pytest.mark.parametrize("make", [lambda: TurnGame(3), HeterogeneousTeam, lambda: MaskedGame(length=7)])
+def test_training_goes_on_after_a_callback_has_stopped_it(make: Callable[[], Any]) -> None:
+    """The environments raise on illegal actions, and on those of agents that are not on turn."""
+    for stop in range(1, 9):
+        model = small(HAPPO, make(), n_steps=8, batch_size=8, n_epochs=1, seed=stop)
+        model.learn(64, StopAt(stop))
+        assert model.num_timesteps == stop
+        model.learn(64, reset_num_timesteps=False)
+
+
+class StopAt(BaseCallback):
+    def __init__(self, n_steps: int) -> None:
+        super().__init__()
+        self.n_steps = n_steps
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.n_steps
+
+
+def test_a_callback_may_copy_the_model() -> None:
+    copies: list[HAPPO] = []
+
+    class Copying(BaseCallback):
+        def _on_step(self) -> bool:
+            copies.append(copy.deepcopy(self.model))  # type: ignore[arg-type]
+            return len(copies) < 3
+
+    model = small(HAPPO, alike_team(), seed=0).learn(32, Copying())
+    assert same(snapshot(copies[0].policy), snapshot(model.policy))
+    copies[0].learn(32)
+
+
+def test_a_new_learning_rate_is_the_one_used() -> None:
+    """SB3's way of changing it; an agent with its own keeps that."""
+    own = dict(agent_kwargs={"agent_1": dict(learning_rate=2e-3)})
+    model = small(HAPPO, alike_team(), policy_kwargs=own, learning_rate=1e-3).learn(32)
+    model.learning_rate = 1e-5
+    model._setup_lr_schedule()
+    model.learn(32)
+    rates = [policy.optimizer.param_groups[0]["lr"] for policy in model.policies.values()]
+    assert [*rates, model.critic.optimizer.param_groups[0]["lr"]] == [1e-5, 2e-3, 1e-5, 1e-5]

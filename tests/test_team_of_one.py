@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO
+from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.critics import ValueNet
 from sb3_happo.vec_env import VecTeamOfOne
 from tests.algorithms import collect, small
@@ -170,3 +171,46 @@ def test_what_a_single_agent_calls_active_is_its_own_business(n_envs: int) -> No
     model = small(HAPPO, DummyVecEnv([Blinker] * n_envs))
     collect(model)
     assert model.rollout_buffer.active.all()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
+def test_single_environments_and_vec_envs_take_over_from_each_other(env_id: str, tmp_path: Path) -> None:
+    for first, then in ((make_vec_env(env_id, 2), gym.make(env_id)), (gym.make(env_id), make_vec_env(env_id, 2))):
+        small(HAPPO, first).save(tmp_path / "model")
+        model = HAPPO.load(tmp_path / "model", env=then)
+        model.learn(32)
+        model.set_env(make_joint_vec_env(env_id, model.n_envs))
+
+
+class Picky(gym.Env):
+    """Says in its info what is legal, or in its observation."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, mask_in_info: bool) -> None:
+        self.mask_in_info = mask_in_info
+        own, mask = spaces.Box(-1, 1, (2,)), spaces.Box(0, 1, (3,), np.int8)
+        self.observation_space = own if mask_in_info else spaces.Dict({"observation": own, "action_mask": mask})
+
+    def _seen(self) -> tuple[Any, dict]:
+        own, mask = np.zeros(2, np.float32), np.array([0, 1, 0], np.int8)
+        return (own, {"action_mask": mask}) if self.mask_in_info else ({"observation": own, "action_mask": mask}, {})
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        return self._seen()
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict]:
+        assert action == 1
+        obs, info = self._seen()
+        return obs, 1.0, False, bool(self.np_random.random() < 0.2), info
+
+
+def test_masks_of_single_agent_vec_envs() -> None:
+    """In the observation they are minded, elsewhere refused."""
+    small(HAPPO, DummyVecEnv([lambda: Picky(False)])).learn(64)
+    small(HAPPO, Picky(True)).learn(64)
+    with pytest.raises(ValueError, match="action mask in its info, which a single-agent VecEnv does not carry"):
+        small(HAPPO, DummyVecEnv([lambda: Picky(True)])).learn(64)
+    with pytest.raises(ValueError, match=r"VecNormalize would normalise \['action_mask'\]"):
+        small(HAPPO, VecNormalize(DummyVecEnv([lambda: Picky(False)])))

@@ -659,11 +659,12 @@ HYBRID = spaces.Dict({"move": BOX, "kind": spaces.Discrete(3)})
         (VECTOR, {"agent_0": (3,), "state": (3,)}),
         (MATRIX, {"agent_0": (2, 3), "state": (6,)}),
         (IMAGE, {"agent_0": (36, 36, 3), "state": (36, 36, 3)}),
-        (spaces.Discrete(5), {"agent_0": (), "state": ()}),
+        (spaces.Discrete(5), {"agent_0": (), "state": (5,)}),
         (
             spaces.Dict({"a": IMAGE, "b": MATRIX}),
-            {"agent_0/a": (36, 36, 3), "agent_0/b": (2, 3), "state/a": (36, 36, 3), "state/b": (6,)},
+            {"agent_0/a": (36, 36, 3), "agent_0/b": (2, 3), "state/agent_0/a": (36, 36, 3), "state/agent_0/b": (2, 3)},
         ),
+        (spaces.Dict({"a": VECTOR, "b": MATRIX}), {"agent_0/a": (3,), "agent_0/b": (2, 3), "state": (9,)}),
     ],
 )
 def test_team_of_one(observation_space: spaces.Space, shapes: dict[str, tuple[int, ...]], action_space: spaces.Space) -> None:
@@ -673,14 +674,22 @@ def test_team_of_one(observation_space: spaces.Space, shapes: dict[str, tuple[in
     plain, team = make(), VecTeamOfOne(make())
     assert {key: space.shape for key, space in team.observation_space.items()} == shapes
     assert list(team.action_space) == ["agent_0"]
+    # What is trained in one goes on in the other
+    alone = JointEnv(Plain(observation_space, action_space))
+    assert team.observation_space == alone.observation_space and team.action_space == alone.action_space
     plain.seed(5)
     team.seed(5)
 
     def assert_lifted(joint: dict[str, np.ndarray], obs: Any) -> None:
         for key, shape in shapes.items():
-            part = obs[key.partition("/")[2]] if isinstance(obs, dict) else obs
             assert joint[key].shape[joint[key].ndim - len(shape) :] == shape
             assert joint[key].dtype == team.observation_space[key].dtype != np.float64
+            if isinstance(observation_space, spaces.Discrete) and key == "state":
+                part = np.eye(5)[obs]
+            elif isinstance(obs, dict) and key == "state":
+                part = np.concatenate([obs["a"].reshape(-1, 3), obs["b"].reshape(-1, 6)], axis=1)
+            else:
+                part = obs[key.rpartition("/")[2]] if isinstance(obs, dict) else obs
             np.testing.assert_allclose(joint[key].ravel(), np.ravel(part), rtol=1e-6)
 
     assert_lifted(team.reset(), plain.reset())

@@ -146,7 +146,7 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "learning_rate"], "expected name:value"),
         (["--env", SPREAD, "-params", "learning_rate:"], "expected name:value"),
         (["--env", SPREAD, "-params", "n_epochs:0"], "n_epochs must be a whole number, at least 1"),
-        (["--env", SPREAD, "-params", "ent_coef:LinearSchedule(-0.1, 0.0, 1.0)"], "ent_coef must be finite and >= 0"),
+        (["--env", SPREAD, "-params", "ent_coef:LinearSchedule(-0.1, 0.0, 1.0)"], "ent_coef must be finite and at least 0"),
         (["--env", SPREAD, "-params", "n_envs:'two'"], "n_envs must be a whole number, at least 1, not 'two'"),
         (["--env", SPREAD, "-params", "n_envs:0"], "n_envs must be a whole number, at least 1, not 0"),
         (["--env", SPREAD, "--n-eval-envs", "0"], "--n-eval-envs: must be at least 1, not 0"),

@@ -6,14 +6,22 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_happo.common.critics import MEMORIES
 from sb3_happo.common.memory import owners_of, pack, select
 from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
+from sb3_happo.envs.spaces import FLAGS
 
 _DTYPES = {np.dtype(np.uint8): th.uint8, np.dtype(np.int8): th.int8, np.dtype(np.int64): th.int64}
+
+
+def _storage_dtype(key: str, space: spaces.Space) -> th.dtype:
+    # VecNormalize makes fractions of whole numbers, and leaves the space's dtype as it is
+    quantity = isinstance(space, spaces.Box) and not is_image_space(space) and key.rpartition("/")[2] not in FLAGS
+    return th.float32 if quantity else _DTYPES.get(np.dtype(space.dtype), th.float32)
 
 
 class MultiAgentRolloutBuffer:
@@ -62,7 +70,7 @@ class MultiAgentRolloutBuffer:
             return th.zeros(buffer_size, n_envs, *shape, dtype=dtype, device=self.device)
 
         self.observations = {
-            key: zeros(*(space.shape or ()), dtype=_DTYPES.get(np.dtype(space.dtype), th.float32))
+            key: zeros(*(space.shape or ()), dtype=_storage_dtype(key, space))
             for key, space in self.observation_space.spaces.items()
         }
         policies = policy.policies

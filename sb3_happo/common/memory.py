@@ -49,7 +49,7 @@ class Memory(nn.Module):
         if unknown:
             raise ValueError(f"lstm_kwargs may hold 'bias' and 'dropout', not {unknown}; nothing else fits a policy's memory.")
         self.norm: nn.LayerNorm | None = nn.LayerNorm(input_size) if input_layer_norm else None
-        self.rnn = _LAYERS[kind](input_size, hidden_size, n_layers, **(kwargs or {}))
+        self.rnn = _LAYERS[kind](int(input_size), hidden_size, n_layers, **(kwargs or {}))  # SB3 may count in NumPy's integers
         self.hidden_size = hidden_size
         self.state_shape = (2 if kind == "lstm" else 1, n_layers, hidden_size)
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
@@ -30,11 +31,21 @@ from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.inference import RolloutTeam
 from sb3_happo.common.memory import forget
 from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Setting, check_settings, optional
+from sb3_happo.common.settings import (
+    BATCH_SIZE,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Setting,
+    check_settings,
+    optional,
+    scheduled,
+)
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
-from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE
+from sb3_happo.envs.spaces import ACTION_MASK, FLAGS
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
@@ -80,14 +91,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         "gae_lambda": SHARE,
         "vf_coef": NOT_NEGATIVE,
         "max_grad_norm": optional(POSITIVE),
-        "clip_range_vf": optional(POSITIVE),
-        "critic_n_epochs": COUNT,
+        "batch_size": optional(BATCH_SIZE),
+        "clip_range_vf": optional(scheduled(POSITIVE)),
+        "critic_n_epochs": optional(COUNT),
+        "critic_batch_size": optional(BATCH_SIZE),
         "huber_delta": optional(POSITIVE),
         "chunk_length": optional(COUNT),
     }
     policy: JointPolicy  # type: ignore[assignment]
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
+    n_epochs: int
 
     def __init__(
         self,
@@ -104,7 +118,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         clip_range_vf: float | Schedule | None = None,
         use_clipped_value_loss: bool = False,
         critic_learning_rate: float | Schedule | None = None,
-        critic_n_epochs: int = 10,
+        critic_n_epochs: int | None = None,
         critic_batch_size: int | None = None,
         normalize_value: bool = True,
         huber_delta: float | None = None,
@@ -198,6 +212,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if monitor_wrapper and not is_wrapped(env, Monitor):
                 env = Monitor(env)
             joint = JointDummyVecEnv([lambda: env])
+        check_channel_order(joint.observation_space)
         return OnPolicyAlgorithm._wrap_env(joint, verbose, monitor_wrapper)  # images channels first
 
     def _check_batch_sizes(self, n_envs: int) -> None:
@@ -205,7 +220,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         if n_rows < 2:
             raise ValueError(f"`n_steps * n_envs` must be greater than 1; here n_steps={self.n_steps} and n_envs={n_envs}.")
         sizes = {"batch_size": self.batch_size, "critic_batch_size": self.critic_batch_size}
-        if self.critic_batch_size == self.batch_size:
+        if self.critic_batch_size == self.batch_size:  # one warning is enough
             del sizes["critic_batch_size"]
         for name, size in sizes.items():
             if size is not None and size < 2:
@@ -222,7 +237,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         normalize = None if self.env is None else unwrap_vec_normalize(self.env)
         if isinstance(normalize, VecNormalize) and normalize.norm_obs:
             keys = normalize.norm_obs_keys or []
-            flags = [key for key in keys if key.endswith("/" + ACTION_MASK) or key == ACTIVE]
+            flags = [key for key in keys if key.rpartition("/")[2] in FLAGS]
             if flags:
                 others = [key for key in keys if key not in flags]
                 raise ValueError(
@@ -387,8 +402,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
-            if not callback.on_step():
-                return False
+            goes_on = callback.on_step()
 
             assert isinstance(new_obs, dict)
             next_obs = self._to_tensors(new_obs)
@@ -415,6 +429,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 self._own_values[dones] = 0.0
             self._last_states = states
             self._last_active = self._present("active", dones, infos)
+            if not goes_on:  # only now, so that another `learn` can go on from here
+                return False
 
         with th.no_grad():
             last_values = self.policy.predict_values(obs, self._last_states)
@@ -565,12 +581,14 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Fit the critic to the TD(lambda) returns (the last line of the pseudocode)."""
         data = self.rollout_buffer.critic_data()
         targets = self._critic_targets(data)
-        rate = self.critic_lr_schedule(self._current_progress_remaining)
+        schedule = self.lr_schedule if self.critic_learning_rate is None else self.critic_lr_schedule
+        rate = schedule(self._current_progress_remaining)
         update_learning_rate(self.critic.optimizer, rate)
         params = list(self.critic.parameters())
         losses = []
-        for _ in range(self.critic_n_epochs):
-            for batch in minibatches(targets, self.critic_batch_size):
+        batch_size = self.batch_size if self.critic_batch_size is None else self.critic_batch_size
+        for _ in range(self.n_epochs if self.critic_n_epochs is None else self.critic_n_epochs):
+            for batch in minibatches(targets, batch_size):
                 n_values = batch.returns.numel() if batch.active is None else max(1, int(batch.active.sum()))
 
                 def contribution(piece: CriticBatch, n_values: int = n_values) -> tuple[th.Tensor, th.Tensor]:
@@ -616,6 +634,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         return loss if batch.active is None else loss[batch.active]
 
     # ---------------------------------------------------------------- save and load
+
+    def __getstate__(self) -> dict[str, Any]:
+        # For copies made by callbacks: threads cannot be copied, and are there during `learn` alone
+        return self.__dict__ | {"_executor": None}
 
     def _excluded_save_params(self) -> list[str]:
         # Memories belong to the running environments, as in sb3-contrib's RecurrentPPO
@@ -682,6 +704,24 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             assert data is not None
             check_env_of_model(env, data["observation_space"], data["action_space"])
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+
+
+def check_channel_order(observation_space: spaces.Space) -> None:
+    """
+    :param observation_space: Joint observation space
+    :raises ValueError: If there are images with channels first and others with channels last, of which SB3 transposes all or
+        none
+    """
+    assert isinstance(observation_space, spaces.Dict)
+    images = {key: space for key, space in observation_space.spaces.items() if is_image_space(space)}
+    first = [key for key, space in images.items() if is_image_space_channels_first(space)]  # type: ignore[arg-type]
+    if first and len(first) < len(images):
+        last = [key for key in images if key not in first]
+        raise ValueError(
+            f"The images {first} have their channels first, {last} have them last, and SB3 handles either, not both "
+            "(the smallest axis is taken for the channels). Transpose some in the environment; for the critic's state, "
+            'joint_kwargs=dict(state="observations") makes one of the agents\' images.'
+        )
 
 
 def takes_tensors(env: VecEnv) -> bool:

@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
-from sb3_happo.common.critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
+from sb3_happo.common.critics import MEMORIES, CentralizedCritic, Critic, LocalCritics, ValueNet
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, set_parameters, starts_of_choices
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
@@ -534,8 +534,9 @@ def agent_keys(observation_space: spaces.Dict, agents: tuple[str, ...]) -> dict[
     for key in observation_space.spaces:
         # The longest name wins: "a/b" may be an agent beside "a"
         owners = [agent for agent in agents if key == agent or key.startswith(agent + "/")]
-        if owners and not key.endswith("/" + ACTION_MASK):
-            keys[max(owners, key=len)].append(key)
+        owner = max(owners, key=len, default="")
+        if owners and key != f"{owner}/{ACTION_MASK}":
+            keys[owner].append(key)
     for agent, own in keys.items():
         if not own:
             raise ValueError(
@@ -631,17 +632,19 @@ class JointPolicy(BasePolicy):
         self._mask_keys = {agent: f"{agent}/{ACTION_MASK}" for agent in self.agents}
         own_spaces = {agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents}
         self.groups = self._make_groups(share_parameters, own_spaces, agent_kwargs)
+        #: Of agents with a learning rate of their own
         self.lr_schedules: dict[str, Schedule] = {}
         self.policies: dict[str, AgentPolicy] = {}
         for group in self.groups:
             for index, agent in enumerate(group):
                 overrides = dict(agent_kwargs.get(agent, {}))
                 rate = overrides.pop("learning_rate", None)
-                self.lr_schedules[agent] = lr_schedule if rate is None else FloatSchedule(rate)
+                if rate is not None:
+                    self.lr_schedules[agent] = FloatSchedule(rate)
                 self.policies[agent] = AgentPolicy(
                     own_spaces[agent],
                     action_space.spaces[agent],
-                    self.lr_schedules[agent],
+                    self.lr_schedules.get(agent, lr_schedule),
                     masked=self._mask_keys[agent] in observation_space.spaces,
                     agent_id=(index, len(group)) if append_agent_id and len(group) > 1 else None,
                     **({"net_arch": net_arch} | kwargs | overrides),
@@ -653,6 +656,9 @@ class JointPolicy(BasePolicy):
         shared = {key: value for key, value in kwargs.items() if key in _CRITIC_KWARGS}
         if not enable_critic_lstm:
             shared["recurrent"] = None
+        known = {*inspect.signature(ValueNet.__init__).parameters} - {"self", "observation_space", "n_remembered"}
+        known |= {"normalize_value", "optimizer_class", "optimizer_kwargs"}
+        _check_names(critic_kwargs or {}, known, known, "policy_kwargs['critic_kwargs']")
         critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
         #: Agents whose memories the critic reads
         self.read_by_critic: list[str] = []
@@ -875,8 +881,8 @@ class JointPolicy(BasePolicy):
         :param episode_start: Where an episode begins, so that nothing is remembered, ``(n_envs,)``; None for nowhere
         :param deterministic: Take the most likely actions instead of samples
         :param action_masks: ``{agent: mask}``, where masks do not come within the observations
-        :return: For one environment ``{agent: action}``; for a batch of them a structured array with one row per
-            environment and one field per agent. And the next ``state``
+        :return: For one environment ``{agent: action}``, by the agents' names in the observation; for a batch of them a
+            structured array with one row per environment and one field per agent. And the next ``state``
         :raises ValueError: If an agent is unknown, or its mask is missing
         """
         if len(self.agents) == 1 and self._is_bare(observation):
@@ -908,7 +914,8 @@ class JointPolicy(BasePolicy):
                     states[agent] = after if active is None else _kept(active[agent], after, states.get(agent))
                 batched = batched or policy.is_vectorized_observation(policy.split_mask(own[agent])[0])
         if not batched:
-            return answers, states or None
+            names = {str(name): name for name in observation}  # the environment may count its agents
+            return {names.get(agent, agent): action for agent, action in answers.items()}, states or None
         n_envs = len(next(iter(answers.values())))
         joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers]))
         for agent, actions in answers.items():

@@ -13,6 +13,8 @@ AGENT_STATES = "agent_states"
 ACTION_MASK = "action_mask"
 ACTIVE = "active"
 OBSERVATION = "observation"
+#: Last parts of the keys of entries that are 0 or 1 and mean that: no quantities
+FLAGS = (ACTION_MASK, ACTIVE)
 
 _PLAIN_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _PLAIN_OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -36,7 +38,7 @@ def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
     """
     The dtype of a team's joint actions: a structured array with one row per environment and one field per agent.
 
-    Discrete becomes an int64 scalar, MultiDiscrete int64 of its shape, MultiBinary int8 of its shape, Box float32 of its
+    Discrete becomes an int64 scalar, MultiDiscrete its own dtype and shape, MultiBinary int8 of its shape, Box float32 of its
     shape, and a Dict or Tuple a nested structured field whose sub-fields are named by key, or "0", "1", ... The fields hold
     actions of the agents' own spaces: a Discrete with ``start=5`` counts from 5.
 
@@ -51,8 +53,10 @@ def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
 def _field_dtype(space: spaces.Space) -> np.dtype:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return np.dtype([(name, _field_dtype(subspace)) for name, _, subspace in subspaces(space)])
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return np.dtype((np.int64, space.shape))
+    if isinstance(space, spaces.Discrete):
+        return np.dtype(np.int64)
+    if isinstance(space, spaces.MultiDiscrete):
+        return np.dtype((space.dtype, space.shape))
     if isinstance(space, spaces.MultiBinary):
         return np.dtype((np.int8, space.shape))
     if isinstance(space, spaces.Box):

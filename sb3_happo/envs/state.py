@@ -116,16 +116,23 @@ class StackedImages:
     """
 
     def __init__(self, leaves: list[Leaf]) -> None:
-        shape = leaves[0].space.shape
-        assert shape is not None
         self._keys = [leaf.key for leaf in leaves]
-        self._axis = 0 if int(np.argmin(shape)) == 0 else 2  # SB3's rule: channels are first where that axis is the smallest
-        stacked = list(shape)
-        stacked[self._axis] *= len(leaves)
+        self.channels_axis = self.channels_axis_of(leaves[0].space)
+        stacked = list(leaves[0].space.shape or ())
+        stacked[self.channels_axis] *= len(leaves)
         self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(0, 255, tuple(stacked), np.uint8)}
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
-        observations[STATE] = np.concatenate([observations[key] for key in self._keys], axis=self._axis)
+        observations[STATE] = np.concatenate([observations[key] for key in self._keys], axis=self.channels_axis)
+
+    @staticmethod
+    def channels_axis_of(space: spaces.Space) -> int:
+        """
+        :param space: Of an image
+        :return: 0 or 2, by SB3's rule: channels are first where that axis is the smallest
+        """
+        assert space.shape is not None
+        return 0 if int(np.argmin(space.shape)) == 0 else 2
 
 
 class SeparateObservations:
@@ -156,7 +163,9 @@ def concatenated_observations(leaves: list[Leaf]) -> StateSource:
     if not any(images):
         return VectorState(FlatObservations(leaves))
     if all(images) and len({leaf.space.shape for leaf in leaves}) == 1:
-        return StackedImages(leaves)
+        stack = StackedImages(leaves)
+        if stack.channels_axis == stack.channels_axis_of(stack.spaces[STATE]):
+            return stack  # otherwise so many channels that SB3 would take them for height or width
     return SeparateObservations(leaves)
 
 

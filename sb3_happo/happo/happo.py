@@ -12,7 +12,7 @@ from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
-from sb3_happo.common.settings import COUNT, POSITIVE, Setting, optional
+from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, Setting, optional, scheduled
 from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
 
@@ -92,7 +92,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     settings: ClassVar[dict[str, Setting]] = {
         "n_epochs": COUNT,
         **MultiAgentOnPolicyAlgorithm.settings,
-        "clip_range": POSITIVE,
+        "clip_range": scheduled(POSITIVE),
+        "ent_coef": scheduled(NOT_NEGATIVE),
         "target_kl": optional(POSITIVE),
     }
 
@@ -145,8 +146,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             clip_range_vf=clip_range_vf,
             use_clipped_value_loss=use_clipped_value_loss,
             critic_learning_rate=critic_learning_rate,
-            critic_n_epochs=n_epochs if critic_n_epochs is None else critic_n_epochs,
-            critic_batch_size=batch_size if critic_batch_size is None else critic_batch_size,
+            critic_n_epochs=critic_n_epochs,
+            critic_batch_size=critic_batch_size,
             normalize_value=normalize_value,
             huber_delta=huber_delta,
             chunk_length=chunk_length,
@@ -160,10 +161,6 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             device=device,
             _init_setup_model=False,
         )
-        if normalize_advantage not in (True, False, "minibatch", "rollout"):
-            raise ValueError(f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {normalize_advantage!r}")
-        if not callable(agent_order) and agent_order not in get_args(AgentOrderName):
-            raise ValueError(f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {agent_order!r}")
         self.n_epochs = n_epochs
         self.clip_range = clip_range
         self.normalize_advantage = normalize_advantage
@@ -173,22 +170,14 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             self._setup_model()
 
     def _setup_model(self) -> None:
+        if self.normalize_advantage not in (True, False, "minibatch", "rollout"):
+            raise ValueError(f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {self.normalize_advantage!r}")
+        if not callable(self.agent_order) and self.agent_order not in get_args(AgentOrderName):
+            raise ValueError(f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {self.agent_order!r}")
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
-        for progress in (1.0, 0.5, 0.0):
-            self._check_ent_coef(progress)
         if callable(self.agent_order):
             self._own_order(self.agent_order)  # once in vain, so that a wrong one is refused before any training
-
-    def _check_ent_coef(self, progress: float) -> None:
-        given = self.ent_coef
-        try:
-            value = float(self._ent_coef(progress))
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise ValueError(f"ent_coef must be a number >= 0 or a schedule of such, not {given!r} ({error})") from error
-        if not 0 <= value < float("inf"):
-            when = f" when {progress:.0%} of the training are left" if callable(given) else ""
-            raise ValueError(f"ent_coef must be finite and >= 0; {given!r} is {value}{when}")
 
     def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
         order = list(agent_order(self.agents))
@@ -260,7 +249,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         policies = {agent: self.policies[agent] for agent in data}
         leader, policy = next(iter(policies.items()))
-        update_learning_rate(policy.optimizer, self.policy.lr_schedules[leader](self._current_progress_remaining))
+        rate = self.policy.lr_schedules.get(leader, self.lr_schedule)(self._current_progress_remaining)
+        update_learning_rate(policy.optimizer, rate)
         params = list(policy.parameters())
         ent_coef = self._ent_coef(self._current_progress_remaining)
         if self.normalize_advantage == "rollout":

@@ -58,6 +58,7 @@ class JointDummyVecEnv(DummyVecEnv):
         super().__init__(list(env_fns))
         for index, env in enumerate(self.envs):
             check_same_team(index, (env.observation_space, env.action_space), (self.observation_space, self.action_space))
+        check_different(self.envs)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: The environment that is running, for who has to say which one failed
         self.env_index = 0
@@ -115,6 +116,24 @@ class JointDummyVecEnv(DummyVecEnv):
     def _new_batch(self) -> JointObs:
         """Where the next observations go, ``(n_envs, ...)`` each."""
         return {key: np.empty_like(buffer) for key, buffer in self.buf_obs.items()}
+
+
+def check_different(envs: Sequence[gym.Env]) -> None:
+    """
+    Check that no environment is there twice, under several ``JointEnv``s.
+
+    :param envs: Joint environments
+    :raises ValueError: If one is
+    """
+    seen: dict[int, int] = {}
+    for index, env in enumerate(envs):
+        game = getattr(env.unwrapped, "env", env.unwrapped)
+        before = seen.setdefault(id(getattr(game, "unwrapped", game)), index)
+        if before != index:
+            raise ValueError(
+                f"Environments {before} and {index} are one and the same; the function must make a new one at each call: "
+                "`lambda: make_my_env()`, not `lambda: my_env`."
+            )
 
 
 def check_same_team(index: int, team: tuple[spaces.Space, spaces.Space], first: tuple[spaces.Space, spaces.Space]) -> None:

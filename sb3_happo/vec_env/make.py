@@ -60,6 +60,7 @@ def make_joint_vec_env(
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param wrappers: Callables ``env -> env`` for each env before it is joined
     :return: The vectorised environment
+    :raises TypeError: If ``env`` is an environment itself
     :raises ValueError: If an id does not resolve, or an argument cannot apply to it
     :raises ImportError: If something that the env needs is not installed
     """
@@ -80,6 +81,10 @@ def make_joint_vec_env(
         first_seed = None if seed is None else seed + start_index
         make = getattr(importlib.import_module(module), function)
         return make(env, n_envs, first_seed, **(env_kwargs or {}), **(vec_env_kwargs or {}))
+    if not (isinstance(env, str) or callable(env)):
+        raise TypeError(
+            f"make_joint_vec_env takes an id, or a function that makes a new environment at each call, not {env!r}."
+        )
     continues = monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True)
     venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from sb3_happo.envs.spaces import STATE, float32_space, joint_action_dtype, joint_action_to_dict
+from sb3_happo.envs.spaces import ACTION_MASK, float32_space, joint_action_dtype, joint_action_to_dict
+from sb3_happo.envs.state import Leaf, concatenated_observations
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 
@@ -20,11 +20,12 @@ class VecTeamOfOne(VecEnvWrapper):
     A single-agent ``VecEnv`` as the joint environment of a team of one, ``"agent_0"``.
 
     The agent's observation is that of the environment (``"agent_0"``, or ``"agent_0/<key>"`` for the entries of a Dict), and
-    so is the critic's state (``"state"`` or ``"state/<key>"``), with Boxes flattened unless they are images. float64 becomes
-    float32.
+    the critic's state is made of it as :class:`~sb3_happo.JointEnv` makes it of a single environment's, so that a model of one
+    goes on with the other. float64 becomes float32.
 
     :param venv: The environment
     :raises TypeError: If the observation space is a Tuple
+    :raises ValueError: At a reset, if the environment has an action mask in its info, which would not reach the agent
     """
 
     observation_space: spaces.Dict
@@ -33,15 +34,12 @@ class VecTeamOfOne(VecEnvWrapper):
     def __init__(self, venv: VecEnv) -> None:
         if isinstance(venv.observation_space, spaces.Tuple):
             raise TypeError("VecTeamOfOne needs an observation space that is no Tuple; name its parts in a Dict.")
-        own = _entries(AGENT, venv.observation_space)
-        state = _entries(STATE, venv.observation_space)
+        own = {key: float32_space(space) for key, space in _entries(AGENT, venv.observation_space).items()}
+        # A mask is no observation
+        leaves = [Leaf(key, 0, space) for key, space in own.items() if key != f"{AGENT}/{ACTION_MASK}"]
+        self._state = concatenated_observations(leaves)
         super().__init__(
-            venv,
-            spaces.Dict(
-                [(key, float32_space(space)) for key, space in own.items()]
-                + [(key, _state_space(float32_space(space))) for key, space in state.items()]
-            ),
-            spaces.Dict([(AGENT, venv.action_space)]),
+            venv, spaces.Dict([*own.items(), *self._state.spaces.items()]), spaces.Dict([(AGENT, venv.action_space)])
         )
         self._action_dtype = joint_action_dtype(self.action_space)
 
@@ -77,7 +75,15 @@ class VecTeamOfOne(VecEnvWrapper):
 
         :return: Joint observation, each entry ``(n_envs, ...)``
         """
-        return self._lift(self.venv.reset(), (self.num_envs,))
+        obs = self.venv.reset()
+        if f"{AGENT}/{ACTION_MASK}" not in self.observation_space.spaces and any(
+            ACTION_MASK in info for info in self.venv.unwrapped.reset_infos
+        ):
+            raise ValueError(
+                "The environment has an action mask in its info, which a single-agent VecEnv does not carry to the agent. "
+                "Make the VecEnv with make_joint_vec_env, give the environment itself, or put the mask into the observation."
+            )
+        return self._lift(obs, (self.num_envs,))
 
     def _lift(self, obs: VecEnvObs, batch: tuple[int, ...]) -> JointObs:
         """
@@ -85,11 +91,20 @@ class VecTeamOfOne(VecEnvWrapper):
         :param batch: ``(n_envs,)``, or ``()`` for a single observation
         :return: Joint observation
         """
-        values = {**_entries(AGENT, obs), **_entries(STATE, obs)}
-        return {
-            key: np.asarray(values[key], space.dtype).reshape((*batch, *(space.shape or ())))
-            for key, space in self.observation_space.spaces.items()
-        }
+        lifted: JointObs = {}
+        for key, value in _entries(AGENT, obs).items():
+            array, space = np.asarray(value), self.observation_space.spaces[key]
+            # VecNormalize makes fractions of whole numbers, and leaves the space's dtype as it is
+            fractions = array.dtype.kind == "f" and np.issubdtype(space.dtype, np.integer)
+            array = array.astype(np.float32 if fractions else space.dtype, copy=False)
+            lifted[key] = array.reshape((*batch, *(space.shape or ())))
+        if not batch:
+            self._state(lifted, None)
+            return lifted
+        rows = [{key: array[index] for key, array in lifted.items()} for index in range(*batch)]
+        for row in rows:
+            self._state(row, None)
+        return lifted | {key: np.stack([row[key] for row in rows]) for key in self._state.spaces}
 
 
 def _entries(prefix: str, whole: Any) -> dict[str, Any]:
@@ -97,9 +112,3 @@ def _entries(prefix: str, whole: Any) -> dict[str, Any]:
     if isinstance(whole, (dict, spaces.Dict)):
         return {f"{prefix}/{key}": whole[key] for key in whole}
     return {prefix: whole}
-
-
-def _state_space(space: spaces.Space) -> spaces.Space:
-    if isinstance(space, spaces.Box) and len(space.shape) != 1 and not is_image_space(space):
-        return spaces.Box(space.low.ravel(), space.high.ravel(), dtype=space.dtype.type)
-    return space

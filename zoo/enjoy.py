@@ -247,7 +247,7 @@ def draw(env: VecEnv, env_id: str, mode: str) -> np.ndarray | None:
         picture = env.get_images()[0]
     except Exception as error:  # whatever the libraries that draw make of a missing display
         raise ValueError(f"{env_id} cannot be drawn here ({type(error).__name__}: {error}). {_UNDRAWN}") from error
-    if picture is None:
+    if np.ndim(picture) != 3:  # None, or whatever else
         raise ValueError(f"{env_id} cannot be filmed: it draws no pictures. {_UNDRAWN}")
     return np.asarray(picture)
 

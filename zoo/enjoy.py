@@ -244,7 +244,7 @@ def draw(env: VecEnv, env_id: str, mode: str) -> np.ndarray | None:
         if mode == "human":
             env.render("human")
             return None
-        picture = env.get_images()[0]
+        picture: Any = env.get_images()[0]
     except Exception as error:  # whatever the libraries that draw make of a missing display
         raise ValueError(f"{env_id} cannot be drawn here ({type(error).__name__}: {error}). {_UNDRAWN}") from error
     if np.ndim(picture) != 3:  # None, or whatever else

@@ -13,14 +13,14 @@ from sb3_happo.common.critics import MEMORIES
 from sb3_happo.common.memory import owners_of, pack, select
 from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
-from sb3_happo.envs.spaces import FLAGS
+from sb3_happo.envs.spaces import is_flag
 
 _DTYPES = {np.dtype(np.uint8): th.uint8, np.dtype(np.int8): th.int8, np.dtype(np.int64): th.int64}
 
 
 def _storage_dtype(key: str, space: spaces.Space) -> th.dtype:
     # VecNormalize makes fractions of whole numbers, and leaves the space's dtype as it is
-    quantity = isinstance(space, spaces.Box) and not is_image_space(space) and key.rpartition("/")[2] not in FLAGS
+    quantity = isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
     return th.float32 if quantity else _DTYPES.get(np.dtype(space.dtype), th.float32)
 
 

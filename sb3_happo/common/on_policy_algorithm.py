@@ -45,7 +45,7 @@ from sb3_happo.common.settings import (
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
-from sb3_happo.envs.spaces import ACTION_MASK, FLAGS
+from sb3_happo.envs.spaces import ACTION_MASK, is_flag
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
@@ -237,7 +237,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         normalize = None if self.env is None else unwrap_vec_normalize(self.env)
         if isinstance(normalize, VecNormalize) and normalize.norm_obs:
             keys = normalize.norm_obs_keys or []
-            flags = [key for key in keys if key.rpartition("/")[2] in FLAGS]
+            flags = [key for key in keys if is_flag(key)]
             if flags:
                 others = [key for key in keys if key not in flags]
                 raise ValueError(

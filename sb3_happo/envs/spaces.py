@@ -13,8 +13,6 @@ AGENT_STATES = "agent_states"
 ACTION_MASK = "action_mask"
 ACTIVE = "active"
 OBSERVATION = "observation"
-#: Last parts of the keys of entries that are 0 or 1 and mean that: no quantities
-FLAGS = (ACTION_MASK, ACTIVE)
 
 _PLAIN_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 _PLAIN_OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -107,6 +105,14 @@ def joint_action_to_dict(action_space: spaces.Dict, joint_action: np.void | np.n
 
 
 # ---------------------------------------------------------------- action masks
+
+
+def is_flag(key: str) -> bool:
+    """
+    :param key: Of an entry of a joint observation, or of a single agent's
+    :return: Whether it is 0 or 1 and means that, an action mask or who is active: no quantity to be normalised
+    """
+    return key == ACTIVE or key.rpartition("/")[2] == ACTION_MASK
 
 
 def n_choices(space: spaces.Space) -> int:

@@ -35,6 +35,7 @@ import sb3_happo
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.envs.make import is_vectorised
+from sb3_happo.envs.spaces import is_flag
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 
 ZOO = Path(__file__).resolve().parent
@@ -66,8 +67,6 @@ _SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", 
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 # What the expressions of entries may use
 _EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
-# Observations that are not quantities to be normalised: which actions are legal, and who is alive
-_FLAGS = ("action_mask", "active")
 # Fewer timesteps than this are over before worker processes have started
 _TINY = 50_000
 
@@ -262,7 +261,7 @@ class TeamExperimentManager(ExperimentManager):
             quantities = [
                 key
                 for key, space in env.observation_space.spaces.items()
-                if isinstance(space, spaces.Box) and not is_image_space(space) and key.rpartition("/")[2] not in _FLAGS
+                if isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
             ]
             self.normalize_kwargs = {"norm_obs_keys": quantities} | self.normalize_kwargs
         return super()._maybe_normalize(env, eval_env)

@@ -257,9 +257,8 @@ def _render_mode(args: argparse.Namespace) -> str | None:
     display = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if not display or args.no_render or args.record is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    if (
-        not display and args.record is not None
-    ):  # MuJoCo loads what it draws with when it is imported, even if it draws nothing
+    # MuJoCo would load it when it is imported, even if nothing were drawn
+    if not display and args.record is not None:
         os.environ.setdefault("MUJOCO_GL", "egl")
     if args.record is not None:
         return "rgb_array"

@@ -255,6 +255,12 @@ def test_arguments_of_make_vec_env(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", random_team])
+def test_wrong_joint_kwargs(env: Any) -> None:
+    with pytest.raises(ValueError, match="JointEnv knows no 'team_rewards'. Did you mean 'team_reward'?"):
+        make_joint_vec_env(env, 2, joint_kwargs={"team_rewards": "sum"})
+
+
 @pytest.mark.parametrize("make", [lambda: MatrixGame(4), TupleTeam, random_team, lambda: JointEnv(MatrixGame(2))])
 def test_any_env_can_be_vectorised(make: Any) -> None:
     assert trajectory(VecNormalize(make_joint_vec_env(make, 2), norm_obs_keys=["state"])).shape[:2] == (13, 2)

@@ -151,6 +151,8 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "n_envs:0"], "n_envs must be a whole number, at least 1, not 0"),
         (["--env", SPREAD, "--n-eval-envs", "0"], "--n-eval-envs: must be at least 1, not 0"),
         (["--env", SPREAD, "-params", "normalize:'yes'"], "NameError: name 'yes'"),
+        (["--env", SPREAD, "-params", "normalize:dict(norm_ops=True)"], "Did you mean 'norm_obs'?"),
+        (["--env", SPREAD, "-params", "joint_kwargs:dict(tem_reward='sum')"], "Did you mean 'team_reward'?"),
         (["--env", SPREAD, "-params", "callback:'stable_baselines3.common.callbacks.Foo'"], "Foo"),
         (["--env", SPREAD, "-params", "target_kl:'-1e-2'"], "target_kl must be greater than 0, or None, not -0.01"),
         (["--env", SPREAD, "-params", "ent_coef:Linear(0.1)"], "name 'Linear' is not defined"),

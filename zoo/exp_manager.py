@@ -36,6 +36,7 @@ from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.envs.spaces import is_flag
+from sb3_happo.names import check_names
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 
 ZOO = Path(__file__).resolve().parent
@@ -62,6 +63,7 @@ _ZOO_KEYS = {
     *("n_envs", "n_timesteps", "normalize", "frame_stack", "env_kwargs", "monitor_kwargs", "callback", "env_wrapper"),
     *("vec_env_wrapper", "joint_kwargs", "wrappers", "deterministic"),
 }
+_NORMALIZE_KWARGS = {*inspect.signature(VecNormalize.__init__).parameters} - {"self", "venv"}
 # What the algorithms take, but the command line sets
 _SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
@@ -189,6 +191,7 @@ class TeamExperimentManager(ExperimentManager):
         hyperparams.pop("wrappers", None)
         hyperparams.setdefault("policy", "MlpPolicy")
         result = super()._preprocess_hyperparams(hyperparams)
+        check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
         if self._eval_env_kwargs_args is None:
             self.eval_env_kwargs = self.env_kwargs
         return result

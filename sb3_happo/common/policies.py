@@ -1,8 +1,6 @@
 """The actors: one agent's policy, and the team of them with its critic."""
 
-import difflib
 import inspect
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -22,6 +20,7 @@ from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
 from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE, flatten_mask, joint_action_dtype
+from sb3_happo.names import check_names
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
 # What the critic takes over from the policies' keyword arguments
@@ -476,21 +475,6 @@ _AGENT_KWARGS = {*inspect.signature(AgentPolicy.__init__).parameters} - {
 }
 
 
-def _check_names(given: Iterable[str], known: set[str], names: set[str], where: str) -> None:
-    """
-    :param given: Keyword arguments
-    :param known: Those that there are
-    :param names: Among which to look for what was meant
-    :param where: Where they were given, for the error
-    :raises ValueError: If one means nothing
-    """
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(names - {"self"}), n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(sorted(known))}."
-            raise ValueError(f"{where} knows no {name!r}. {hint}")
-
-
 def unbatch(space: spaces.Space, action: Any) -> Any:
     """
     One row of an agent's actions as the environment takes it.
@@ -608,12 +592,12 @@ class JointPolicy(BasePolicy):
         self.agents = tuple(action_space.spaces)
         self.action_dtype = joint_action_dtype(action_space)
         agent_kwargs = agent_kwargs or {}
-        own = set(inspect.signature(JointPolicy.__init__).parameters)
-        _check_names(kwargs, _AGENT_KWARGS, own | _AGENT_KWARGS, "policy_kwargs")
+        own = {*inspect.signature(JointPolicy.__init__).parameters} - {"self"}
+        check_names(kwargs, _AGENT_KWARGS, "policy_kwargs", own | _AGENT_KWARGS)
         for agent, overrides in agent_kwargs.items():
             self._check_agent(agent, "policy_kwargs['agent_kwargs']")
             known = _AGENT_KWARGS | {"learning_rate"}
-            _check_names(overrides, known, known, f"policy_kwargs['agent_kwargs'][{agent!r}]")
+            check_names(overrides, known, f"policy_kwargs['agent_kwargs'][{agent!r}]")
         self._init_kwargs: dict[str, Any] = dict(
             net_arch=net_arch,
             normalize_value=normalize_value,
@@ -658,7 +642,7 @@ class JointPolicy(BasePolicy):
             shared["recurrent"] = None
         known = {*inspect.signature(ValueNet.__init__).parameters} - {"self", "observation_space", "n_remembered"}
         known |= {"normalize_value", "optimizer_class", "optimizer_kwargs"}
-        _check_names(critic_kwargs or {}, known, known, "policy_kwargs['critic_kwargs']")
+        check_names(critic_kwargs or {}, known, "policy_kwargs['critic_kwargs']")
         critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
         #: Agents whose memories the critic reads
         self.read_by_critic: list[str] = []

@@ -1,6 +1,7 @@
 """One team as one Gymnasium environment."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -33,6 +34,7 @@ from sb3_happo.envs.teams import (
     agent_ids,
     has_ended,
 )
+from sb3_happo.names import check_names
 
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
 State: TypeAlias = str | Callable[[Any, Observations], np.ndarray] | None
@@ -536,6 +538,10 @@ def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:
     return names
 
 
+# What JointEnv takes beside the environment
+_ARGUMENTS = {*inspect.signature(JointEnv.__init__).parameters} - {"self", "env"}
+
+
 def as_joint_env(env: Any, **kwargs: Any) -> gym.Env:
     """
     Make a joint environment of any environment.
@@ -543,10 +549,11 @@ def as_joint_env(env: Any, **kwargs: Any) -> gym.Env:
     :param env: What :class:`JointEnv` takes; or a ``JointEnv``, wrapped or not, which is returned as it is
     :param kwargs: Arguments of :class:`JointEnv`
     :return: The joint environment
-    :raises ValueError: If there are arguments for an environment that is joint already
+    :raises ValueError: If there are arguments for an environment that is joint already, or unknown ones
     """
     if isinstance(env, gym.Env) and isinstance(env.unwrapped, JointEnv):
         if kwargs:
             raise ValueError(f"The env is a JointEnv already; {list(kwargs)} would have no effect.")
         return env
+    check_names(kwargs, _ARGUMENTS, "JointEnv")
     return JointEnv(env, **kwargs)

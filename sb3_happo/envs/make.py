@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_happo.envs.joint_env import JointEnv, as_joint_env
+from sb3_happo.envs.joint_env import as_joint_env
 
 EnvWrapper = Callable[[Any], Any]
 
@@ -117,7 +117,7 @@ def one_agent_per_joint(scenario: str) -> dict[str, Any]:
     return {"partition": [(joint,) for joint in joints], "edges": edges, "globals": global_nodes}
 
 
-def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> JointEnv:
+def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> gym.Env:
     """
     A joint environment of multi-agent MuJoCo, as ``gymnasium.make`` makes it.
 
@@ -125,7 +125,7 @@ def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: An
     :param kwargs: Arguments of :func:`make_mamujoco`
     :return: The environment
     """
-    return JointEnv(make_mamujoco(**kwargs), **(joint_kwargs or {}))
+    return as_joint_env(make_mamujoco(**kwargs), **(joint_kwargs or {}))
 
 
 def is_vectorised(id: str) -> bool:

@@ -194,6 +194,13 @@ def test_masks_that_allow_nothing(masks_in: str) -> None:
         small(HAPPO, MasksEverything(masks_in=masks_in)).learn(32)
 
 
+@pytest.mark.parametrize("entry", ["active", "agent_0/action_mask"])
+def test_masks_that_a_wrapper_has_changed(entry: str) -> None:
+    env = gym.wrappers.FrameStackObservation(JointEnv(MaskedGame(), observe_active=entry == "active"), 2)
+    with pytest.raises(ValueError, match=f"'{entry}' of the joint observation has the shape .* use SB3's VecFrameStack"):
+        small(HAPPO, env)
+
+
 def test_masks_of_agents_with_nothing_to_mask() -> None:
     """A wrapper may give every agent the key; for a Box there is nothing in it."""
     masked = spaces.Dict({"observation": VECTOR, "action_mask": spaces.Box(0, 1, (0,), np.int8)})

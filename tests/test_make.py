@@ -257,7 +257,7 @@ def test_arguments_of_make_vec_env(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("env", ["CartPole-v1", random_team])
 def test_wrong_joint_kwargs(env: Any) -> None:
-    with pytest.raises(ValueError, match="JointEnv knows no 'team_rewards'. Did you mean 'team_reward'?"):
+    with pytest.raises(ValueError, match=r"JointEnv knows no 'team_rewards'\. Did you mean 'team_reward'\?"):
         make_joint_vec_env(env, 2, joint_kwargs={"team_rewards": "sum"})
 
 

@@ -324,3 +324,18 @@ def check_team_spaces(observation_space: spaces.Space, action_space: spaces.Spac
     """
     check_action_spaces(action_space)
     check_observation_spaces(observation_space)
+    _check_flags(cast(spaces.Dict, observation_space), cast(spaces.Dict, action_space))
+
+
+def _check_flags(observation_space: spaces.Dict, action_space: spaces.Dict) -> None:
+    """Those of VecFrameStack, which puts them one behind the other, are as good as single ones."""
+    sizes = {ACTIVE: len(action_space.spaces)} | {
+        f"{agent}/{ACTION_MASK}": n_choices(space) for agent, space in action_space.spaces.items()
+    }
+    for key, size in sizes.items():
+        shape = (observation_space[key].shape or ()) if key in observation_space.spaces else (size,)
+        if size and (len(shape) != 1 or shape[0] == 0 or shape[0] % size):
+            raise ValueError(
+                f"Entry {key!r} of the joint observation has the shape {shape}, where ({size},) is needed. If a wrapper "
+                "stacks frames, use SB3's VecFrameStack, or SuperSuit's frame_stack_v1 on the env before it is joined."
+            )

@@ -255,6 +255,13 @@ def test_arguments_of_make_vec_env(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
 
 
+@pytest.mark.parametrize("id", ["my_pkg/game_v0", "CartPole-v1"])
+def test_wrong_env_kwargs(own_package: str, id: str) -> None:
+    name = "agent" if id.startswith("my") else "render_mod"
+    with pytest.raises(TypeError, match=rf"'{name}'.* Did you mean '(n_agents|render_mode)'\?"):
+        make_joint_env(id, **{name: 3})  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("env", ["CartPole-v1", random_team])
 def test_wrong_joint_kwargs(env: Any) -> None:
     with pytest.raises(ValueError, match=r"JointEnv knows no 'team_rewards'\. Did you mean 'team_reward'\?"):

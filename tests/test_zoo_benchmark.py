@@ -1,9 +1,12 @@
 """The zoo's benchmark with tiny budgets: records, resuming, tables, shipped agents, films, reproducing."""
 
+import contextlib
 import importlib
+import io
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -138,7 +141,8 @@ def test_curves_of_long_and_short_trainings_stand_together(records: ModuleType) 
     axes = report.draw_curves(records.grouped(runs)).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["HAPPO", "HAPPO_1M"]
     assert axes.get_xscale() == "log"
-    assert report.draw_curves(records.grouped(runs[2:])) is None
+    others = report.draw_curves(records.grouped([*runs[2:], record(hyperparams={"gamma": 0.5})])).axes[0]
+    assert [text.get_text() for text in others.get_legend().get_texts()] == ["HAPPO: happo_harl"], "all that are still there"
 
 
 # ---------------------------------------------------------------- from a killed benchmark to a reproduced line
@@ -189,7 +193,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sys.path.insert(0, str(ZOO))
     try:
         benchmark = importlib.import_module("benchmark")
-        assert benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1  # one entry cannot be trained
+        with contextlib.redirect_stdout(io.StringIO()) as told:
+            assert benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1  # one entry cannot be trained
+        (folder / "told.txt").write_text(told.getvalue())
     finally:
         sys.path.remove(str(ZOO))
     return folder
@@ -205,11 +211,15 @@ def test_killed_and_resumed(finished: Path, benchmark: ModuleType, records: Modu
     assert all(run["episodes"] == 4 and run["learning_curve"][-1][0] == 100 for run in runs)
     assert benchmark.main(call(finished, "--envs", SPREAD)) == 0
     assert "2 runs, 2 of them finished before" in capsys.readouterr().out
+    (run, _) = benchmark.plan(benchmark.make_parser().parse_args(call(finished, "--envs", SPREAD)))
+    assert run.record_in(runs, 4) == runs[0]
+    assert run.record_in(runs, 5) is run.record_in(runs) is None, "more episodes were asked for than were played"
     assert "| 100 | 0, 1 | 4 |" in (finished / "benchmark.md").read_text()
 
 
 def test_a_failed_run_stops_no_other(finished: Path) -> None:
-    """It leaves its error in its log."""
+    """It leaves its error in its log, the last line of it on the screen."""
+    assert len(re.findall(r"failed \(.*unexpected keyword argument 'n_agents'", (finished / "told.txt").read_text())) == 2
     outputs = [path.read_text() for path in finished.glob("logs/*reference*/output.txt")]
     assert len(outputs) == 2
     assert all("n_agents" in output for output in outputs)
@@ -385,6 +395,7 @@ def test_a_random_team_finds_the_users_own_environments(tmp_path: Path, monkeypa
 def test_the_gallery_goes_on_where_one_cannot_be_filmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """Each film is made by a process of its own."""
     gallery = importlib.import_module("gallery")
     for env in ("a", "b"):
         folder = tmp_path / "agents" / "happo" / f"{env}_1" / env
@@ -392,11 +403,10 @@ def test_the_gallery_goes_on_where_one_cannot_be_filmed(
         (folder / "args.yml").write_text(f"{{algo: happo, env: {env}}}")
     (tmp_path / "happo-b.gif").write_bytes(b"film")
 
-    def film(arguments: list[str]) -> None:
-        if "a" in arguments:
-            sys.exit(2)
+    def film(command: list[str], check: bool) -> subprocess.CompletedProcess:
+        return subprocess.CompletedProcess(command, 2 if "a" in command else 0)
 
-    monkeypatch.setattr(gallery.enjoy, "main", film)
+    monkeypatch.setattr(gallery.subprocess, "run", film)
     gallery.main(["--agents", str(tmp_path / "agents"), "--out", str(tmp_path)])
     told = capsys.readouterr().out.splitlines()
     assert told == [f"{tmp_path / 'happo-a.gif'}: not made", f"{tmp_path / 'happo-b.gif'}: 0 kB"]

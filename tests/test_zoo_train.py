@@ -160,6 +160,9 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         (["--env", SPREAD, "-params", "learning_rate:'lon_1'"], "neither a number nor lin_"),
         (["--env", SPREAD, "-params", "joint_kwargs:'dict('"], "joint_kwargs: dict( is no valid expression"),
         (["--env", SPREAD, "--env-kwargs", "N_agents:3"], "N_agents"),
+        (["--env", SPREAD, "--env-kwargs", "max_cycle:3"], "Did you mean 'max_cycles'?"),
+        (["--env", SPREAD, "-params", "wrappers:'supersuit.frame_stak_v1'"], "Did you mean supersuit.frame_stack_v1?"),
+        (["--env", SPREAD, "-conf", "happo_2m"], "Did you mean 'happo_1m'?"),
         (["--env", SPREAD, "-conf", "happo_hrl.yml"], "happo_harl.yml"),
         (["--env", SPREAD, "-n", "0"], "-n/--n-timesteps: must be at least 1, not 0"),
         (["--env", SPREAD, "-params", "policy_kwargs:dict(net_arh=[8])"], "Did you mean 'net_arch'?"),
@@ -276,6 +279,9 @@ def test_shipped_agents_are_found_without_a_log_folder(
     arguments = ["--env", SPREAD, "--no-render", "--n-episodes", "1", "--verbose", "0"]
     episodes = [enjoy.main([*arguments, *more])[0] for more in ([], ["--env-kwargs", "max_cycles:4"], ["--load-best"])]
     assert [episode.length for episode in episodes] == [25, 4, 25]
+    (run,) = logs.glob("happo/mpe2-simple_spread_v3_1")
+    (own,) = enjoy.main([*arguments, "-f", str(run)])
+    assert own.team_return == episodes[0].team_return, "a run's own folder, whatever its name"
 
 
 @pytest.mark.parametrize(

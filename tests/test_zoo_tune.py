@@ -356,7 +356,7 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
     manager = importlib.import_module("exp_manager")
     quick()
     arguments = ["--algo", "haa2c", "--env", SPREAD, "-f", str(tmp_path), "--n-trials", "5", "--sampler", "random"]
-    arguments += ["--hyperparams", "max_grad_norm:0.25", "n_envs:2"]
+    arguments += ["--hyperparams", "max_grad_norm:0.25", "n_envs:2", "--env-kwargs", "N:2"]
     study = tune.main([*arguments, "--pruner", "none"])
     folder = tmp_path / "haa2c" / "study_haa2c_mpe2-simple_spread_v3"
     for name in ("history.png", "importances.png"):
@@ -379,6 +379,7 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
         model = manager.load_agent(train.main([*tiny, *more]).save_path).model
         assert model.lr_schedule(1.0) == expected["learning_rate"]
         assert model.n_steps == expected["n_steps"]
+        assert len(model.policy.agents) == 2
 
 
 # ---------------------------------------------------------------- errors
@@ -393,6 +394,8 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
         (["--storage", "postgres://localhost/studies"], "did you mean postgresql://?"),
         (["--storage", "sqlit:///studies.db"], "did you mean sqlite://?"),
         (["--storage", "studies"], "expected a journal file"),
+        (["--storage", "sqlite://"], "would be lost with the process; give a file"),
+        (["--storage", "sqlite:///:memory:"], "would be lost with the process; give a file"),
         (["--storage", "sqlite:////proc/none/studies.db"], "/proc/none"),
         (["--n-trials", "0"], "--n-trials: must be at least 1, not 0"),
         (["--quantile", "25"], "--quantile must be in [0, 1]"),
@@ -427,6 +430,9 @@ def test_a_study_is_not_continued_with_other_settings(
     with pytest.raises(SystemExit):
         tune.main([*arguments, "-params", "gamma:0.5"])  # which the first trial has searched
     assert "hyperparams was {}, now {'gamma': '0.5'}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tune.main([*arguments, "--eval-env-kwargs", "max_cycles:2"])
+    assert "eval_env_kwargs was None, now {'max_cycles': 2}" in capsys.readouterr().err
     # What is searched may have changed in the file, what is not must be the same
     searched = ["learning_rate: lin_1e-3", "gamma: 0.5", "n_timesteps: 1e7"]
     for lines, code in ((searched, None), ([*searched, "n_envs: 3"], 2)):

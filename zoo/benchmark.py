@@ -145,10 +145,12 @@ def run_all(runs: Sequence[Run], options: RunOptions) -> list[Run]:
                 process, run = active.pop(sentinel)
                 process.join()
                 count = f"[{len(runs) - len(waiting) - len(active)}/{len(runs)}]"
-                record = run.record_in(read_records(options.results)) if process.exitcode == 0 else None
+                record = run.record_in(read_records(options.results), options.n_episodes) if process.exitcode == 0 else None
                 if record is None:
                     failed.append(run)
-                    print(f"{count} {run.name} failed: see {options.log_folder / run.name / 'output.txt'}", flush=True)
+                    output = options.log_folder / run.name / "output.txt"
+                    last = output.read_text(errors="replace").strip().rpartition("\n")[2] if output.is_file() else ""
+                    print(f"{count} {run.name} failed ({last}): see {output}", flush=True)
                 else:
                     print(f"{count} {describe(record)}", flush=True)
     finally:
@@ -218,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed: list[Run] = []
     if not args.table:
         records = read_records(args.results)
-        runs = [run for run in wanted if run.record_in(records) is None]
+        runs = [run for run in wanted if run.record_in(records, args.eval_episodes) is None]
         print(f"{len(wanted)} runs, {len(wanted) - len(runs)} of them finished before", flush=True)
         try:
             options = RunOptions(args.log_folder, args.results, args.eval_episodes, args.n_jobs, args.num_threads, args.device)

@@ -121,12 +121,14 @@ def find_model(args: argparse.Namespace) -> str:
     """
     name = EnvironmentName(args.env)
     folders = [Path("logs"), AGENTS] if args.folder is None else [args.folder]
+    checkpoint = None if args.load_checkpoint is None else str(args.load_checkpoint)
+    choice = (args.load_best, checkpoint, args.load_last_checkpoint)
     for folder in folders:
+        if (folder / name / "config.yml").is_file():  # a run's own
+            return get_model_path(-1, str(folder), "", name, *choice)[1]
         runs = folder / args.algo
         exists = (runs / f"{name}_{args.exp_id}").is_dir() if args.exp_id > 0 else get_latest_run_id(str(runs), name) > 0
         if exists or (args.exp_id < 0 and runs.is_dir()):
-            checkpoint = None if args.load_checkpoint is None else str(args.load_checkpoint)
-            choice = (args.load_best, checkpoint, args.load_last_checkpoint)
             return get_model_path(args.exp_id, str(folder), args.algo, name, *choice)[1]
     there = sorted({path.name for folder in folders for path in (folder / args.algo).glob("*_*") if path.is_dir()})
     near = nearest(f"{name}_1", there)
@@ -161,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_common_arguments(parser)
     parser.set_defaults(seed=0)
-    parser.add_argument("-f", "--folder", type=Path, help="log folder; by default logs, then zoo/agents")
+    parser.add_argument("-f", "--folder", type=Path, help="log folder, or a run's own; by default logs, then zoo/agents")
     parser.add_argument("--exp-id", type=int, default=0, help="number of the run (0: the latest, -1: no folder of a run)")
     parser.add_argument("--load-best", action="store_true", help="the best model instead of the last")
     parser.add_argument("--load-checkpoint", type=whole_number, help="the checkpoint after so many timesteps")

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import difflib
+import importlib.util
 import inspect
 import os
 import platform
@@ -111,6 +112,12 @@ class TeamExperimentManager(ExperimentManager):
         # A file of the zoo's, by its name; otherwise RL Zoo's: a YAML file's path, or a Python module
         own = HYPERPARAMS / f"{config or algo}.yml"
         config = str(own) if own.is_file() or not config else config
+        if not config.endswith((".yml", ".yaml")) and not is_module(config):
+            near = nearest(config, [path.stem for path in HYPERPARAMS.glob("*.yml")])
+            raise ValueError(
+                f"{config} is neither a YAML file (.yml), nor one of {HYPERPARAMS}, nor a Python module."
+                + (f" Did you mean {near!r}?" if near else "")
+            )
         super().__init__(args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs)
         self.vec_env_type = vec_env_type
         self.entry = entry
@@ -187,8 +194,7 @@ class TeamExperimentManager(ExperimentManager):
             hyperparams[key] = int(value)
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
-        self.team_wrapper = get_wrapper_class(hyperparams, "wrappers")
-        hyperparams.pop("wrappers", None)
+        self.team_wrapper = team_wrapper(hyperparams.pop("wrappers", None))
         hyperparams.setdefault("policy", "MlpPolicy")
         result = super()._preprocess_hyperparams(hyperparams)
         check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
@@ -510,6 +516,34 @@ def is_expression(value: Any) -> bool:
     :return: Whether it is the text of an expression such as ``"dict(net_arch=[64])"``, as far as can be told without a try
     """
     return isinstance(value, str) and "(" in value
+
+
+def is_module(name: str) -> bool:
+    """
+    :param name: With dots
+    :return: Whether Python finds such a module
+    """
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def team_wrapper(wrappers: Any) -> Callable[[Any], Any] | None:
+    """
+    :param wrappers: As an entry has them: names with their modules, or a list of such and of ``{name: arguments}``
+    :return: What wraps a PettingZoo environment in them, None if there are none
+    :raises ImportError: If one does not exist; the error names the nearest
+    """
+    try:
+        return get_wrapper_class({"wrappers": wrappers}, "wrappers")
+    except ImportError as error:
+        for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
+            module, _, name = (wrapper if isinstance(wrapper, str) else next(iter(wrapper))).rpartition(".")
+            names = dir(importlib.import_module(module)) if is_module(module) else []
+            if name not in names and (near := nearest(name, names)):
+                raise ImportError(f"wrappers: there is no {module}.{name}. Did you mean {module}.{near}?") from error
+        raise
 
 
 def evaluate(key: str, expression: str) -> Any:

@@ -7,12 +7,13 @@ One GIF per agent goes to ``docs/gallery``, unless its environment cannot be dra
 """
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import enjoy
 import yaml  # type: ignore[import-untyped]
-from exp_manager import AGENTS
+from exp_manager import AGENTS, ZOO
 
 GALLERY = Path(__file__).resolve().parents[1] / "docs" / "gallery"
 N_FRAMES = 75
@@ -35,16 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         film = args.out / f"{trained['algo']}-{path.parent.name}.gif"
         # The bodies run out of the default camera's sight
         camera = ["--env-kwargs", 'camera_name:"track"'] if trained["env"].startswith("mamujoco/") else []
-        try:
-            enjoy.main([
-                *camera,
-                *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
-                *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
-            ])  # fmt: skip
-        except SystemExit:  # it has said why
-            print(f"{film}: not made")
-            continue
-        print(f"{film}: {film.stat().st_size / 1024:.0f} kB")
+        command = [
+            *(sys.executable, str(ZOO / "enjoy.py"), *camera),
+            *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
+            *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
+        ]
+        # Each in a process of its own: after one drawing library others may refuse to work. Why one has failed it says itself
+        made = subprocess.run(command, check=False).returncode == 0
+        print(f"{film}: {f'{film.stat().st_size / 1024:.0f} kB' if made else 'not made'}")
 
 
 if __name__ == "__main__":

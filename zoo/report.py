@@ -37,10 +37,15 @@ def is_current(run: Record) -> bool:
     return run["algo"] == "random" or same_entry(run, run["settings"]) is not None
 
 
+def _own_settings(group: Group) -> tuple[str, str]:
+    algo = group.runs[0]["algo"]
+    return algo, f"{algo}_1m"
+
+
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
     """
-    The learning curves of the algorithms with the zoo's own settings, those for short trainings (``<algo>_1m``) too, and a
-    random team's return.
+    The learning curves of the algorithms with the zoo's own settings, those for short trainings (``<algo>_1m``) too, or where
+    there are none those of all settings that are still there; and a random team's return.
 
     :param groups: Of one environment
     :return: The plot, None if there is nothing to draw
@@ -48,15 +53,20 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     budgets: list[int] = []
+    curves = {
+        index: [run["learning_curve"] for run in group.runs if run.get("learning_curve")]
+        for index, group in enumerate(groups)
+        if is_current(group.runs[0])
+    }
+    there = [index for index, seeds in curves.items() if seeds]
+    own = [index for index in there if groups[index].runs[0]["settings"] in _own_settings(groups[index])]
     for group in groups:
-        run = group.runs[0]
-        if run["algo"] == "random":
+        if group.runs[0]["algo"] == "random":
             axes.axhline(group.estimate("return").iqm, color="grey", linestyle="--", label="random")
-        elif run["settings"] in (run["algo"], f"{run['algo']}_1m") and is_current(run):
-            curves = [run["learning_curve"] for run in group.runs if run.get("learning_curve")]
-            if curves:
-                draw_seeds(axes, curves, run["settings"].upper())
-                budgets.append(run["n_timesteps"])
+    for index in own or there:
+        run = groups[index].runs[0]
+        draw_seeds(axes, curves[index], run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}")
+        budgets.append(run["n_timesteps"])
     if not budgets:
         return None
     if max(budgets) > 2 * min(budgets):

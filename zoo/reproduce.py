@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = RunOptions(args.log_folder, results, recorded["episodes"], n_jobs=1, n_threads=args.num_threads)
     if run_all([run], options):
         return 1
-    new = run.record_in(read_records(results))
+    new = run.record_in(read_records(results), recorded["episodes"])
     assert new is not None
     low, high = accepted(group, recorded)
     reproduced = low <= new["return"] <= high

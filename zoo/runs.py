@@ -55,9 +55,10 @@ class Run(NamedTuple):
         digest = hashlib.sha1(canonical(self.hyperparams, self.algo).encode()).hexdigest()[:6]
         return f"{self.algo}-{EnvironmentName(self.env)}-{digest}-seed{self.seed}"
 
-    def record_in(self, records: Sequence[Record]) -> Record | None:
+    def record_in(self, records: Sequence[Record], n_episodes: int | None = None) -> Record | None:
         """
         :param records: Of finished runs
+        :param n_episodes: Of the evaluation at least; by default as many as :func:`evaluate` plays at least
         :return: The last of them that is this run, with the same hyperparameters
         """
         budget = 0 if self.algo == "random" else float(evaluated(self.hyperparams["n_timesteps"]))
@@ -65,6 +66,7 @@ class Run(NamedTuple):
             if (
                 (run["algo"], run["env"], run["settings"], run["seed"]) == (self.algo, self.env, self.settings, self.seed)
                 and run["n_timesteps"] >= budget
+                and run["episodes"] >= (n_episodes or EVAL_EPISODES[0])
                 and canonical(run["hyperparams"], self.algo) == canonical(self.hyperparams, self.algo)
             ):
                 return run

@@ -31,7 +31,7 @@ def ship(runs: Sequence[Run], records: Sequence[Record], log_folder: Path, agent
     """
     best: dict[Path, tuple[Record, Path]] = {}
     for run in runs:
-        record = run.record_in(records)
+        record = run.record_in(records, n_episodes=1)
         for trained in (log_folder / run.name / run.algo).glob("*_1"):
             folder = agents / run.algo / trained.name
             if record is not None and (folder not in best or record["return"] > best[folder][0]["return"]):

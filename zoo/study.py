@@ -66,6 +66,8 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
         raise ValueError(f"--storage {url}: there is no {scheme}://, {hint}")
     engine_kwargs = {}
     if database == "sqlite":
+        if path.partition("?")[0] in ("", "/", "/:memory:"):
+            raise ValueError(f"--storage {url} would be lost with the process; give a file, such as sqlite:///study.db")
         if not path.startswith("/file:"):  # SQLite's own URLs
             _prepare_file(url, Path(path.partition("?")[0].removeprefix("/")), create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing

@@ -94,6 +94,8 @@ class Tuning:
         self.args = args
         manager = self._manager(args.seed)
         self.base = dict(manager.read_hyperparameters()[1])
+        if args.env_kwargs:  # of which RL Zoo writes down nothing where the entry has none
+            self.base["env_kwargs"] = args.env_kwargs
         self.fixed = args.hyperparams or {}
         arguments = manager.configure(self.base)
         self.policy_kwargs = arguments.get("policy_kwargs", {})
@@ -135,10 +137,13 @@ class Tuning:
         settings = {name: getattr(args, name) for name in _SETTINGS}
         settings |= {"env_kwargs": repr(args.env_kwargs), "entry": as_entry(self.base, {}, {})}
         settings["hyperparams"] = {name: repr(value) for name, value in sorted(self.fixed.items())}
-        # Studies of before "hyperparams" was noted do not say what was fixed
-        before = {"hyperparams": settings["hyperparams"]} | study.user_attrs.get("settings", settings)
+        settings["eval_env_kwargs"] = repr(args.eval_env_kwargs)
+        # Studies of before these two were noted do not say what they were
+        unknown = {name: settings[name] for name in ("hyperparams", "eval_env_kwargs")}
+        before = unknown | study.user_attrs.get("settings", settings)
+        elsewhere = self.searched | ({"env_kwargs"} if args.env_kwargs else set())
         for saved in (settings, before):
-            saved["entry"] = {name: value for name, value in saved["entry"].items() if name not in self.searched}
+            saved["entry"] = {name: value for name, value in saved["entry"].items() if name not in elsewhere}
         if before != settings:
             changes = [
                 f"{name} was {before.get(name)}, now {settings[name]}"
@@ -347,8 +352,8 @@ def _prepare(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tuning, op
 
 def _work(argv: Sequence[str]) -> None:
     """One of several processes."""
-    args, tuning, study = _prepare(argv)
     with contextlib.suppress(KeyboardInterrupt):
+        args, tuning, study = _prepare(argv)
         work(study, tuning.objective, args.n_trials)
 
 

@@ -3,8 +3,10 @@
 import difflib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import re
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -185,7 +187,7 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
     if continuous:
         if not env_kwargs.setdefault("continuous_actions", True):
             raise ValueError(f"{id} has continuous actions; with discrete ones it is {continuous[1]}{continuous[2]}.")
-        return _env_function(id, continuous[1] + continuous[2])(**env_kwargs)
+        return _call(_env_function(id, continuous[1] + continuous[2]), **env_kwargs)
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
         many_segments = _MANY_SEGMENTS.fullmatch(id)
@@ -193,10 +195,10 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
             _register_mamujoco(id, many_segments[1], many_segments[2])
     spec = _gymnasium_spec(id)
     if spec is None:
-        return _env_function(id, id)(**env_kwargs)
+        return _call(_env_function(id, id), **env_kwargs)
     if spec.namespace == _MAMUJOCO:
-        return make_mamujoco(**spec.kwargs, **env_kwargs)
-    return gym.make(spec, disable_env_checker=True, **env_kwargs)
+        return _call(make_mamujoco, **spec.kwargs, **env_kwargs)
+    return _call(gym.make, spec, disable_env_checker=True, **env_kwargs)
 
 
 def _wrap(env: Any, wrappers: Iterable[EnvWrapper] | None) -> Any:
@@ -239,6 +241,26 @@ def _env_function(id: str, path: str) -> Callable[..., Any]:
             f"{_nearest_ids(id, _module_ids(package))}"
         )
     return function
+
+
+def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Of a wrong argument, the nearest right one of the functions that it was handed on to."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        wrong = re.match(r"([\w.]+)\(\) got an unexpected keyword argument '(\w+)'", str(error))
+        if wrong is None or wrong[2] not in kwargs:
+            raise
+        # Gymnasium raises another error from that of the environment
+        tracebacks = [error.__traceback__, *([error.__cause__.__traceback__] if error.__cause__ else [])]
+        frames = [frame for raised in tracebacks for frame, _ in traceback.walk_tb(raised)]
+        names = {name for frame in frames for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]}
+        # The last one, which refused it, was not entered
+        for value in (*frames[-1].f_locals.values(), *frames[-1].f_globals.values()):
+            if getattr(value, "__qualname__", "") == wrong[1].removesuffix(".__init__"):
+                names |= inspect.signature(value).parameters.keys()
+        near = difflib.get_close_matches(wrong[2], sorted(names - {"self"}), n=1)
+        raise TypeError(f"{error}." + (f" Did you mean {near[0]!r}?" if near else "")) from error
 
 
 def _nearest_ids(id: str, ids: Sequence[str]) -> str:

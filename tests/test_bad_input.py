@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -207,6 +207,31 @@ def test_masks_of_agents_with_nothing_to_mask() -> None:
     for space in (spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(2)):
         model = small(HAPPO, one_agent(space, masked)).learn(32)
         assert "arm" in model.predict({"arm": masked.sample()})[0]
+
+
+class VectorsOnly(FlattenExtractor):
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space)
+        if not isinstance(observation_space, spaces.Box):
+            raise TypeError("vectors only")
+
+
+class DictsOnly(CombinedExtractor):
+    def __init__(self, observation_space: spaces.Space) -> None:
+        super().__init__(observation_space)  # type: ignore[arg-type]
+
+
+def test_an_extractor_that_does_not_take_what_somebody_observes() -> None:
+    both = spaces.Dict({"near": VECTOR, "far": VECTOR})
+    env, alone = one_agent(spaces.Discrete(2), both), RandomTeam({"arm": spaces.Discrete(2)}, observation_spaces={"arm": both})
+    for team, owner, where in ((alone, "the critic", "critic_kwargs"), (env, "agent 'leg'", "agent_kwargs")):
+        with pytest.raises(ValueError, match=rf"DictsOnly cannot .* {owner}, .*AttributeError.*policy_kwargs\['{where}'\]"):
+            small(HAPPO, team, policy_kwargs=dict(features_extractor_class=DictsOnly))
+    match = r"VectorsOnly cannot .* agent 'arm', Dict.*vectors only.*policy_kwargs\['agent_kwargs'\]\['arm'\]"
+    with pytest.raises(ValueError, match=match):
+        small(HAPPO, env, policy_kwargs=dict(features_extractor_class=VectorsOnly))
+    default = dict(features_extractor_class=None)
+    small(HAPPO, env, policy_kwargs=dict(features_extractor_class=VectorsOnly, agent_kwargs={"arm": default}))
 
 
 # ---------------------------------------------------------------- which environment

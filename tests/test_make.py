@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from pettingzoo.utils.wrappers import BaseParallelWrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
 
@@ -14,6 +15,7 @@ from sb3_happo import make_joint_vec_env
 from sb3_happo.envs import JointEnv, joint_action_dtype, make_joint_env
 from sb3_happo.envs.make import VECTORISED_FAMILIES, one_agent_per_joint
 from sb3_happo.envs.spaces import split_mask
+from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 from tests.envs import MatrixGame, RandomTeam, TupleTeam
 
 
@@ -326,3 +328,29 @@ def test_families_run_from_their_ids(id: str, kwargs: dict[str, Any]) -> None:
         if terminated or truncated:
             observation, info = env.reset()
     env.close()
+
+
+class Adjustable(MatrixGame):
+    """With a method and an attribute that a curriculum wants to reach."""
+
+    level = 1
+
+    def set_level(self, level: int) -> int:
+        self.level = level
+        return level
+
+
+@pytest.mark.parametrize("vec_env_cls", [JointDummyVecEnv, JointSubprocVecEnv])
+@pytest.mark.parametrize("wrapper", [lambda env: env, BaseParallelWrapper], ids=["bare", "wrapped"])
+def test_methods_and_attributes_of_the_env_itself(vec_env_cls: Any, wrapper: Any) -> None:
+    venv = make_joint_vec_env(Adjustable, 2, wrappers=[wrapper], vec_env_cls=vec_env_cls)
+    try:
+        assert venv.has_attr("level") and not venv.has_attr("levels")
+        assert venv.env_method("set_level", 3) == [3, 3]
+        assert venv.get_attr("level") == [3, 3]
+        venv.env_method("set_wrapper_attr", "level", 5, indices=1)
+        assert venv.get_attr("level") == [3, 5]
+        with pytest.raises(AttributeError):
+            venv.get_attr("levels")
+    finally:
+        venv.close()

@@ -137,6 +137,33 @@ def test_integer_names_of_agents() -> None:
     assert set(model.predict(joint)[0]) == {"0", "1"}
 
 
+def test_integer_names_of_agents_in_arguments() -> None:
+    team = RandomTeam({0: spaces.Discrete(2), 1: spaces.Discrete(2), 2: spaces.Discrete(2)})
+    env = JointEnv(team, team_reward=0, agents=[0, 1], others={2: "random"})  # type: ignore[arg-type]
+    model = small(HAPPO, env, policy_kwargs=dict(share_parameters=[[0, 1]]))
+    assert model.policy.groups == [("0", "1")]
+    model = small(HAPPO, env, policy_kwargs=dict(agent_kwargs={0: dict(net_arch=[7])}))
+    assert model.policies["0"].net_arch == [7] and model.policies["1"].net_arch != [7]
+    masked = RandomMasks({0: spaces.Discrete(2), 1: spaces.Discrete(2)})
+    model = small(HAPPO, masked)
+    obs, infos = masked.reset(seed=0)
+    masks = {agent: np.eye(2, dtype=np.int8)[agent] for agent in infos}
+    assert model.predict(obs, action_masks=masks)[0] == {0: 0, 1: 1}
+
+
+class RandomMasks(RandomTeam):
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        obs, infos = super().reset(seed, options)
+        return obs, {agent: {"action_mask": np.ones(2, np.int8)} for agent in infos}
+
+
+def test_batches_of_different_lengths(model: HAPPO) -> None:
+    three, one = np.ones((3, 3), np.float32), np.ones((1, 3), np.float32)
+    for other, words in ((one, "'box' of 1"), (one[0], "'box' of one, without a batch")):
+        with pytest.raises(ValueError, match=f"'discrete' of 3, {words}"):
+            model.predict({"discrete": three, "box": other})
+
+
 # ---------------------------------------------------------------- masks
 
 

@@ -176,6 +176,17 @@ def test_the_joint_policy_alone(tmp_path: Path) -> None:
     assert (model.predict(obs, deterministic=True)[0] == loaded.predict(obs, deterministic=True)[0]).all()
 
 
+def test_the_joint_policy_alone_with_rates_of_its_own(tmp_path: Path) -> None:
+    """Schedules are the model's, and need not be picklable; who had a rate of its own shares nothing afterwards either."""
+    kwargs = dict(share_parameters=True, agent_kwargs={"agent_1": dict(learning_rate=lambda progress: 1e-3 * progress)})
+    model = small(HAPPO, alike_team(), policy_kwargs=kwargs, seed=0).learn(32)
+    model.policy.save(str(tmp_path / "policy"))
+    loaded = JointPolicy.load(str(tmp_path / "policy"))
+    assert same(snapshot(model.policy), snapshot(loaded))
+    assert loaded.policies["agent_0"].head is loaded.policies["agent_2"].head
+    assert loaded.policies["agent_0"].head is not loaded.policies["agent_1"].head
+
+
 def test_load_on_an_id(tmp_path: Path) -> None:
     small(HAPPO, "CartPole-v1").learn(32).save(tmp_path / "model")
     assert HAPPO.load(tmp_path / "model", env="CartPole-v1").learn(32, reset_num_timesteps=False).num_timesteps == 64

@@ -195,6 +195,59 @@ def test_what_follows_death_is_not_guessed() -> None:
     assert survivor[2].item() == pytest.approx(0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item())
 
 
+class Mortal(RandomTeam):
+    """
+    Of "a" and "b" the first one dies early.
+
+    :param dies: In which step
+    :param length: Of the other's life
+    :param reward: Of each of the living at each step; None for random ones
+    """
+
+    def __init__(self, dies: int, length: int, reward: float | None = None) -> None:
+        super().__init__({agent: spaces.Discrete(2) for agent in "ab"}, length)
+        self.dies, self.reward = dies, reward
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        team = self.agents
+        obs, rewards, terminations, truncations, infos = super().step(actions)
+        if self._t == self.dies:
+            terminations["a"] = True
+            self.agents = ["b"]
+        if self.reward is not None:
+            rewards = dict.fromkeys(team, self.reward)
+        return tuple({agent: of[agent] for agent in team} for of in (obs, rewards, terminations, truncations, infos))
+
+
+@pytest.mark.parametrize("n_steps", [6, 24])
+def test_the_teams_reward_goes_on_without_the_dead(n_steps: int) -> None:
+    """With a value for each agent, all of the team's reward and all right, no step is better or worse, wherever it ends."""
+    env = JointEnv(Mortal(3, 1000, reward=1.0), "b", state="agent")
+    model = small(HAPPO, env, n_steps=n_steps, batch_size=None, gamma=0.9, normalize_value=False)
+    with th.no_grad():
+        for network in model.critic.networks:
+            network.head.weight.zero_()
+            network.head.bias.fill_(10.0)  # 1 / (1 - gamma)
+    collect(model)
+    buffer = model.rollout_buffer
+    assert not buffer.active[3:, 0, 0].any() and buffer.active[:3].all()
+    assert th.allclose(buffer.advantages[buffer.active], th.zeros(1), atol=1e-4)
+
+
+def test_explained_variance_is_that_of_steps_that_are_learned() -> None:
+    """Of absent agents value and return are the same, which explains nothing."""
+    model = small(
+        IPPO, Mortal(2, 20), n_steps=80, batch_size=None, gamma=0.0, gae_lambda=0.0, n_epochs=1, normalize_value=False
+    )
+    with th.no_grad():
+        for network in model.critic.networks:
+            network.head.weight.zero_()
+            network.head.bias.fill_(10.0)
+    model.learn(80)
+    assert (~model.rollout_buffer.active).sum() == 72
+    assert model.logger.name_to_value["train/explained_variance"] == pytest.approx(0.0, abs=1e-4)
+
+
 @pytest.mark.parametrize("algorithm", [IPPO, HAPPO])
 @pytest.mark.parametrize("truncate", [False, True], ids=["rollout ends", "episode is cut off"])
 def test_who_waits_for_a_turn_is_not_dead(algorithm: type[HAPPO], truncate: bool) -> None:

@@ -493,8 +493,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self, values: th.Tensor, own_values: th.Tensor, active: np.ndarray | None, waiting: np.ndarray | None
     ) -> th.Tensor:
         """
-        With a value for each agent, the critic knows only steps at which the agent was active. Of who is gone for good nothing
-        is to come; of who waits, what the critic said when it was last active.
+        With a value for each agent, the critic knows only steps at which the agent was active. Of who waits, what it said when
+        the agent was last active is to come; of who is gone for good, see :meth:`_values_of_the_gone`.
 
         :param values: Of an observation, ``(n, n_values)``
         :param own_values: Of each agent's last active step in the episode, ``(n, n_values)``
@@ -504,8 +504,22 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         if active is None:
             return values
-        otherwise = own_values * self._as_flags(waiting) if waiting is not None else th.zeros_like(values)
-        return values.where(self._as_flags(active), otherwise)
+        here = self._as_flags(active)
+        otherwise = self._values_of_the_gone(values, here)
+        if waiting is not None:
+            otherwise = own_values.where(self._as_flags(waiting), otherwise)
+        return values.where(here, otherwise)
+
+    def _values_of_the_gone(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
+        """
+        What is to come of agents that have left the team. All values are the team's reward, which goes on without them: what
+        those who are there say of it.
+
+        :param values: Of an observation, ``(n, n_values)``
+        :param active: Who is active in it, ``(n, n_agents)``
+        :return: ``(n, 1)`` or ``(n, n_values)``
+        """
+        return (values * active).sum(dim=1, keepdim=True) / active.sum(dim=1, keepdim=True).clamp(min=1)
 
     def _as_flags(self, flags: np.ndarray | None) -> th.Tensor:
         return th.as_tensor(True if flags is None else flags, device=self.device)
@@ -598,8 +612,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 losses.append(add_up(contribution, pieces(batch), params, self._executor))
                 nn.utils.clip_grad_norm_(params, self.max_grad_norm)
                 self.critic.optimizer.step()
-        variance = data.returns.var()
-        explained = 1 - (data.returns - data.old_values).var() / variance if variance > 0 else th.tensor(float("nan"))
+        # With a value for each agent, of the steps at which it was there: of others nothing is learned
+        returns, values = (of if data.active is None else of[data.active] for of in (data.returns, data.old_values))
+        variance = returns.var()
+        explained = 1 - (returns - values).var() / variance if variance > 0 else th.tensor(float("nan"))
         self.logger.record("train/value_loss", th.stack(losses).mean().item())
         self.logger.record("train/explained_variance", explained.item())
         self.logger.record("train/critic_learning_rate", rate)

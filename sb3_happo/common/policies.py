@@ -1,7 +1,8 @@
 """The actors: one agent's policy, and the team of them with its critic."""
 
 import inspect
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Literal
 
 import numpy as np
@@ -475,6 +476,27 @@ _AGENT_KWARGS = {*inspect.signature(AgentPolicy.__init__).parameters} - {
 }
 
 
+@contextmanager
+def _name_extractor(kwargs: dict[str, Any], owner: str, where: str) -> Iterator[None]:
+    """
+    A features extractor is made for one kind of observation, and a team may have several: say whose it does not take.
+
+    :param kwargs: Of a policy or the critic, which is made inside
+    :param owner: Who observes what
+    :param where: There another extractor can be given
+    """
+    try:
+        yield
+    except Exception as error:
+        extractor = kwargs.get("features_extractor_class")
+        if extractor is None or isinstance(error, ValueError):
+            raise
+        raise ValueError(
+            f"{extractor.__name__} cannot be made for the observation of {owner} ({type(error).__name__}: {error}). Put "
+            f"another `features_extractor_class` into {where}, or None there for the default one."
+        ) from error
+
+
 def unbatch(space: spaces.Space, action: Any) -> Any:
     """
     One row of an agent's actions as the environment takes it.
@@ -591,7 +613,10 @@ class JointPolicy(BasePolicy):
         super().__init__(observation_space, action_space)
         self.agents = tuple(action_space.spaces)
         self.action_dtype = joint_action_dtype(action_space)
-        agent_kwargs = agent_kwargs or {}
+        # The environment may count its agents
+        agent_kwargs = {str(agent): overrides for agent, overrides in (agent_kwargs or {}).items()}
+        if not isinstance(share_parameters, bool):
+            share_parameters = [[str(agent) for agent in group] for group in share_parameters]
         own = {*inspect.signature(JointPolicy.__init__).parameters} - {"self"}
         check_names(kwargs, _AGENT_KWARGS, "policy_kwargs", own | _AGENT_KWARGS)
         for agent, overrides in agent_kwargs.items():
@@ -625,14 +650,17 @@ class JointPolicy(BasePolicy):
                 rate = overrides.pop("learning_rate", None)
                 if rate is not None:
                     self.lr_schedules[agent] = FloatSchedule(rate)
-                self.policies[agent] = AgentPolicy(
-                    own_spaces[agent],
-                    action_space.spaces[agent],
-                    self.lr_schedules.get(agent, lr_schedule),
-                    masked=self._mask_keys[agent] in observation_space.spaces,
-                    agent_id=(index, len(group)) if append_agent_id and len(group) > 1 else None,
-                    **({"net_arch": net_arch} | kwargs | overrides),
-                )
+                own_kwargs = {"net_arch": net_arch} | kwargs | overrides
+                where = f"policy_kwargs['agent_kwargs'][{agent!r}]"
+                with _name_extractor(own_kwargs, f"agent {agent!r}, {own_spaces[agent]}", where):
+                    self.policies[agent] = AgentPolicy(
+                        own_spaces[agent],
+                        action_space.spaces[agent],
+                        self.lr_schedules.get(agent, lr_schedule),
+                        masked=self._mask_keys[agent] in observation_space.spaces,
+                        agent_id=(index, len(group)) if append_agent_id and len(group) > 1 else None,
+                        **own_kwargs,
+                    )
                 if index:
                     self.policies[agent].share_parameters_with(self.policies[group[0]])
         self.policies = {agent: self.policies[agent] for agent in self.agents}
@@ -656,11 +684,13 @@ class JointPolicy(BasePolicy):
             sizes = {agent: self.policies[agent].memory.hidden_size for agent in self.read_by_critic}  # type: ignore[union-attr]
             critic_kwargs["n_remembered"] = sizes
         rate = critic_lr_schedule or lr_schedule
-        self.critic: Critic = (
-            LocalCritics(own_spaces, rate, **critic_kwargs)
-            if local_critics
-            else CentralizedCritic(observation_space, len(self.agents), rate, **critic_kwargs)
-        )
+        seen = "the agents' observations" if local_critics else f"the state, of {observation_space}"
+        with _name_extractor(critic_kwargs, f"the critic, {seen}", "policy_kwargs['critic_kwargs']"):
+            self.critic: Critic = (
+                LocalCritics(own_spaces, rate, **critic_kwargs)
+                if local_critics
+                else CentralizedCritic(observation_space, len(self.agents), rate, **critic_kwargs)
+            )
         initialise([*(self.policies[group[0]] for group in self.groups), *self.critic.networks])
 
     def _make_groups(
@@ -698,7 +728,14 @@ class JointPolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_ = dict(observation_space=self.observation_space, action_space=self.action_space)
-        return spaces_ | self._init_kwargs | {"lr_schedule": self._dummy_schedule}
+        # As SB3 has it: schedules, which need not be picklable, are the model's; so who shares is not to be found out again
+        groups = [list(group) for group in self.groups if len(group) > 1]
+        agent_kwargs = {
+            agent: {name: value for name, value in overrides.items() if name != "learning_rate"}
+            for agent, overrides in self._init_kwargs["agent_kwargs"].items()
+        }
+        own = {"share_parameters": groups, "agent_kwargs": agent_kwargs, "lr_schedule": self._dummy_schedule}
+        return spaces_ | self._init_kwargs | own
 
     def _check_agent(self, agent: str, where: str) -> None:
         if agent not in self.agents:
@@ -867,7 +904,7 @@ class JointPolicy(BasePolicy):
         :param action_masks: ``{agent: mask}``, where masks do not come within the observations
         :return: For one environment ``{agent: action}``, by the agents' names in the observation; for a batch of them a
             structured array with one row per environment and one field per agent. And the next ``state``
-        :raises ValueError: If an agent is unknown, or its mask is missing
+        :raises ValueError: If an agent is unknown, its mask is missing, or the agents' observations are of different batches
         """
         if len(self.agents) == 1 and self._is_bare(observation):
             own_masks = (action_masks or {}).get(self.agents[0])
@@ -875,7 +912,7 @@ class JointPolicy(BasePolicy):
         if not isinstance(observation, dict):
             raise ValueError("A team needs a dict of observations, {agent: observation}.")
         own, masks = self._split_by_agent(observation)
-        masks.update(action_masks or {})
+        masks.update({str(agent): mask for agent, mask in (action_masks or {}).items()})
         for agent in masks:
             self._check_agent(agent, "`action_masks`")
         answers: dict[str, Any] = {}
@@ -884,7 +921,7 @@ class JointPolicy(BasePolicy):
             starts = np.asarray(episode_start, dtype=bool).reshape(-1)
             states = {agent: _kept(~starts, before) for agent, before in states.items()}
         active = self._active(observation)
-        batched = False
+        batched: set[str] = set()
         for agent in self.agents:
             if agent in own:
                 policy = self.policies[agent]
@@ -896,11 +933,18 @@ class JointPolicy(BasePolicy):
                     raise ValueError(f"agent {agent!r}: {error}") from error
                 if after is not None:
                     states[agent] = after if active is None else _kept(active[agent], after, states.get(agent))
-                batched = batched or policy.is_vectorized_observation(policy.split_mask(own[agent])[0])
+                if policy.is_vectorized_observation(policy.split_mask(own[agent])[0]):
+                    batched.add(agent)
         if not batched:
             names = {str(name): name for name in observation}  # the environment may count its agents
             return {names.get(agent, agent): action for agent, action in answers.items()}, states or None
-        n_envs = len(next(iter(answers.values())))
+        sizes = {agent: len(actions) if agent in batched else 0 for agent, actions in answers.items()}
+        n_envs = max(sizes.values())
+        if set(sizes.values()) != {n_envs}:
+            counts = ", ".join(
+                f"{agent!r} {f'of {size}' if size else 'of one, without a batch'}" for agent, size in sizes.items()
+            )
+            raise ValueError(f"The agents' observations must be of the same environments; they are {counts}.")
         joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers]))
         for agent, actions in answers.items():
             joint[agent] = actions

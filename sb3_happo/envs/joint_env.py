@@ -254,6 +254,7 @@ class JointEnv(gym.Env):
     def _set_team_reward(self, team_reward: TeamReward) -> None:
         self._reward_index = None
         if not callable(team_reward) and team_reward not in ("mean", "sum"):
+            team_reward = str(team_reward)
             if team_reward not in self.agents:
                 raise ValueError(
                     f"team_reward={team_reward!r} is neither 'mean', 'sum', a callable, nor one of {list(self.agents)}."
@@ -387,6 +388,39 @@ class JointEnv(gym.Env):
         else:
             reward = float(self.team_reward(info["agent_rewards"]))  # type: ignore[operator]
         return self._observe(observations, infos, active), reward, terminated, truncated, info
+
+    # As if this were a wrapper of the env: SB3's VecEnv.env_method and get_attr reach its methods and attributes
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """
+        :param name: Of an attribute
+        :return: Whether this or the env inside has it
+        """
+        return any(hasattr(owner, name) for owner in self._owners())
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """
+        :param name: Of an attribute, of this or of the env inside
+        :return: The attribute
+        :raises AttributeError: If there is none
+        """
+        return getattr(next((owner for owner in self._owners() if hasattr(owner, name)), self.env), name)
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """
+        :param name: Of an attribute, of this or of the env inside
+        :param value: Its new value
+        :param force: Whether to set it here if neither has it
+        :return: Whether it was set
+        """
+        owner = next((owner for owner in self._owners() if hasattr(owner, name)), self if force else None)
+        if owner is not None:
+            setattr(owner, name, value)
+        return owner is not None
+
+    def _owners(self) -> tuple[Any, ...]:
+        """The innermost env before its wrappers, of which PettingZoo's answer for it, but keep what is set to themselves."""
+        return self, getattr(self.env, "unwrapped", self.env), self.env
 
     def render(self) -> Any:
         """

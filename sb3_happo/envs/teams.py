@@ -436,9 +436,10 @@ class PartialTeam:
 
 def _check_policy(policy: OtherPolicy, agent: str) -> None:
     if isinstance(policy, Mapping):
-        if agent not in policy:
+        named = {str(name): part for name, part in policy.items()}
+        if agent not in named:
             raise ValueError(f"`others` has no policy for agent {agent!r}.")
-        _check_policy(policy[agent], agent)
+        _check_policy(named[agent], agent)
     elif isinstance(policy, (list, tuple)):
         if not policy:
             raise ValueError("A mixture of `others` needs at least one policy.")
@@ -456,5 +457,6 @@ def _draw(policy: OtherPolicy, agents: Sequence[Any], rng: np.random.Generator) 
     if isinstance(policy, (list, tuple)):
         return _draw(policy[int(rng.integers(len(policy)))], agents, rng)
     if isinstance(policy, Mapping):
-        return {agent: _draw(policy[str(agent)], [agent], rng)[agent] for agent in agents}
+        named = {str(name): part for name, part in policy.items()}
+        return {agent: _draw(named[str(agent)], [agent], rng)[agent] for agent in agents}
     return dict.fromkeys(agents, policy)

@@ -29,6 +29,14 @@ class IPPO(MAPPO):
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
         super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
 
+    def _values_of_the_gone(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
+        """
+        :param values: Of an observation, ``(n, n_agents)``
+        :param active: Who is active in it, likewise
+        :return: Zeros: an agent earns nothing when it is gone
+        """
+        return th.zeros_like(values)
+
     def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
         """
         :param rewards: Team rewards, unused

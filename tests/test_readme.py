@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_happo import HAPPO, make_joint_vec_env
 from sb3_happo.envs.checker import check_marl_env
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -62,6 +64,26 @@ def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: P
     assert scope["action"].shape == (1,)
     expected, _ = custom_environment["model"].predict({"glider": np.array([1.0, -2.0], np.float32)}, deterministic=True)
     assert np.array_equal(scope["action"], expected["glider"])
+
+
+def test_deployment_with_normalised_observations_and_without_the_package(
+    custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of docs/deployment.md; what they say is what the model does behind VecNormalize."""
+    monkeypatch.chdir(tmp_path)
+    env = VecNormalize(make_joint_vec_env(custom_environment["Rendezvous"], 2, seed=0))
+    model = HAPPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0).learn(256)
+    model.policies["glider"].save("glider.zip")
+    env.save("vecnormalize.pkl")
+    text = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text()
+    scope: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(block, scope)
+    joint = {key: np.zeros(space.shape, np.float32) for key, space in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    joint["glider"] = np.array([1.0, -2.0], np.float32)
+    expected, _ = model.predict({"glider": env.normalize_obs(joint)["glider"]}, deterministic=True)
+    assert np.allclose(scope["action"], expected["glider"])
+    assert np.allclose(scope["actions"].detach().numpy(), expected["glider"][None], atol=1e-6)
 
 
 def test_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

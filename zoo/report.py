@@ -60,13 +60,13 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     }
     there = [index for index, seeds in curves.items() if seeds]
     own = [index for index in there if groups[index].runs[0]["settings"] in _own_settings(groups[index])]
-    for group in groups:
-        if group.runs[0]["algo"] == "random":
-            axes.axhline(group.estimate("return").iqm, color="grey", linestyle="--", label="random")
     for index in own or there:
         run = groups[index].runs[0]
         draw_seeds(axes, curves[index], run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}")
         budgets.append(run["n_timesteps"])
+    for group in groups:
+        if group.runs[0]["algo"] == "random":
+            axes.axhline(group.estimate("return").iqm, color="grey", linestyle="--", label="random")
     if not budgets:
         return None
     if max(budgets) > 2 * min(budgets):

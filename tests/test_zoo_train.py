@@ -92,7 +92,7 @@ def test_calls_on_the_command_line_are_what_they_are_in_a_file(train: ModuleType
 
 def test_files_of_the_zoo_go_by_their_names(manager: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    wanted = {None: "happo.yml", "happo_1m": "happo_1m.yml", "mine.yml": "mine.yml", "my.module": "my.module"}
+    wanted = {None: "happo.yml", "happo_1m": "happo_1m.yml", "mine.yml": "mine.yml", "json.tool": "json.tool"}
     for config, path in wanted.items():
         made = manager.TeamExperimentManager(argparse.Namespace(), "happo", SPREAD, log_folder="", config=config)
         assert made.config in (path, str(ZOO / "hyperparams" / path))

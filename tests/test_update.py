@@ -195,6 +195,14 @@ def test_what_follows_death_is_not_guessed() -> None:
     assert survivor[2].item() == pytest.approx(0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item())
 
 
+def always_say(model: HAPPO, value: float) -> None:
+    """A critic that says the same of everything."""
+    with th.no_grad():
+        for network in model.critic.networks:
+            network.head.weight.zero_()
+            network.head.bias.fill_(value)
+
+
 class Mortal(RandomTeam):
     """
     Of "a" and "b" the first one dies early.
@@ -224,10 +232,7 @@ def test_the_teams_reward_goes_on_without_the_dead(n_steps: int) -> None:
     """With a value for each agent, all of the team's reward and all right, no step is better or worse, wherever it ends."""
     env = JointEnv(Mortal(3, 1000, reward=1.0), "b", state="agent")
     model = small(HAPPO, env, n_steps=n_steps, batch_size=None, gamma=0.9, normalize_value=False)
-    with th.no_grad():
-        for network in model.critic.networks:
-            network.head.weight.zero_()
-            network.head.bias.fill_(10.0)  # 1 / (1 - gamma)
+    always_say(model, 10.0)  # 1 / (1 - gamma)
     collect(model)
     buffer = model.rollout_buffer
     assert not buffer.active[3:, 0, 0].any() and buffer.active[:3].all()
@@ -239,10 +244,7 @@ def test_explained_variance_is_that_of_steps_that_are_learned() -> None:
     model = small(
         IPPO, Mortal(2, 20), n_steps=80, batch_size=None, gamma=0.0, gae_lambda=0.0, n_epochs=1, normalize_value=False
     )
-    with th.no_grad():
-        for network in model.critic.networks:
-            network.head.weight.zero_()
-            network.head.bias.fill_(10.0)
+    always_say(model, 10.0)
     model.learn(80)
     assert (~model.rollout_buffer.active).sum() == 72
     assert model.logger.name_to_value["train/explained_variance"] == pytest.approx(0.0, abs=1e-4)
@@ -263,10 +265,7 @@ def test_who_waits_for_a_turn_is_not_dead(algorithm: type[HAPPO], truncate: bool
 
     env = JointEnv(Unrewarded(3, 7 if truncate else 1000, truncate=True), state="agent")
     model = small(algorithm, env, seed=0, n_steps=32, gamma=1.0, normalize_value=False)
-    with th.no_grad():
-        for network in model.critic.networks:
-            network.head.weight.zero_()
-            network.head.bias.fill_(10.0)
+    always_say(model, 10.0)
     collect(model)
     buffer = model.rollout_buffer
     assert buffer.n_values == 3

@@ -37,11 +37,6 @@ def is_current(run: Record) -> bool:
     return run["algo"] == "random" or same_entry(run, run["settings"]) is not None
 
 
-def _own_settings(group: Group) -> tuple[str, str]:
-    algo = group.runs[0]["algo"]
-    return algo, f"{algo}_1m"
-
-
 def draw_curves(groups: Sequence[Group]) -> Figure | None:
     """
     The learning curves of the algorithms with the zoo's own settings, those for short trainings (``<algo>_1m``) too, or where
@@ -53,16 +48,14 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     budgets: list[int] = []
-    curves = {
-        index: [run["learning_curve"] for run in group.runs if run.get("learning_curve")]
-        for index, group in enumerate(groups)
-        if is_current(group.runs[0])
-    }
-    there = [index for index, seeds in curves.items() if seeds]
-    own = [index for index in there if groups[index].runs[0]["settings"] in _own_settings(groups[index])]
-    for index in own or there:
-        run = groups[index].runs[0]
-        draw_seeds(axes, curves[index], run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}")
+    there = [
+        (group.runs[0], curves)
+        for group in groups
+        if (curves := [run["learning_curve"] for run in group.runs if run.get("learning_curve")]) and is_current(group.runs[0])
+    ]
+    own = [(run, curves) for run, curves in there if run["settings"] in (run["algo"], f"{run['algo']}_1m")]
+    for run, curves in own or there:
+        draw_seeds(axes, curves, run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}")
         budgets.append(run["n_timesteps"])
     for group in groups:
         if group.runs[0]["algo"] == "random":

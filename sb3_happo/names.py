@@ -4,7 +4,9 @@ import difflib
 from collections.abc import Iterable
 
 
-def check_names(given: Iterable[str], known: Iterable[str], where: str, names: Iterable[str] | None = None) -> None:
+def check_names(
+    given: Iterable[str], known: Iterable[str], where: str, names: Iterable[str] | None = None
+) -> None:
     """
     :param given: Names of keyword arguments
     :param known: Those that there are

@@ -19,7 +19,13 @@ class LstmHAPPO(HAPPO):
 
     recurrent = "lstm"
 
-    def __init__(self, policy: Any, env: Any = None, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        env: Any = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         memory = dict(recurrent=self.recurrent, lstm_hidden_size=8)
         super().__init__(policy, env, policy_kwargs={**memory, **(policy_kwargs or {})}, **kwargs)
 
@@ -47,9 +53,16 @@ PLAIN_SPACES: dict[str, spaces.Space] = {
 }
 
 
-def small(algorithm: type[Model], env: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Model:
+def small(
+    algorithm: type[Model], env: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+) -> Model:
     """A small model of an algorithm."""
-    return algorithm("MlpPolicy", env, policy_kwargs={**SMALL_NET, **(policy_kwargs or {})}, **{**SMALL, **kwargs})
+    return algorithm(
+        "MlpPolicy",
+        env,
+        policy_kwargs={**SMALL_NET, **(policy_kwargs or {})},
+        **{**SMALL, **kwargs},
+    )
 
 
 def random_team(n_envs: int = 1, **kwargs: Any) -> DummyVecEnv:

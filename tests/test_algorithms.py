@@ -13,7 +13,16 @@ from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_env, make_joint_vec_env
+from sb3_happo import (
+    HAA2C,
+    HAPPO,
+    HATRPO,
+    IPPO,
+    MAPPO,
+    JointEnv,
+    make_joint_env,
+    make_joint_vec_env,
+)
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer
 from tests.algorithms import (
     ALGORITHMS,
@@ -57,7 +66,15 @@ def test_mixed_team_learns_in_all_its_parts(algorithm: type[HAPPO]) -> None:
 
 @every_algorithm
 @pytest.mark.parametrize(
-    "team", [HeterogeneousTeam, MaskedGame, lambda: MaskedGame(masks_in="info"), TurnGame, TupleTeam, MatrixGame]
+    "team",
+    [
+        HeterogeneousTeam,
+        MaskedGame,
+        lambda: MaskedGame(masks_in="info"),
+        TurnGame,
+        TupleTeam,
+        MatrixGame,
+    ],
 )
 def test_every_kind_of_team_trains_and_acts(algorithm: type[HAPPO], team: Any) -> None:
     """The environments raise on actions that are illegal, outside their space, or of somebody who is not there."""
@@ -79,7 +96,9 @@ def test_masked_actions_are_never_taken_in_10_000_steps() -> None:
 @every_algorithm
 def test_two_runs_of_one_seed_are_equal(algorithm: type[HAPPO]) -> None:
     def run(seed: int) -> dict[str, th.Tensor]:
-        env = DummyVecEnv([lambda: JointEnv(HeterogeneousTeam()), lambda: JointEnv(HeterogeneousTeam())])
+        env = DummyVecEnv(
+            [lambda: JointEnv(HeterogeneousTeam()), lambda: JointEnv(HeterogeneousTeam())]
+        )
         return snapshot(small(algorithm, env, batch_size=16, seed=seed).learn(128).policy)
 
     first = run(0)
@@ -114,7 +133,9 @@ def test_agents_of_any_name(algorithm: type[HAPPO], tmp_path: Any) -> None:
     model = small(algorithm, team, verbose=1).learn(64)
     assert model.agents == tuple(name or f"agent_{index}" for index, name in enumerate(ODD_NAMES))
     model.save(tmp_path / "model")
-    loaded = algorithm.load(tmp_path / "model", env=RandomTeam(dict.fromkeys(ODD_NAMES, spaces.Discrete(3))))
+    loaded = algorithm.load(
+        tmp_path / "model", env=RandomTeam(dict.fromkeys(ODD_NAMES, spaces.Discrete(3)))
+    )
     obs = dict.fromkeys(model.agents, np.ones(3, np.float32))
     assert loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]
 
@@ -126,7 +147,9 @@ GOALS = {HAPPO: 0.95, HATRPO: 0.9, HAA2C: 0.95, MAPPO: 0.95, IPPO: 0.95}
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_learns_to_prefer_the_highest_legal_action(algorithm: type[HAPPO]) -> None:
     """A sanity check of every part at once: rewards, advantages, masks, heads of MultiDiscrete, both agents' steps."""
-    settings: dict[str, Any] = dict(n_steps=64, gamma=0.5, learning_rate=3e-3, n_epochs=5, batch_size=None)
+    settings: dict[str, Any] = dict(
+        n_steps=64, gamma=0.5, learning_rate=3e-3, n_epochs=5, batch_size=None
+    )
     if algorithm is HAA2C:
         settings.update(n_steps=16, n_epochs=1, learning_rate=1e-2)
     if algorithm is HATRPO:
@@ -148,13 +171,19 @@ class ComesAndGoes(RandomTeam):
         self.away = away
 
     def _without(self, answers: dict[str, Any]) -> dict[str, Any]:
-        return {agent: value for agent, value in answers.items() if agent != "agent_0" or self._t not in self.away}
+        return {
+            agent: value
+            for agent, value in answers.items()
+            if agent != "agent_0" or self._t not in self.away
+        }
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         return tuple(map(self._without, super().reset(seed, options)))  # type: ignore[return-value]
 
     def step(self, actions: dict[str, Any]) -> Any:
-        assert ("agent_0" in actions) == (self._t not in self.away), "an action of somebody who is not there"
+        assert ("agent_0" in actions) == (self._t not in self.away), (
+            "an action of somebody who is not there"
+        )
         return tuple(map(self._without, super().step(actions)))
 
 
@@ -185,9 +214,13 @@ def garbage_of_agent_0(buffer: MultiAgentRolloutBuffer, dead: th.Tensor) -> None
 
 
 @every_algorithm
-@pytest.mark.parametrize("settings", [{}, {"batch_size": 8}, {"normalize_advantage": "rollout"}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"batch_size": 8}, {"normalize_advantage": "rollout"}], ids=str
+)
 @pytest.mark.parametrize("order", ["fixed", "reverse"])
-def test_steps_of_the_absent_count_nowhere(algorithm: type[HAPPO], settings: dict[str, Any], order: str) -> None:
+def test_steps_of_the_absent_count_nowhere(
+    algorithm: type[HAPPO], settings: dict[str, Any], order: str
+) -> None:
     """Neither in the loss of the absent agent, nor in the factor of the next; nor in a local critic's loss and statistics."""
     plain = train_with(algorithm, lambda buffer, dead: None, agent_order=order, **settings)
     disturbed = train_with(algorithm, garbage_of_agent_0, agent_order=order, **settings)
@@ -195,7 +228,9 @@ def test_steps_of_the_absent_count_nowhere(algorithm: type[HAPPO], settings: dic
 
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
-def test_the_test_above_would_notice(algorithm: type[HAPPO], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_above_would_notice(
+    algorithm: type[HAPPO], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mutation that lets the dead steps in changes the absent agent's update and, through the factor, the next agent's."""
     monkeypatch.setattr(MultiAgentRolloutBuffer, "active_rows", lambda self, agent: None)
     plain = train_with(algorithm, lambda buffer, dead: None, agent_order="fixed")
@@ -206,14 +241,18 @@ def test_the_test_above_would_notice(algorithm: type[HAPPO], monkeypatch: pytest
 
 @every_algorithm
 @pytest.mark.parametrize("normalize_advantage", ["minibatch", "rollout"])
-def test_the_absent_do_not_count_in_advantage_statistics(algorithm: type[HAPPO], normalize_advantage: str) -> None:
+def test_the_absent_do_not_count_in_advantage_statistics(
+    algorithm: type[HAPPO], normalize_advantage: str
+) -> None:
     """The team's advantage at a step without `agent_0` moves the statistics of `agent_1` alone."""
 
     def shift(buffer: MultiAgentRolloutBuffer, dead: th.Tensor) -> None:
         buffer.advantages[dead] += 100.0
 
     settings: dict[str, Any] = dict(
-        agent_order="fixed", normalize_advantage=normalize_advantage, policy_kwargs=dict(share_parameters=False)
+        agent_order="fixed",
+        normalize_advantage=normalize_advantage,
+        policy_kwargs=dict(share_parameters=False),
     )
     plain = train_with(algorithm, lambda buffer, dead: None, **settings)
     shifted = train_with(algorithm, shift, **settings)
@@ -223,17 +262,24 @@ def test_the_absent_do_not_count_in_advantage_statistics(algorithm: type[HAPPO],
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
 def test_factor_is_the_product_of_the_active_agents_ratios(algorithm: type[HAPPO]) -> None:
-    model = small(algorithm, ComesAndGoes(3), seed=0, learning_rate=1e-2, n_epochs=3, agent_order="fixed")
+    model = small(
+        algorithm, ComesAndGoes(3), seed=0, learning_rate=1e-2, n_epochs=3, agent_order="fixed"
+    )
     collect(model)
     expected = th.ones(32)
-    old = {agent: log_probs.flatten().clone() for agent, log_probs in model.rollout_buffer.log_probs.items()}
+    old = {
+        agent: log_probs.flatten().clone()
+        for agent, log_probs in model.rollout_buffer.log_probs.items()
+    }
     seen: list[th.Tensor] = []
     model._log_update = lambda factor: seen.append(factor)  # type: ignore[method-assign]
     model.train()
     for agent in model.agents:
         obs = model.rollout_buffer.observations[agent].flatten(end_dim=1)
         with th.no_grad():
-            log_prob, _ = model.policies[agent].evaluate_actions(obs, model.rollout_buffer.actions[agent].flatten(end_dim=1))
+            log_prob, _ = model.policies[agent].evaluate_actions(
+                obs, model.rollout_buffer.actions[agent].flatten(end_dim=1)
+            )
         ratio = (log_prob - old[agent]).exp()
         if agent == "agent_0":
             ratio[dead_rows(model).flatten()] = 1.0
@@ -257,13 +303,17 @@ def test_who_is_never_there_learns_nothing(algorithm: type[HAPPO]) -> None:
 def test_who_is_there_once_learns_without_nan(algorithm: type[HAPPO]) -> None:
     """A single sample has no standard deviation."""
     env = JointEnv(ComesAndGoes(away=tuple(range(1, 11))))
-    model = small(algorithm, env, policy_kwargs=dict(share_parameters=False), n_steps=10, seed=0).learn(20)
+    model = small(
+        algorithm, env, policy_kwargs=dict(share_parameters=False), n_steps=10, seed=0
+    ).learn(20)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
 
 
 def test_who_acts_at_the_first_step_of_an_episode() -> None:
     """Behind a reset, activity is that of the new episode, on every path: first reset, later ones, several environments."""
-    env = DummyVecEnv([lambda: JointEnv(ComesAndGoes(away=(0,))), lambda: JointEnv(ComesAndGoes(away=(10,)))])
+    env = DummyVecEnv(
+        [lambda: JointEnv(ComesAndGoes(away=(0,))), lambda: JointEnv(ComesAndGoes(away=(10,)))]
+    )
     model = small(HAPPO, env, n_steps=20, seed=0)
     collect(model)
     expected = np.ones((20, 2), bool)
@@ -285,8 +335,12 @@ def test_turns_are_taken_by_one_agent_each() -> None:
 # ---------------------------------------------------------------- order of the updates
 
 
-def orders(agent_order: Any, n: int = 1, seed: int = 0, algorithm: type[HAPPO] = HAPPO) -> list[tuple[str, ...]]:
-    settings: dict[str, Any] = dict(n_steps=4, n_epochs=1, policy_kwargs=dict(share_parameters=False))
+def orders(
+    agent_order: Any, n: int = 1, seed: int = 0, algorithm: type[HAPPO] = HAPPO
+) -> list[tuple[str, ...]]:
+    settings: dict[str, Any] = dict(
+        n_steps=4, n_epochs=1, policy_kwargs=dict(share_parameters=False)
+    )
     model = small(algorithm, alike_team(), agent_order=agent_order, seed=seed, **settings)
     updated: list[str] = []
     original = model._update_actors
@@ -300,7 +354,9 @@ def test_agent_order(algorithm: type[HAPPO]) -> None:
     agents = ("agent_0", "agent_1", "agent_2")
     assert orders("fixed", algorithm=algorithm) == [agents]
     assert orders("reverse", algorithm=algorithm) == [agents[::-1]]
-    assert orders(lambda team: [team[1], team[0], team[2]], algorithm=algorithm) == [("agent_1", "agent_0", "agent_2")]
+    assert orders(lambda team: [team[1], team[0], team[2]], algorithm=algorithm) == [
+        ("agent_1", "agent_0", "agent_2")
+    ]
     drawn = orders("random", 40, algorithm=algorithm)
     assert set(drawn) == set(itertools.permutations(agents)), "every order should come up among 40"
     assert drawn == orders("random", 40, algorithm=algorithm)
@@ -322,14 +378,20 @@ def test_greedy_order_begins_with_who_matters_most(algorithm: type[HAPPO]) -> No
 
 def test_greedy_order_with_agents_that_come_and_go() -> None:
     for away in ((2, 3), tuple(range(11))):
-        model = small(HAPPO, JointEnv(ComesAndGoes(3, away)), agent_order="greedy", seed=0).learn(64)
+        model = small(HAPPO, JointEnv(ComesAndGoes(3, away)), agent_order="greedy", seed=0).learn(
+            64
+        )
         assert all(value.isfinite().all() for value in model.policy.state_dict().values())
 
 
 def test_wrong_orders_are_refused() -> None:
     with pytest.raises(ValueError, match="agent_order must be one of"):
         HAPPO(alike_team(), agent_order="alphabetical")  # type: ignore[arg-type]
-    for wrong in (lambda agents: agents[:2], lambda agents: [*agents[:2], "nobody"], lambda agents: [*agents, agents[0]]):
+    for wrong in (
+        lambda agents: agents[:2],
+        lambda agents: [*agents[:2], "nobody"],
+        lambda agents: [*agents, agents[0]],
+    ):
         with pytest.raises(ValueError, match="every agent once"):
             orders(wrong)
 
@@ -343,7 +405,9 @@ def test_defaults_are_documented_for_every_algorithm() -> None:
 
 
 def rates(model: HAPPO) -> dict[str, float]:
-    found = {agent: policy.optimizer.param_groups[0]["lr"] for agent, policy in model.policies.items()}
+    found = {
+        agent: policy.optimizer.param_groups[0]["lr"] for agent, policy in model.policies.items()
+    }
     return found | {"critic": model.critic.optimizer.param_groups[0]["lr"]}
 
 
@@ -355,14 +419,20 @@ def test_learning_rates_follow_their_schedules(algorithm: type[HAPPO]) -> None:
         alike_team(),
         learning_rate=lambda progress: 1e-3 * progress,
         critic_learning_rate=lambda progress: 1e-2 * progress,
-        policy_kwargs=dict(agent_kwargs={"agent_1": {"learning_rate": lambda progress: 4e-3 * progress}}),
+        policy_kwargs=dict(
+            agent_kwargs={"agent_1": {"learning_rate": lambda progress: 4e-3 * progress}}
+        ),
     )
-    assert rates(model) == pytest.approx({"agent_0": 1e-3, "agent_1": 4e-3, "agent_2": 1e-3, "critic": 1e-2})
+    assert rates(model) == pytest.approx(
+        {"agent_0": 1e-3, "agent_1": 4e-3, "agent_2": 1e-3, "critic": 1e-2}
+    )
     model.learn(128)  # the last of four updates sees no progress left
     assert rates(model) == {"agent_0": 0.0, "agent_1": 0.0, "agent_2": 0.0, "critic": 0.0}
     model._current_progress_remaining = 0.5
     model.train()
-    assert rates(model) == pytest.approx({"agent_0": 5e-4, "agent_1": 2e-3, "agent_2": 5e-4, "critic": 5e-3})
+    assert rates(model) == pytest.approx(
+        {"agent_0": 5e-4, "agent_1": 2e-3, "agent_2": 5e-4, "critic": 5e-3}
+    )
 
 
 def critic_steps(model: HAPPO) -> int:
@@ -381,7 +451,9 @@ def test_critic_takes_the_actors_rate_and_passes_by_default() -> None:
     assert critic_steps(model) == 7 * 2
     model.n_epochs, model.batch_size = 2, 32  # as after `load(path, n_epochs=2, batch_size=32)`
     assert critic_steps(model) == 2 * 1
-    model = small(HAPPO, alike_team(), n_epochs=3, critic_n_epochs=5, batch_size=16, critic_batch_size=8)
+    model = small(
+        HAPPO, alike_team(), n_epochs=3, critic_n_epochs=5, batch_size=16, critic_batch_size=8
+    )
     steps: dict[str, int] = {"actors": 0, "critic": 0}
 
     def count(name: str) -> Any:
@@ -398,7 +470,12 @@ def test_critic_takes_the_actors_rate_and_passes_by_default() -> None:
 
 
 def test_clip_ranges_follow_their_schedules() -> None:
-    model = small(HAPPO, alike_team(), clip_range=lambda progress: 0.4 * progress, clip_range_vf=lambda p: 2.0 * p)
+    model = small(
+        HAPPO,
+        alike_team(),
+        clip_range=lambda progress: 0.4 * progress,
+        clip_range_vf=lambda p: 2.0 * p,
+    )
     model.learn(128, log_interval=100)  # nothing is dumped, so that the values stay to be read
     values = model.logger.name_to_value
     assert values["train/clip_range"] == 0.0 and values["train/clip_range_vf"] == 0.0
@@ -410,9 +487,17 @@ def test_clip_ranges_follow_their_schedules() -> None:
 @pytest.mark.parametrize("algorithm", [HAPPO, HAA2C, MAPPO, IPPO])
 def test_entropy_coefficient_follows_its_schedule(algorithm: type[HAPPO], tmp_path: Path) -> None:
     """With half of the training left, an update is that with half of the coefficient; also after loading."""
-    scheduled = small(algorithm, alike_team(), seed=0, ent_coef=lambda progress: 8.0 * progress, learning_rate=1e-3)
+    scheduled = small(
+        algorithm,
+        alike_team(),
+        seed=0,
+        ent_coef=lambda progress: 8.0 * progress,
+        learning_rate=1e-3,
+    )
     scheduled.learn(32, log_interval=100)
-    assert scheduled.logger.name_to_value["train/ent_coef"] == 0.0  # the only update sees no progress left
+    assert (
+        scheduled.logger.name_to_value["train/ent_coef"] == 0.0
+    )  # the only update sees no progress left
     scheduled.save(tmp_path / "team")
 
     def updated(**changed: Any) -> dict[str, th.Tensor]:
@@ -431,7 +516,9 @@ def test_entropy_coefficient_follows_its_schedule(algorithm: type[HAPPO], tmp_pa
 
 def test_target_kl_ends_an_agents_passes_and_not_the_critics() -> None:
     def count_steps(target_kl: float | None) -> tuple[int, int]:
-        model = small(HAPPO, alike_team(1), learning_rate=0.05, n_epochs=20, target_kl=target_kl, seed=0)
+        model = small(
+            HAPPO, alike_team(1), learning_rate=0.05, n_epochs=20, target_kl=target_kl, seed=0
+        )
         counts = [0, 0]
 
         def count(index: int) -> Any:
@@ -468,7 +555,13 @@ def test_gradients_are_clipped(max_grad_norm: float | None) -> None:
     model.learn(32)
     after = snapshot(model.policy)
     for part in ("actors.0.", "actors.1.", "critic.networks."):
-        change = th.cat([(after[name] - before[name]).flatten() for name in before if name.startswith(part)]).norm().item()
+        change = (
+            th.cat(
+                [(after[name] - before[name]).flatten() for name in before if name.startswith(part)]
+            )
+            .norm()
+            .item()
+        )
         assert change > 1e-3 if max_grad_norm is None else change == pytest.approx(1e-4, rel=1e-2)
 
 
@@ -478,7 +571,14 @@ def test_normalize_advantage(algorithm: type[HAPPO], mode: bool | str) -> None:
     """Where advantages are normalised, their scale and shift have no effect; where they are not, they do."""
 
     def train(scale: float, shift: float, batch_size: int | None) -> dict[str, th.Tensor]:
-        model = small(algorithm, alike_team(2), normalize_advantage=mode, batch_size=batch_size, n_epochs=1, seed=0)
+        model = small(
+            algorithm,
+            alike_team(2),
+            normalize_advantage=mode,
+            batch_size=batch_size,
+            n_epochs=1,
+            seed=0,
+        )
         collect(model)
         model.rollout_buffer.advantages.mul_(scale).add_(shift)
         model.set_random_seed(0)
@@ -494,33 +594,48 @@ def test_normalize_advantage_per_rollout_or_per_minibatch() -> None:
     """The two differ exactly where there are several minibatches."""
     updates = {}
     for mode, batch_size in itertools.product(["minibatch", "rollout"], [None, 8]):
-        model = small(HAPPO, alike_team(2), normalize_advantage=mode, batch_size=batch_size, seed=0).learn(32)
+        model = small(
+            HAPPO, alike_team(2), normalize_advantage=mode, batch_size=batch_size, seed=0
+        ).learn(32)
         updates[mode, batch_size] = snapshot(model.policies["agent_0"])
     whole = [updates[mode, None] for mode in ("minibatch", "rollout")]
     assert all(th.allclose(whole[0][name], whole[1][name], atol=1e-6) for name in whole[0])
-    assert not all(th.allclose(updates["minibatch", 8][name], updates["rollout", 8][name], atol=1e-6) for name in whole[0])
+    assert not all(
+        th.allclose(updates["minibatch", 8][name], updates["rollout", 8][name], atol=1e-6)
+        for name in whole[0]
+    )
 
 
 def test_entropy_bonus_keeps_policies_random() -> None:
     entropies = []
     for ent_coef in (0.0, 10.0):
-        model = small(HAPPO, random_team(), ent_coef=ent_coef, learning_rate=1e-2, n_epochs=20, seed=0).learn(128)
+        model = small(
+            HAPPO, random_team(), ent_coef=ent_coef, learning_rate=1e-2, n_epochs=20, seed=0
+        ).learn(128)
         collect(model)
-        distribution = model.policies["discrete"].get_distribution(model.rollout_buffer.observations["discrete"][:, 0])
+        distribution = model.policies["discrete"].get_distribution(
+            model.rollout_buffer.observations["discrete"][:, 0]
+        )
         entropies.append(distribution.entropy().mean().item())  # type: ignore[union-attr]
     assert entropies[0] < entropies[1] and entropies[1] == pytest.approx(np.log(3), abs=1e-2)
 
 
 def test_collection_knows_what_it_did() -> None:
     """Log-probabilities kept during the rollout (agents of one form are evaluated together) are those of the policies."""
-    teams = [random_team(2), DummyVecEnv([lambda: JointEnv(HeterogeneousTeam())] * 2), DummyVecEnv([lambda: alike_team()] * 2)]
+    teams = [
+        random_team(2),
+        DummyVecEnv([lambda: JointEnv(HeterogeneousTeam())] * 2),
+        DummyVecEnv([lambda: alike_team()] * 2),
+    ]
     for team in teams:
         model = small(HAPPO, team, seed=0)
         collect(model)
         for agent, policy in model.policies.items():
             data = model.rollout_buffer.agent_data(agent, th.ones(64))
             with th.no_grad():
-                log_prob, _ = policy.evaluate_actions(data.observations, data.actions, data.action_masks)
+                log_prob, _ = policy.evaluate_actions(
+                    data.observations, data.actions, data.action_masks
+                )
             assert th.allclose(log_prob, data.old_log_prob, atol=1e-5), agent
 
 

@@ -57,7 +57,13 @@ class Game(ParallelEnv):
         self.agents = [] if end else self._living()
         observations = self._observations()
         terminations = {agent: end or agent not in self.agents for agent in team}
-        return observations, rewards, terminations, dict.fromkeys(team, False), {agent: {} for agent in observations}
+        return (
+            observations,
+            rewards,
+            terminations,
+            dict.fromkeys(team, False),
+            {agent: {} for agent in observations},
+        )
 
     def _living(self) -> list[str]:
         return self.agents
@@ -71,7 +77,9 @@ class Game(ParallelEnv):
 
 def copies(make: Any, n_envs: int, **joint_kwargs: Any) -> JointDummyVecEnv:
     """Several joint environments in one process."""
-    env = make_joint_vec_env(make, n_envs, seed=0, vec_env_cls=JointDummyVecEnv, joint_kwargs=joint_kwargs)
+    env = make_joint_vec_env(
+        make, n_envs, seed=0, vec_env_cls=JointDummyVecEnv, joint_kwargs=joint_kwargs
+    )
     assert isinstance(env, JointDummyVecEnv)
     return env
 
@@ -103,7 +111,9 @@ class CountingTeam(HeterogeneousTeam):
             actions["camera"] = int(np.flatnonzero(self._masks["camera"])[0])
         if not (console[actions["console"][0]] and console[2 + actions["console"][1]]):
             self.illegal += 1
-            actions["console"] = np.array([np.flatnonzero(console[:2])[0], np.flatnonzero(console[2:])[0]])
+            actions["console"] = np.array(
+                [np.flatnonzero(console[:2])[0], np.flatnonzero(console[2:])[0]]
+            )
         return super().step(actions)
 
 
@@ -125,7 +135,9 @@ def test_the_count_of_illegal_actions_counts() -> None:
 def test_no_masked_action_in_10_000_steps() -> None:
     """Learning rates high enough to make the policies nearly deterministic, also where that would be wrong."""
     teams, env = counted(16)
-    settings: dict[str, Any] = dict(n_steps=125, n_epochs=1, learning_rate=1e-2, policy_kwargs=dict(net_arch=[8]))
+    settings: dict[str, Any] = dict(
+        n_steps=125, n_epochs=1, learning_rate=1e-2, policy_kwargs=dict(net_arch=[8])
+    )
     model = small(HAPPO, env, seed=0, **settings).learn(8_000)
     for deterministic in (True, False):
         evaluate_policy(model, env, n_eval_episodes=84, deterministic=deterministic, warn=False)
@@ -134,7 +146,9 @@ def test_no_masked_action_in_10_000_steps() -> None:
 
 
 @every_algorithm
-def test_a_team_of_five_kinds_trains_saves_loads_and_goes_on(algorithm: type[HAPPO], tmp_path: Path) -> None:
+def test_a_team_of_five_kinds_trains_saves_loads_and_goes_on(
+    algorithm: type[HAPPO], tmp_path: Path
+) -> None:
     teams, env = counted(2)
     model = small(algorithm, env, n_steps=32, batch_size=32, seed=0).learn(128)
     model.save(tmp_path / "team")
@@ -166,7 +180,9 @@ class Lift(Game):
 
     def __init__(self) -> None:
         self.possible_agents = ["tuple", "dict"]
-        self.observation_spaces = dict.fromkeys(self.possible_agents, spaces.Box(0, 1, (4,), np.float32))
+        self.observation_spaces = dict.fromkeys(
+            self.possible_agents, spaces.Box(0, 1, (4,), np.float32)
+        )
         force = spaces.Box(0, 2, (1,), np.float32)
         self.action_spaces = {
             "tuple": spaces.Tuple([spaces.Discrete(3, start=1), force]),
@@ -180,7 +196,9 @@ class Lift(Game):
 
     def _rewards(self, actions: dict[str, Any]) -> dict[str, float]:
         (gear, force), other = actions["tuple"], actions["dict"]
-        assert self.action_spaces["tuple"].contains(actions["tuple"]) and self.action_spaces["dict"].contains(other)
+        assert self.action_spaces["tuple"].contains(actions["tuple"]) and self.action_spaces[
+            "dict"
+        ].contains(other)
         right = [gear - 1 == self._gear, other["gear"] == self._gear]
         miss = abs(float(force[0] + other["force"][0]) - 2 * self._load)
         return dict.fromkeys(self.possible_agents, sum(right) / 2 * max(0.0, 1 - miss))
@@ -205,7 +223,9 @@ def test_hybrid_actions_are_learned_together() -> None:
 def test_a_game_of_turns_is_learned() -> None:
     """Best is the highest legal number in every turn: 2, or 1 where 2 is not legal."""
     env = copies(TurnGame, 8)
-    model = small(HAPPO, env, n_steps=96, n_epochs=5, learning_rate=1e-2, gamma=0.5, seed=0).learn(6_000)
+    model = small(HAPPO, env, n_steps=96, n_epochs=5, learning_rate=1e-2, gamma=0.5, seed=0).learn(
+        6_000
+    )
     # 3 players x 4 rounds; each move costs each of the other two 0.1
     numbers = [1 if turn % 3 == 2 else 2 for turn in range(12)]
     best = (sum(numbers) - 12 * 2 * 0.1) / 3
@@ -240,7 +260,9 @@ def test_board_games_are_played_by_the_rules(game: str, opponent: str) -> None:
     evaluate_policy(model, env, n_eval_episodes=5, warn=False)
     assert referee.moves > 256 and referee.illegal == 0
     # Who plays against itself is one team, of which the rewards of winner and loser cancel out
-    assert model.agents == tuple(env.agents) and len(model.agents) == (1 if opponent == "random" else 2)
+    assert model.agents == tuple(env.agents) and len(model.agents) == (
+        1 if opponent == "random" else 2
+    )
 
 
 # ---------------------------------------------------------------- images
@@ -251,7 +273,9 @@ class Lamps(Game):
 
     def __init__(self) -> None:
         self.possible_agents = ["first", "second"]
-        self.observation_spaces = dict.fromkeys(self.possible_agents, spaces.Box(0, 255, (36, 36, 1), np.uint8))
+        self.observation_spaces = dict.fromkeys(
+            self.possible_agents, spaces.Box(0, 255, (36, 36, 1), np.uint8)
+        )
         self.action_spaces = dict.fromkeys(self.possible_agents, spaces.Discrete(2))
 
     def _observations(self) -> dict[str, Any]:
@@ -268,12 +292,19 @@ class Lamps(Game):
 
 def test_a_team_learns_from_images() -> None:
     """By CNNs for actors and critic; they stay bytes until they are used."""
-    settings: dict[str, Any] = dict(n_steps=32, n_epochs=4, batch_size=128, gamma=0.0, learning_rate=1e-3)
-    model = small(HAPPO, copies(Lamps, 8), seed=0, policy_kwargs=dict(net_arch=[]), **settings).learn(1_024)
+    settings: dict[str, Any] = dict(
+        n_steps=32, n_epochs=4, batch_size=128, gamma=0.0, learning_rate=1e-3
+    )
+    model = small(
+        HAPPO, copies(Lamps, 8), seed=0, policy_kwargs=dict(net_arch=[]), **settings
+    ).learn(1_024)
     for policy in model.policies.values():
         assert any(isinstance(module, NatureCNN) for module in policy.modules())
     assert any(isinstance(module, NatureCNN) for module in model.critic.modules())
-    shapes = {key: (array.dtype, tuple(array.shape[2:])) for key, array in model.rollout_buffer.observations.items()}
+    shapes = {
+        key: (array.dtype, tuple(array.shape[2:]))
+        for key, array in model.rollout_buffer.observations.items()
+    }
     assert shapes == {
         "first": (th.uint8, (1, 36, 36)),
         "second": (th.uint8, (1, 36, 36)),
@@ -289,7 +320,9 @@ def test_best_response_to_a_saved_agent(tmp_path: Path) -> None:
     """A partner that prefers 1 is trained, saved, loaded, and played with; to match it, one must play 1 as well."""
     prefers_one = np.array([[0.0, 1.0], [0.0, 1.0]])
     settings: dict[str, Any] = dict(n_steps=64, n_epochs=5, learning_rate=1e-2, gamma=0.0, seed=0)
-    small(HAPPO, MatrixGame(payoff=prefers_one), **settings).learn(1_280).policies["agent_1"].save(str(tmp_path / "partner"))
+    small(HAPPO, MatrixGame(payoff=prefers_one), **settings).learn(1_280).policies["agent_1"].save(
+        str(tmp_path / "partner")
+    )
     partner = AgentPolicy.load(str(tmp_path / "partner"), device="cpu")
     matching = partial(MatrixGame, payoff=np.array([[0.6, 0.0], [0.0, 1.0]]))
     env = JointEnv(matching(), agents=["agent_0"], others=partner)
@@ -320,7 +353,9 @@ def test_a_mixture_of_others(algorithm: type[HAPPO]) -> None:
 
 
 @every_algorithm
-@pytest.mark.parametrize("team", [TurnGame, partial(TurnGame, drops_out={"player_1": 2}), MaskedGame])
+@pytest.mark.parametrize(
+    "team", [TurnGame, partial(TurnGame, drops_out={"player_1": 2}), MaskedGame]
+)
 def test_agent_specific_state_of_agents_that_come_and_go(algorithm: type[HAPPO], team: Any) -> None:
     model = small(algorithm, copies(team, 2, state="agent"), seed=0).learn(64)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
@@ -331,7 +366,9 @@ class Temptation(Game):
 
     def __init__(self) -> None:
         self.possible_agents = ["thief", "owner"]
-        self.observation_spaces = dict.fromkeys(self.possible_agents, spaces.Box(0, 1, (1,), np.float32))
+        self.observation_spaces = dict.fromkeys(
+            self.possible_agents, spaces.Box(0, 1, (1,), np.float32)
+        )
         self.action_spaces = dict.fromkeys(self.possible_agents, spaces.Discrete(2))
 
     def _observations(self) -> dict[str, Any]:
@@ -374,21 +411,30 @@ class Mortals(Game):
 
     def __init__(self) -> None:
         self.possible_agents = ["first", "second", "third"]
-        self.observation_spaces = dict.fromkeys(self.possible_agents, spaces.Box(0, 10, (3,), np.float32))
-        self.action_spaces = dict.fromkeys(self.possible_agents, spaces.Box(-1, 1, (2,), np.float32))
+        self.observation_spaces = dict.fromkeys(
+            self.possible_agents, spaces.Box(0, 10, (3,), np.float32)
+        )
+        self.action_spaces = dict.fromkeys(
+            self.possible_agents, spaces.Box(-1, 1, (2,), np.float32)
+        )
 
     def _living(self) -> list[str]:
         return self.agents if self._t < 3 else ["first", "third"]
 
     def _observations(self) -> dict[str, Any]:
-        return {agent: np.full(3, 5 + self._t / 2, np.float32) for agent in self.agents or ["first", "third"]}
+        return {
+            agent: np.full(3, 5 + self._t / 2, np.float32)
+            for agent in self.agents or ["first", "third"]
+        }
 
     def _rewards(self, actions: dict[str, Any]) -> dict[str, float]:
         return {agent: float(action.sum()) for agent, action in actions.items()}
 
 
 def wrapped(make: Any, *wrappers: Any, **joint_kwargs: Any) -> JointDummyVecEnv:
-    env = make_joint_vec_env(make, 2, 0, vec_env_cls=JointDummyVecEnv, wrappers=wrappers, joint_kwargs=joint_kwargs)
+    env = make_joint_vec_env(
+        make, 2, 0, vec_env_cls=JointDummyVecEnv, wrappers=wrappers, joint_kwargs=joint_kwargs
+    )
     assert isinstance(env, JointDummyVecEnv)
     return env
 
@@ -410,7 +456,9 @@ def test_supersuits_wrappers_of_vectors() -> None:
     )
     assert env.observation_space["first"].shape == (3 * 2 + 3,)
     observations = env.reset()
-    assert np.allclose(observations["third"][0], [0, 0, 0, 0, 0, 0, 0, 0, 1]), "5 is the middle of [0, 10]"
+    assert np.allclose(observations["third"][0], [0, 0, 0, 0, 0, 0, 0, 0, 1]), (
+        "5 is the middle of [0, 10]"
+    )
     model = trained_on(env)
     active = model.rollout_buffer.active.numpy()
     assert active[:3].all() and not active[3:8, :, 1].any() and active[:, :, [0, 2]].all()
@@ -429,7 +477,11 @@ def test_supersuits_black_death() -> None:
 def test_supersuits_wrappers_of_images() -> None:
     supersuit = pytest.importorskip("supersuit")
     image = spaces.Box(0, 255, (60, 80, 3), np.uint8)
-    team = partial(RandomTeam, {"a": spaces.Discrete(3), "b": spaces.Discrete(3)}, observation_spaces={"a": image, "b": image})
+    team = partial(
+        RandomTeam,
+        {"a": spaces.Discrete(3), "b": spaces.Discrete(3)},
+        observation_spaces={"a": image, "b": image},
+    )
     env = wrapped(
         team,
         partial(supersuit.color_reduction_v0, mode="B"),
@@ -438,7 +490,11 @@ def test_supersuits_wrappers_of_images() -> None:
     )
     assert env.observation_space["a"] == spaces.Box(0, 255, (36, 40, 4), np.uint8)
     buffer = trained_on(env).rollout_buffer
-    assert buffer.observations["a"].dtype == th.uint8 and buffer.observations["a"].shape[2:] == (4, 36, 40)
+    assert buffer.observations["a"].dtype == th.uint8 and buffer.observations["a"].shape[2:] == (
+        4,
+        36,
+        40,
+    )
 
 
 # ---------------------------------------------------------------- what a team observes, as it is stored
@@ -449,7 +505,10 @@ def test_whole_numbers_that_were_normalised_stay_fractions(outside: bool) -> Non
     """VecNormalize leaves the dtype of their space. One pass over one batch starts where the rollout was."""
     counts = spaces.Box(0, 10, (3,), np.uint8)
     if outside:
-        team = RandomTeam({"a": spaces.Discrete(2), "b": spaces.Discrete(3)}, observation_spaces=dict.fromkeys("ab", counts))
+        team = RandomTeam(
+            {"a": spaces.Discrete(2), "b": spaces.Discrete(3)},
+            observation_spaces=dict.fromkeys("ab", counts),
+        )
         env = VecNormalize(make_joint_vec_env(lambda: deepcopy(team), 2, seed=0))
     else:
         env = VecNormalize(make_vec_env(partial(Counter, counts), 2, seed=0))
@@ -470,7 +529,9 @@ class Counter(gym.Env):
     def __init__(self, observation_space: spaces.Box) -> None:
         self.observation_space = observation_space
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         return self._observe(), {}
 
@@ -481,13 +542,24 @@ class Counter(gym.Env):
         return self._observe(), 0.0, bool(self.np_random.random() < 0.1), False, {}
 
 
-@pytest.mark.parametrize(("shape", "stacked"), [((40, 40, 3), True), ((40, 40, 12), False), ((12, 40, 40), False)])
-def test_images_are_stacked_as_long_as_their_channels_are_told_from_their_sides(shape: tuple[int, ...], stacked: bool) -> None:
+@pytest.mark.parametrize(
+    ("shape", "stacked"), [((40, 40, 3), True), ((40, 40, 12), False), ((12, 40, 40), False)]
+)
+def test_images_are_stacked_as_long_as_their_channels_are_told_from_their_sides(
+    shape: tuple[int, ...], stacked: bool
+) -> None:
     image = spaces.Box(0, 255, shape, np.uint8)
     agents = dict.fromkeys("abcd", spaces.Discrete(2))
     env = RandomTeam(agents, length=3, observation_spaces=dict.fromkeys(agents, image))
     assert ("state" in JointEnv(env).observation_space.spaces) == stacked
-    model = small(HAPPO, env, n_steps=2, batch_size=2, n_epochs=1, policy_kwargs=dict(features_extractor_class=Pooled))
+    model = small(
+        HAPPO,
+        env,
+        n_steps=2,
+        batch_size=2,
+        n_epochs=1,
+        policy_kwargs=dict(features_extractor_class=Pooled),
+    )
     model.learn(2)
 
 
@@ -499,23 +571,37 @@ class Pooled(BaseFeaturesExtractor):
 
     def forward(self, observations: Any) -> th.Tensor:
         images = observations.values() if isinstance(observations, dict) else [observations]
-        return th.stack([image.flatten(start_dim=1).mean(dim=1, keepdim=True) for image in images]).mean(dim=0)
+        return th.stack(
+            [image.flatten(start_dim=1).mean(dim=1, keepdim=True) for image in images]
+        ).mean(dim=0)
 
 
 def test_images_of_two_orders() -> None:
-    images = {"a": spaces.Box(0, 255, (40, 40, 3), np.uint8), "b": spaces.Box(0, 255, (3, 40, 40), np.uint8)}
+    images = {
+        "a": spaces.Box(0, 255, (40, 40, 3), np.uint8),
+        "b": spaces.Box(0, 255, (3, 40, 40), np.uint8),
+    }
     env = RandomTeam(dict.fromkeys("ab", spaces.Discrete(2)), observation_spaces=images)
-    with pytest.raises(ValueError, match=r"images \['b', .*\] have their channels first, \['a', .*\] have them last"):
+    with pytest.raises(
+        ValueError,
+        match=r"images \['b', .*\] have their channels first, \['a', .*\] have them last",
+    ):
         HAPPO(env)
 
 
 def test_an_entry_called_action_mask_inside_an_observation_is_no_mask() -> None:
-    inner = spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "action_mask": spaces.Box(0, 1, (3,), np.int8)})
+    inner = spaces.Dict(
+        {"x": spaces.Box(-1, 1, (2,)), "action_mask": spaces.Box(0, 1, (3,), np.int8)}
+    )
     own = spaces.Dict({"inner": inner, "y": spaces.Box(-1, 1, (1,))})
     env = RandomTeam({"a": spaces.Discrete(3)}, observation_spaces={"a": own})
     model = small(HAPPO, env).learn(32)
     space = model.policies["a"].observation_space
-    assert isinstance(space, spaces.Dict) and set(space.spaces) == {"inner/x", "inner/action_mask", "y"}
+    assert isinstance(space, spaces.Dict) and set(space.spaces) == {
+        "inner/x",
+        "inner/action_mask",
+        "y",
+    }
     assert model.predict({"a": own.sample()})[0]["a"] in range(3)
 
 

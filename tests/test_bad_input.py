@@ -24,7 +24,8 @@ VECTOR = spaces.Box(-1, 1, (3,), np.float32)
 def one_agent(action_space: spaces.Space, observation_space: spaces.Space = VECTOR) -> RandomTeam:
     """A team in which only `arm` is special."""
     return RandomTeam(
-        {"arm": action_space, "leg": spaces.Discrete(2)}, observation_spaces={"arm": observation_space, "leg": VECTOR}
+        {"arm": action_space, "leg": spaces.Discrete(2)},
+        observation_spaces={"arm": observation_space, "leg": VECTOR},
     )
 
 
@@ -34,15 +35,26 @@ def one_agent(action_space: spaces.Space, observation_space: spaces.Space = VECT
 @every_algorithm
 def test_infinite_box(algorithm: type[HAPPO]) -> None:
     infinite = spaces.Box(-np.inf, np.inf, (2,), np.float32)
-    for space in (infinite, spaces.Box(0, np.inf, (2,), np.float32), spaces.Tuple([spaces.Discrete(2), infinite])):
+    for space in (
+        infinite,
+        spaces.Box(0, np.inf, (2,), np.float32),
+        spaces.Tuple([spaces.Discrete(2), infinite]),
+    ):
         with pytest.raises(ValueError, match=r"agent 'arm'.*infinite Box.*wrap the env"):
             small(algorithm, one_agent(space))
 
 
 @every_algorithm
 def test_unsupported_action_spaces(algorithm: type[HAPPO]) -> None:
-    for space in (spaces.Text(3), spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"word": spaces.Text(3)})):
-        with pytest.raises(TypeError, match=r"Unsupported action space.*use Box, Discrete|unsupported action space.*use Box"):
+    for space in (
+        spaces.Text(3),
+        spaces.Sequence(spaces.Discrete(2)),
+        spaces.Dict({"word": spaces.Text(3)}),
+    ):
+        with pytest.raises(
+            TypeError,
+            match=r"Unsupported action space.*use Box, Discrete|unsupported action space.*use Box",
+        ):
             small(algorithm, one_agent(space))
     with pytest.raises(TypeError, match=r"agent 'arm'.*use MultiDiscrete for whole numbers"):
         small(algorithm, one_agent(spaces.Box(0, 5, (2,), np.int64)))
@@ -94,7 +106,9 @@ class Misfit(RandomTeam):
 
 
 def test_observations_outside_their_spaces_shape() -> None:
-    with pytest.raises(ValueError, match=r"agent 'arm'.*shape \(1,\).*correct the env's observation_space"):
+    with pytest.raises(
+        ValueError, match=r"agent 'arm'.*shape \(1,\).*correct the env's observation_space"
+    ):
         small(HAPPO, Misfit(0))
     with pytest.raises(ValueError, match=r"agent 'arm'.*shape \(1,\)"):
         small(HAPPO, Misfit(5)).learn(64)
@@ -115,10 +129,15 @@ def test_keys_that_collide_with_the_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.Box(-1, 1, (), np.float32), spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]))], ids=str
+    "space",
+    [spaces.Box(-1, 1, (), np.float32), spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]))],
+    ids=str,
 )
 def test_observations_of_no_or_two_dimensions(space: spaces.Space) -> None:
-    with pytest.raises(ValueError, match=r"'arm' of the joint observation has the shape .* let the env return a vector"):
+    with pytest.raises(
+        ValueError,
+        match=r"'arm' of the joint observation has the shape .* let the env return a vector",
+    ):
         HAPPO(one_agent(spaces.Discrete(2), space))
 
 
@@ -150,10 +169,17 @@ class GoesWrong(RandomTeam):
 def test_nan_from_the_environment(algorithm: type[HAPPO], value: float) -> None:
     """Named are agent, environment and step; nothing has been learned from it."""
     for what, match in (("observation", "observation 'leg'"), ("reward", "reward.*'leg'")):
-        envs = DummyVecEnv([lambda what=what, i=i: JointEnv(GoesWrong(what, value, 5 if i else -1)) for i in range(2)])  # type: ignore[misc]
+        envs = DummyVecEnv(
+            [
+                lambda what=what, i=i: JointEnv(GoesWrong(what, value, 5 if i else -1))
+                for i in range(2)
+            ]
+        )  # type: ignore[misc]
         model = small(algorithm, envs)
         before = snapshot(model.policy)
-        with pytest.raises(ValueError, match=f"NaN or infinity in .*{match}.*environment 1.*10 timesteps"):
+        with pytest.raises(
+            ValueError, match=f"NaN or infinity in .*{match}.*environment 1.*10 timesteps"
+        ):
             model.learn(128)
         assert same(before, snapshot(model.policy))
 
@@ -169,7 +195,9 @@ def test_nan_in_the_last_observation_of_a_truncated_episode(algorithm: type[HAPP
     """It is not among the observations that the team answers, but its value is bootstrapped."""
     model = small(algorithm, GoesWrong("observation", np.nan, 10, truncate=True))
     before = snapshot(model.policy)
-    with pytest.raises(ValueError, match=r"NaN or infinity in .*'leg'|NaN or infinity in .*'state'"):
+    with pytest.raises(
+        ValueError, match=r"NaN or infinity in .*'leg'|NaN or infinity in .*'state'"
+    ):
         model.learn(64)
     assert same(before, snapshot(model.policy))
 
@@ -190,14 +218,22 @@ class MasksEverything(MaskedGame):
 @pytest.mark.parametrize("masks_in", ["observation", "info"])
 def test_masks_that_allow_nothing(masks_in: str) -> None:
     """One head of `agent_1`'s two has no legal choice."""
-    with pytest.raises(ValueError, match=r"agent 'agent_1'.*mask allows nothing.*after 3 timesteps.*one legal action"):
+    with pytest.raises(
+        ValueError,
+        match=r"agent 'agent_1'.*mask allows nothing.*after 3 timesteps.*one legal action",
+    ):
         small(HAPPO, MasksEverything(masks_in=masks_in)).learn(32)
 
 
 @pytest.mark.parametrize("entry", ["active", "agent_0/action_mask"])
 def test_masks_that_a_wrapper_has_changed(entry: str) -> None:
-    env = gym.wrappers.FrameStackObservation(JointEnv(MaskedGame(), observe_active=entry == "active"), 2)
-    with pytest.raises(ValueError, match=f"'{entry}' of the joint observation has the shape .* use SB3's VecFrameStack"):
+    env = gym.wrappers.FrameStackObservation(
+        JointEnv(MaskedGame(), observe_active=entry == "active"), 2
+    )
+    with pytest.raises(
+        ValueError,
+        match=f"'{entry}' of the joint observation has the shape .* use SB3's VecFrameStack",
+    ):
         small(HAPPO, env)
 
 
@@ -223,15 +259,28 @@ class DictsOnly(CombinedExtractor):
 
 def test_an_extractor_that_does_not_take_what_somebody_observes() -> None:
     both = spaces.Dict({"near": VECTOR, "far": VECTOR})
-    env, alone = one_agent(spaces.Discrete(2), both), RandomTeam({"arm": spaces.Discrete(2)}, observation_spaces={"arm": both})
-    for team, owner, where in ((alone, "the critic", "critic_kwargs"), (env, "agent 'leg'", "agent_kwargs")):
-        with pytest.raises(ValueError, match=rf"DictsOnly cannot .* {owner}, .*AttributeError.*policy_kwargs\['{where}'\]"):
+    env, alone = (
+        one_agent(spaces.Discrete(2), both),
+        RandomTeam({"arm": spaces.Discrete(2)}, observation_spaces={"arm": both}),
+    )
+    for team, owner, where in (
+        (alone, "the critic", "critic_kwargs"),
+        (env, "agent 'leg'", "agent_kwargs"),
+    ):
+        with pytest.raises(
+            ValueError,
+            match=rf"DictsOnly cannot .* {owner}, .*AttributeError.*policy_kwargs\['{where}'\]",
+        ):
             small(HAPPO, team, policy_kwargs=dict(features_extractor_class=DictsOnly))
     match = r"VectorsOnly cannot .* agent 'arm', Dict.*vectors only.*policy_kwargs\['agent_kwargs'\]\['arm'\]"
     with pytest.raises(ValueError, match=match):
         small(HAPPO, env, policy_kwargs=dict(features_extractor_class=VectorsOnly))
     default = dict(features_extractor_class=None)
-    small(HAPPO, env, policy_kwargs=dict(features_extractor_class=VectorsOnly, agent_kwargs={"arm": default}))
+    small(
+        HAPPO,
+        env,
+        policy_kwargs=dict(features_extractor_class=VectorsOnly, agent_kwargs={"arm": default}),
+    )
 
 
 # ---------------------------------------------------------------- which environment
@@ -240,7 +289,9 @@ def test_an_extractor_that_does_not_take_what_somebody_observes() -> None:
 @every_algorithm
 def test_ids_that_do_not_resolve(algorithm: type[HAPPO]) -> None:
     for args in (("CartPol-v1",), ("MlpPolicy", "CartPol-v1")):
-        with pytest.raises(ValueError, match=r"'CartPol-v1' does not resolve.*Did you mean 'CartPole-v1'"):
+        with pytest.raises(
+            ValueError, match=r"'CartPol-v1' does not resolve.*Did you mean 'CartPole-v1'"
+        ):
             algorithm(*args)
 
 
@@ -248,19 +299,28 @@ def test_one_environment_for_many() -> None:
     team = RandomTeam(dict.fromkeys("ab", spaces.Discrete(2)))
     with pytest.raises(ValueError, match="Environments 0 and 1 are one and the same"):
         make_joint_vec_env(lambda: team, 3)
-    with pytest.raises(TypeError, match="an id, or a function that makes a new environment at each call"):
+    with pytest.raises(
+        TypeError, match="an id, or a function that makes a new environment at each call"
+    ):
         make_joint_vec_env(team, 3)
 
 
 def test_parts_of_the_critic_that_there_are_not() -> None:
-    with pytest.raises(ValueError, match=r"policy_kwargs\['critic_kwargs'\] knows no 'net_arh'. Did you mean 'net_arch'?"):
+    with pytest.raises(
+        ValueError,
+        match=r"policy_kwargs\['critic_kwargs'\] knows no 'net_arh'. Did you mean 'net_arch'?",
+    ):
         small(HAPPO, alike_team(), policy_kwargs=dict(critic_kwargs=dict(net_arh=[8])))
 
 
 @pytest.mark.parametrize(
     ("wrong", "right", "needs"),
     [
-        ("mpe2/simple_spread", "mpe2/simple_spread_v3", "mpe2"),  # a module that makes no environment
+        (
+            "mpe2/simple_spread",
+            "mpe2/simple_spread_v3",
+            "mpe2",
+        ),  # a module that makes no environment
         ("envpol/HalfCheetah-2x3-v1", "envpool/HalfCheetah-2x3-v1", "gymnasium_robotics"),
         ("vmass/balance", "vmas/balance", "vmas"),
         ("balance", "vmas/balance", "vmas"),
@@ -296,7 +356,9 @@ def test_vec_envs_of_single_agents_with_infinite_boxes() -> None:
         observation_space = VECTOR
         action_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[np.ndarray, dict]:
             return np.zeros(3, np.float32), {}
 
         def step(self, action: np.ndarray) -> Any:
@@ -314,7 +376,9 @@ def test_batches_that_do_not_divide_the_rollout(name: str) -> None:
     env = random_team(2)
     wrong: dict[str, Any] = {name: 24}
     right: dict[str, Any] = {name: 32}
-    with pytest.warns(UserWarning, match=rf"`n_steps \* n_envs = 64` is not a multiple of `{name}=24`.*recommend"):
+    with pytest.warns(
+        UserWarning, match=rf"`n_steps \* n_envs = 64` is not a multiple of `{name}=24`.*recommend"
+    ):
         small(HAPPO, env, **wrong).learn(64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -345,10 +409,22 @@ def test_samples_that_cannot_be_normalised() -> None:
             dict(policy_kwargs=dict(agent_kwargs={"agent_9": {}})),
             r"Unknown agent 'agent_9' in policy_kwargs\['agent_kwargs'\]",
         ),
-        (dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_9"]])), "Unknown agent 'agent_9'"),
-        (dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_1"], ["agent_1"]])), "names an agent twice"),
-        (dict(policy_kwargs=dict(quux=3)), "policy_kwargs knows no 'quux'. There are activation_fn, "),
-        (dict(policy_kwargs=dict(net_arh=[3])), "policy_kwargs knows no 'net_arh'. Did you mean 'net_arch'?"),
+        (
+            dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_9"]])),
+            "Unknown agent 'agent_9'",
+        ),
+        (
+            dict(policy_kwargs=dict(share_parameters=[["agent_0", "agent_1"], ["agent_1"]])),
+            "names an agent twice",
+        ),
+        (
+            dict(policy_kwargs=dict(quux=3)),
+            "policy_kwargs knows no 'quux'. There are activation_fn, ",
+        ),
+        (
+            dict(policy_kwargs=dict(net_arh=[3])),
+            "policy_kwargs knows no 'net_arh'. Did you mean 'net_arch'?",
+        ),
         (dict(policy_kwargs=dict(share_parameter=True)), "Did you mean 'share_parameters'?"),
         (dict(policy_kwargs=dict(masked=True)), "policy_kwargs knows no 'masked'"),
         (
@@ -390,7 +466,9 @@ def test_a_value_loss_without_weight_is_no_error() -> None:
 
 def test_agents_too_different_to_share() -> None:
     team = RandomTeam({"arm": spaces.Discrete(2), "leg": spaces.Discrete(3)})
-    with pytest.raises(ValueError, match=r"agents 'arm' and 'leg' cannot share parameters.*different groups"):
+    with pytest.raises(
+        ValueError, match=r"agents 'arm' and 'leg' cannot share parameters.*different groups"
+    ):
         small(MAPPO, team, policy_kwargs=dict(share_parameters=[["arm", "leg"]]))
     assert small(MAPPO, team).policy.groups == [("arm",), ("leg",)]
 
@@ -415,7 +493,9 @@ def test_models_of_another_team(algorithm: type[HAPPO], tmp_path: Path) -> None:
         r"trained for the team \['agent_0', 'agent_1', 'agent_2'\].*this environment has \['agent_0', 'agent_1'\]": alike_team(
             2
         ),
-        r"other action spaces.*'agent_0': Discrete\(3\) in the model, Discrete\(4\) here": alike_team(3, spaces.Discrete(4)),
+        r"other action spaces.*'agent_0': Discrete\(3\) in the model, Discrete\(4\) here": alike_team(
+            3, spaces.Discrete(4)
+        ),
     }
     for match, env in others.items():
         with pytest.raises(ValueError, match=match):
@@ -470,7 +550,9 @@ def test_every_error_of_a_team_comes_before_training(monkeypatch: pytest.MonkeyP
 def test_images_too_small_for_the_cnn() -> None:
     tiny = spaces.Box(0, 255, (8, 8, 3), np.uint8)
     for space in (tiny, spaces.Dict({"view": tiny, "speed": VECTOR})):
-        with pytest.raises(ValueError, match=r"image of shape \(3, 8, 8\).*features_extractor_class"):
+        with pytest.raises(
+            ValueError, match=r"image of shape \(3, 8, 8\).*features_extractor_class"
+        ):
             small(HAPPO, one_agent(spaces.Discrete(2), space))
     flat = dict(features_extractor_class=FlattenExtractor)
     policy_kwargs = dict(agent_kwargs={"arm": flat})
@@ -486,27 +568,54 @@ def test_images_too_small_for_the_cnn() -> None:
         (dict(n_epochs=0), "^n_epochs must be a whole number, at least 1, not 0"),
         (dict(n_epochs=1.5), "^n_epochs must be a whole number, at least 1, not 1.5"),
         (dict(critic_n_epochs=0), "critic_n_epochs must be a whole number, at least 1"),
-        (dict(chunk_length=2.5), "chunk_length must be a whole number, at least 1, or None, not 2.5"),
+        (
+            dict(chunk_length=2.5),
+            "chunk_length must be a whole number, at least 1, or None, not 2.5",
+        ),
         (dict(gamma=1.5), r"gamma must be in \[0, 1\], not 1.5"),
         (dict(gamma=float("nan")), "gamma must be"),
         (dict(gae_lambda=-1), "gae_lambda must be"),
         (dict(clip_range=0.0), "clip_range must be greater than 0, or a schedule of such, not 0.0"),
-        (dict(clip_range=None), "clip_range must be greater than 0, or a schedule of such, not None"),
-        (dict(clip_range_vf=-0.2), "clip_range_vf must be greater than 0, or a schedule of such, or None, not -0.2"),
+        (
+            dict(clip_range=None),
+            "clip_range must be greater than 0, or a schedule of such, not None",
+        ),
+        (
+            dict(clip_range_vf=-0.2),
+            "clip_range_vf must be greater than 0, or a schedule of such, or None, not -0.2",
+        ),
         (dict(vf_coef=-1.0), "vf_coef must be finite and at least 0"),
         (dict(max_grad_norm=0), "max_grad_norm must be greater than 0, or None"),
         (dict(huber_delta=-1.0), "huber_delta must be"),
         (dict(target_kl=-1.0), "target_kl must be"),
-        (dict(ent_coef=-0.1), "ent_coef must be finite and at least 0, or a schedule of such, not -0.1"),
-        (dict(ent_coef=None), "ent_coef must be finite and at least 0, or a schedule of such, not None"),
-        (dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)), "is -0.1 when 50% of the training are left"),
-        (dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)), "ent_coef must be finite and at least 0, or a schedule"),
+        (
+            dict(ent_coef=-0.1),
+            "ent_coef must be finite and at least 0, or a schedule of such, not -0.1",
+        ),
+        (
+            dict(ent_coef=None),
+            "ent_coef must be finite and at least 0, or a schedule of such, not None",
+        ),
+        (
+            dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)),
+            "is -0.1 when 50% of the training are left",
+        ),
+        (
+            dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)),
+            "ent_coef must be finite and at least 0, or a schedule",
+        ),
         (dict(clip_range=lambda progress: -1.0), "is -1.0 when 100% of the training are left"),
-        (dict(clip_range=LinearSchedule(0.2, 0.0, 0.5)), "clip_range must be .* is 0.0 when 50% of the training are left"),
+        (
+            dict(clip_range=LinearSchedule(0.2, 0.0, 0.5)),
+            "clip_range must be .* is 0.0 when 50% of the training are left",
+        ),
         (dict(gamma=lambda progress: 0.9), r"gamma must be in \[0, 1\], not <function"),
         (dict(n_epochs=lambda progress: 3), "n_epochs must be a whole number"),
         (dict(huber_delta=lambda progress: 1.0), "huber_delta must be"),
-        (dict(critic_batch_size=3.5), "critic_batch_size must be a whole number, at least 2, or None, not 3.5"),
+        (
+            dict(critic_batch_size=3.5),
+            "critic_batch_size must be a whole number, at least 2, or None, not 3.5",
+        ),
         (dict(ent_coef=lambda progress: float("nan")), "is nan when 100% of the training are left"),
         (dict(agent_order=lambda agents: agents[:1]), "every agent once"),
     ],

@@ -39,7 +39,11 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     (
         "pymunk",
         "pettingzoo.butterfly/pistonball_v6",
-        {"env_kwargs": {"n_pistons": 5}, "wrappers": shrunken_images, "joint_kwargs": {"state": "observations"}},
+        {
+            "env_kwargs": {"n_pistons": 5},
+            "wrappers": shrunken_images,
+            "joint_kwargs": {"state": "observations"},
+        },
     ),
     (
         "pygame",
@@ -51,7 +55,11 @@ FAMILIES: list[tuple[str, str, dict[str, Any]]] = [
     ("pygame", "pettingzoo.classic/tictactoe_v3", one_side("player_2")),
     ("rlcard", "pettingzoo.classic/leduc_holdem_v4", one_side("player_0")),
     ("rlcard", "pettingzoo.classic/texas_holdem_v4", one_side("player_1")),
-    ("lbforaging", "lbforaging:Foraging-8x8-2p-2f-coop-v3", {"joint_kwargs": {"team_reward": "sum"}}),
+    (
+        "lbforaging",
+        "lbforaging:Foraging-8x8-2p-2f-coop-v3",
+        {"joint_kwargs": {"team_reward": "sum"}},
+    ),
     ("rware", "rware:rware-tiny-2ag-v2", {"joint_kwargs": {"team_reward": "sum"}}),
     (
         "magent2",
@@ -76,7 +84,10 @@ def train(env: Any) -> None:
         seed=0,
         device="cpu",
     )
-    before = {agent: [p.detach().clone() for p in policy.parameters()] for agent, policy in model.policies.items()}
+    before = {
+        agent: [p.detach().clone() for p in policy.parameters()]
+        for agent, policy in model.policies.items()
+    }
     assert model.env is not None
     try:
         model.learn(5_000)
@@ -84,7 +95,9 @@ def train(env: Any) -> None:
         for agent, policy in model.policies.items():
             parameters = list(policy.parameters())
             assert all(parameter.isfinite().all() for parameter in parameters), agent
-            assert not all(th.equal(old, new) for old, new in zip(before[agent], parameters, strict=True)), agent
+            assert not all(
+                th.equal(old, new) for old, new in zip(before[agent], parameters, strict=True)
+            ), agent
         evaluate_policy(model, model.env, n_eval_episodes=1, warn=False)
     finally:
         model.env.close()
@@ -98,4 +111,6 @@ def test_a_family_trains_from_its_id(package: str, id: str, kwargs: dict[str, An
         pytest.skip(f"{package} is not installed")
     if callable(kwargs.get("wrappers")):
         kwargs = kwargs | {"wrappers": kwargs["wrappers"]()}
-    train(make_joint_vec_env(id, 2, seed=0, vec_env_cls=JointDummyVecEnv, **kwargs) if kwargs else id)
+    train(
+        make_joint_vec_env(id, 2, seed=0, vec_env_cls=JointDummyVecEnv, **kwargs) if kwargs else id
+    )

@@ -12,7 +12,15 @@ from gymnasium import spaces
 
 from sb3_happo.envs import JointEnv
 from sb3_happo.envs.checker import check_marl_env, main
-from tests.envs import DictTeam, HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TupleTeam, TurnGame
+from tests.envs import (
+    DictTeam,
+    HeterogeneousTeam,
+    MaskedGame,
+    MatrixGame,
+    RandomTeam,
+    TupleTeam,
+    TurnGame,
+)
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
 
@@ -27,14 +35,32 @@ BOX = spaces.Box(-1, 1, (2,), np.float32)
         lambda: TurnGame(3, 4, {"player_1": 2}),
         TupleTeam,
         DictTeam,
-        lambda: JointEnv(RandomTeam({0: spaces.Discrete(2), 1: BOX}, observation_spaces={0: BOX, 1: spaces.Discrete(5)})),
+        lambda: JointEnv(
+            RandomTeam(
+                {0: spaces.Discrete(2), 1: BOX}, observation_spaces={0: BOX, 1: spaces.Discrete(5)}
+            )
+        ),
         lambda: gym.make("CartPole-v1"),
     ],
-    ids=["matrix", "masks", "info_masks", "heterogeneous", "turns", "tuple", "dict", "joint", "cartpole"],
+    ids=[
+        "matrix",
+        "masks",
+        "info_masks",
+        "heterogeneous",
+        "turns",
+        "tuple",
+        "dict",
+        "joint",
+        "cartpole",
+    ],
 )
 def test_nothing_is_found_where_all_is_well(make: Callable[[], Any]) -> None:
     report = check_marl_env(make(), n_steps=100)
-    worse = [finding for finding in report.findings if finding.level != "note" and "oppose" not in finding.what]
+    worse = [
+        finding
+        for finding in report.findings
+        if finding.level != "note" and "oppose" not in finding.what
+    ]
     assert not worse
     assert report.ok
 
@@ -55,7 +81,11 @@ class Sick(RandomTeam):
     """A team of two that is well but for what a test adds."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__({"a": spaces.Discrete(2), "b": spaces.Discrete(3)}, observation_spaces={"a": BOX, "b": BOX}, **kwargs)
+        super().__init__(
+            {"a": spaces.Discrete(2), "b": spaces.Discrete(3)},
+            observation_spaces={"a": BOX, "b": BOX},
+            **kwargs,
+        )
 
 
 def with_observation(value: Any, space: spaces.Space = BOX, from_step: int = 3) -> type[Sick]:
@@ -87,7 +117,11 @@ def set_in(part: int, **values: Any) -> Callable[[Any, list[dict]], None]:
 def with_mask(mask: Any, action_space: spaces.Space | None = None) -> type[Sick]:
     class Masking(Sick):
         def action_space(self, agent: Any) -> spaces.Space:
-            return action_space if action_space is not None and agent == "a" else super().action_space(agent)
+            return (
+                action_space
+                if action_space is not None and agent == "a"
+                else super().action_space(agent)
+            )
 
         def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
             return super().reset(seed, options)[0], {"a": {"action_mask": mask}}
@@ -169,20 +203,52 @@ X, Y = np.zeros(2, np.float32), (1, np.zeros(2, np.float32))
 @pytest.mark.parametrize(
     ("make", "level", "what"),
     [
-        (with_observation(np.array([np.nan, 0], np.float32)), "error", "agent 'a': observation is NaN"),
-        (with_observation(np.array([np.inf, 0], np.float32)), "error", "agent 'a': observation is infinite"),
+        (
+            with_observation(np.array([np.nan, 0], np.float32)),
+            "error",
+            "agent 'a': observation is NaN",
+        ),
+        (
+            with_observation(np.array([np.inf, 0], np.float32)),
+            "error",
+            "agent 'a': observation is infinite",
+        ),
         (with_observation(np.zeros(3, np.float32)), "error", r"has shape \(3,\), its space \(2,\)"),
-        (with_observation(np.full(2, 7, np.float32)), "warning", r"values in \[7, 7\], outside its bounds"),
+        (
+            with_observation(np.full(2, 7, np.float32)),
+            "warning",
+            r"values in \[7, 7\], outside its bounds",
+        ),
         (with_observation([0.0, 0.0]), "warning", "is a list, no array"),
-        (with_observation(np.full(2, 0.5), spaces.Box(0, 5, (2,), np.int64)), "error", "floats in a space of int64"),
-        (with_observation(3, spaces.Discrete(3)), "error", r"observation 3 is not in Discrete\(3\)"),
+        (
+            with_observation(np.full(2, 0.5), spaces.Box(0, 5, (2,), np.int64)),
+            "error",
+            "floats in a space of int64",
+        ),
+        (
+            with_observation(3, spaces.Discrete(3)),
+            "error",
+            r"observation 3 is not in Discrete\(3\)",
+        ),
         (with_observation({"x": X}, NESTED), "error", r"lacks \['y'\]"),
-        (with_observation({"x": X, "y": Y, "z": 1}, NESTED), "warning", r"has \['z'\], which its space has not"),
-        (with_observation({"x": X, "y": (1, X / 0)}, NESTED, 0), "error", "observation /y/1 is NaN"),
+        (
+            with_observation({"x": X, "y": Y, "z": 1}, NESTED),
+            "warning",
+            r"has \['z'\], which its space has not",
+        ),
+        (
+            with_observation({"x": X, "y": (1, X / 0)}, NESTED, 0),
+            "error",
+            "observation /y/1 is NaN",
+        ),
         (with_observation({"x": X, "y": (1,)}, NESTED), "error", "has 1 parts, its space 2"),
         (with_observation(X, NESTED), "error", "is a ndarray, its space a Dict"),
         (with_mask(np.zeros(2)), "error", "agent 'a': an action mask that allows nothing"),
-        (with_mask(np.array([1, 1, 0, 0, 0]), spaces.MultiDiscrete([2, 3])), "error", "allows nothing"),
+        (
+            with_mask(np.array([1, 1, 0, 0, 0]), spaces.MultiDiscrete([2, 3])),
+            "error",
+            "allows nothing",
+        ),
         (with_mask(np.ones(3)), "error", r"an action mask of shape \(3,\)"),
         (with_mask(np.array([1, 7])), "warning", "other values than 0 and 1"),
         (with_mask(np.ones(2), BOX), "warning", "nothing to mask"),
@@ -191,16 +257,36 @@ X, Y = np.zeros(2, np.float32), (1, np.zeros(2, np.float32))
         (with_step(set_in(1, a="much")), "error", "reward 'much' is no number"),
         (with_step(set_in(1, c=1.0)), "error", r"rewards of \['c'\]"),
         (with_step(set_in(0, c=X)), "error", r"agents \['c'\]"),
-        (with_step(lambda env, answer: answer[1].pop("a") and None), "warning", r"no rewards for \['a'\]"),
-        (with_step(set_in(2, a=True)), "warning", r"\['a'\] are terminated or truncated, and still"),
-        (with_step(lambda env, answer: env.agents.clear()), "warning", "left `agents` without being"),
+        (
+            with_step(lambda env, answer: answer[1].pop("a") and None),
+            "warning",
+            r"no rewards for \['a'\]",
+        ),
+        (
+            with_step(set_in(2, a=True)),
+            "warning",
+            r"\['a'\] are terminated or truncated, and still",
+        ),
+        (
+            with_step(lambda env, answer: env.agents.clear()),
+            "warning",
+            "left `agents` without being",
+        ),
         (with_step(lambda env, answer: tuple(answer[:4])), "error", "step returns 4 and not five"),
-        (with_state(lambda env: np.zeros(2 + env._t % 2)), "error", r"state\(\) has shape \(3,\), and had \(2,\)"),
+        (
+            with_state(lambda env: np.zeros(2 + env._t % 2)),
+            "error",
+            r"state\(\) has shape \(3,\), and had \(2,\)",
+        ),
         (with_state(lambda env: np.full(2, np.nan)), "error", r"state\(\) is not finite"),
         (with_state(lambda env: 1 / (env._t - 4)), "error", r"state\(\) raises ZeroDivisionError"),
         (Restarting, "error", "every reset without a seed gives the same start"),
         (Unseeded, "warning", "the same seed and actions give different episodes"),
-        (Reusing, "error", "agent 'a': the next step changes the observation that was returned before"),
+        (
+            Reusing,
+            "error",
+            "agent 'a': the next step changes the observation that was returned before",
+        ),
         (Growing, "error", "agent 'a': its spaces change"),
         (Parallel, "error", "reset returns nothing, as an AECEnv's"),
         (Turning, "error", "reset returns something, as a ParallelEnv's"),
@@ -224,8 +310,12 @@ def test_what_is_wrong_is_found(make: Callable[[], Any], level: str, what: str) 
 
 
 def test_a_state_that_is_not_used_may_fail() -> None:
-    report = check_marl_env(JointEnv(with_state(lambda env: 1 / (env._t - 4))(), state="observations"), n_steps=20)
-    assert [finding.level for finding in report.findings if "state()" in finding.what] == ["warning"]
+    report = check_marl_env(
+        JointEnv(with_state(lambda env: 1 / (env._t - 4))(), state="observations"), n_steps=20
+    )
+    assert [finding.level for finding in report.findings if "state()" in finding.what] == [
+        "warning"
+    ]
 
 
 def test_a_side_that_is_trained_alone_does_not_oppose_itself() -> None:
@@ -234,10 +324,16 @@ def test_a_side_that_is_trained_alone_does_not_oppose_itself() -> None:
     assert "agents       1: a" in str(report)
 
 
-def test_the_command(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "doctored").mkdir()
-    (tmp_path / "doctored" / "good_v0.py").write_text("from tests.envs import MatrixGame\n\nparallel_env = MatrixGame\n")
-    (tmp_path / "doctored" / "bad_v0.py").write_text("from tests.test_checker import Infinite\n\nparallel_env = Infinite\n")
+    (tmp_path / "doctored" / "good_v0.py").write_text(
+        "from tests.envs import MatrixGame\n\nparallel_env = MatrixGame\n"
+    )
+    (tmp_path / "doctored" / "bad_v0.py").write_text(
+        "from tests.test_checker import Infinite\n\nparallel_env = Infinite\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     assert main(["doctored/good_v0", "n_agents=3", "--n-steps", "20"]) == 0
     assert "agents       3: agent_0, agent_1, agent_2" in capsys.readouterr().out

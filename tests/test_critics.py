@@ -14,7 +14,16 @@ from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.networks import ValueNorm
 from sb3_happo.common.type_aliases import CriticBatch
-from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, random_team, same, small, snapshot
+from tests.algorithms import (
+    PLAIN_SPACES,
+    alike_team,
+    collect,
+    every_algorithm,
+    random_team,
+    same,
+    small,
+    snapshot,
+)
 from tests.envs import HeterogeneousTeam, RandomTeam, TurnGame
 
 # ---------------------------------------------------------------- normalisation of values
@@ -56,7 +65,9 @@ def test_value_norm_keeps_agents_apart() -> None:
     for column, rows in ((0, slice(None)), (1, slice(250, None))):
         assert norm.mean[column].item() == pytest.approx(returns[rows, column].mean(), abs=1e-3)
         assert norm.std[column].item() == pytest.approx(returns[rows, column].std(), abs=1e-3)
-    assert norm.mean[2] == 0 and norm.std[2] == 1, "nothing is known of an agent that was never there"
+    assert norm.mean[2] == 0 and norm.std[2] == 1, (
+        "nothing is known of an agent that was never there"
+    )
 
 
 def test_value_norm_of_all_columns_together() -> None:
@@ -82,7 +93,9 @@ def test_normalising_and_back() -> None:
 def test_constant_returns_do_not_divide_by_zero() -> None:
     norm = ValueNorm()
     norm.update(th.full((10, 1), 5.0))
-    assert norm.std.item() == pytest.approx(0.1) and norm.normalize(th.tensor([[5.0]])).item() == pytest.approx(0.0, abs=1e-4)
+    assert norm.std.item() == pytest.approx(0.1) and norm.normalize(
+        th.tensor([[5.0]])
+    ).item() == pytest.approx(0.0, abs=1e-4)
 
 
 # ---------------------------------------------------------------- where episodes are cut
@@ -115,7 +128,10 @@ class Counter(ParallelEnv):
     def step(self, actions: dict[str, int]) -> Any:
         self.t += 1
         end = self.t == self.length
-        flags = [dict.fromkeys(self.possible_agents, end and self.truncate == kind) for kind in (False, True)]
+        flags = [
+            dict.fromkeys(self.possible_agents, end and self.truncate == kind)
+            for kind in (False, True)
+        ]
         self.agents = [] if end else self.agents
         rewards = {"left": 1.0, "right": 3.0}
         return self._observations(), rewards, *flags, {agent: {} for agent in self.possible_agents}
@@ -133,11 +149,22 @@ def make_linear(critic: Critic, weight: float) -> None:
 
 @pytest.mark.parametrize("truncate", [True, False])
 @pytest.mark.parametrize("normalize_value", [True, False])
-def test_time_limits_are_bootstrapped_with_the_terminal_value(truncate: bool, normalize_value: bool) -> None:
+def test_time_limits_are_bootstrapped_with_the_terminal_value(
+    truncate: bool, normalize_value: bool
+) -> None:
     """``r + gamma * V(last observation)``, the value in units of reward; a true end is worth its reward alone."""
     gamma = 0.9
-    env = DummyVecEnv([lambda: JointEnv(Counter(truncate)), lambda: JointEnv(Counter(truncate, length=3))])
-    model = small(HAPPO, env, gamma=gamma, n_steps=8, normalize_value=normalize_value, policy_kwargs=dict(net_arch=[]))
+    env = DummyVecEnv(
+        [lambda: JointEnv(Counter(truncate)), lambda: JointEnv(Counter(truncate, length=3))]
+    )
+    model = small(
+        HAPPO,
+        env,
+        gamma=gamma,
+        n_steps=8,
+        normalize_value=normalize_value,
+        policy_kwargs=dict(net_arch=[]),
+    )
     make_linear(model.critic, 0.1)
     if normalize_value:
         assert model.critic.value_norm is not None
@@ -154,20 +181,36 @@ def test_time_limits_are_bootstrapped_with_the_terminal_value(truncate: bool, no
         expected[3::4, 0] += gamma * value(4)
         expected[2::3, 1] += gamma * value(3)
     assert np.allclose(model.rollout_buffer.rewards[..., 0], expected, atol=1e-5)
-    assert np.allclose(model.rollout_buffer.values[:5, 0, 0], [value(t) for t in (0, 1, 2, 3, 0)], atol=1e-5)
+    assert np.allclose(
+        model.rollout_buffer.values[:5, 0, 0], [value(t) for t in (0, 1, 2, 3, 0)], atol=1e-5
+    )
     # Generalised advantage estimation over the cut: nothing flows across it
     lam = model.gae_lambda
     values, advantage, advantages = [value(t % 4) for t in range(9)], 0.0, []
     for t in reversed(range(8)):
         end = t % 4 == 3
-        advantage = expected[t, 0] + (not end) * gamma * values[t + 1] - values[t] + (not end) * gamma * lam * advantage
+        advantage = (
+            expected[t, 0]
+            + (not end) * gamma * values[t + 1]
+            - values[t]
+            + (not end) * gamma * lam * advantage
+        )
         advantages.append(advantage)
     assert np.allclose(model.rollout_buffer.advantages[:, 0, 0], advantages[::-1], atol=1e-4)
-    assert np.allclose(model.rollout_buffer.returns, model.rollout_buffer.advantages + model.rollout_buffer.values)
+    assert np.allclose(
+        model.rollout_buffer.returns, model.rollout_buffer.advantages + model.rollout_buffer.values
+    )
 
 
 def test_the_rollouts_end_is_bootstrapped_too() -> None:
-    model = small(HAPPO, Counter(True, length=1000), gamma=0.5, gae_lambda=0.0, n_steps=6, policy_kwargs=dict(net_arch=[]))
+    model = small(
+        HAPPO,
+        Counter(True, length=1000),
+        gamma=0.5,
+        gae_lambda=0.0,
+        n_steps=6,
+        policy_kwargs=dict(net_arch=[]),
+    )
     make_linear(model.critic, 0.1)
     collect(model)
     values = [0.1 * t for t in range(7)]
@@ -177,7 +220,14 @@ def test_the_rollouts_end_is_bootstrapped_too() -> None:
 
 def test_every_agents_own_bootstrap() -> None:
     """IPPO: each critic values its agent's own last observation, on top of its own reward."""
-    model = small(IPPO, Counter(True), gamma=0.9, n_steps=8, normalize_value=False, policy_kwargs=dict(net_arch=[]))
+    model = small(
+        IPPO,
+        Counter(True),
+        gamma=0.9,
+        n_steps=8,
+        normalize_value=False,
+        policy_kwargs=dict(net_arch=[]),
+    )
     make_linear(model.critic, 0.1)
     collect(model)
     expected = np.tile([1.0, 3.0], (8, 1))
@@ -194,15 +244,23 @@ class Given(Critic):
     def __init__(self) -> None:
         th.nn.Module.__init__(self)
 
-    def evaluate(self, observations: dict[str, th.Tensor], sequences: Any = None, active: Any = None) -> Any:
+    def evaluate(
+        self, observations: dict[str, th.Tensor], sequences: Any = None, active: Any = None
+    ) -> Any:
         return observations["state"], None
 
 
-def value_loss(values: list[float], old: list[float], returns: list[float], **settings: Any) -> float:
+def value_loss(
+    values: list[float], old: list[float], returns: list[float], **settings: Any
+) -> float:
     model = small(HAPPO, alike_team(1), **settings)
     model.policy.critic = Given()
     column = [th.tensor(numbers).unsqueeze(1) for numbers in (values, old, returns)]
-    return model._value_losses(CriticBatch({"state": column[0]}, column[1], column[2], None)).mean().item()
+    return (
+        model._value_losses(CriticBatch({"state": column[0]}, column[1], column[2], None))
+        .mean()
+        .item()
+    )
 
 
 def test_value_losses() -> None:
@@ -214,12 +272,18 @@ def test_value_losses() -> None:
     assert value_loss(values, old, returns, huber_delta=1.5) == pytest.approx(sum(huber) / 3)
     # Clipped: a value may move 0.5 from the old one; SB3 takes the clipped error alone
     clipped = [2.0, 2.5, -0.5 + 1.2]
-    assert value_loss(values, old, returns, clip_range_vf=0.5) == pytest.approx(sum(e**2 for e in clipped) / 3)
+    assert value_loss(values, old, returns, clip_range_vf=0.5) == pytest.approx(
+        sum(e**2 for e in clipped) / 3
+    )
     # HARL and MAPPO take the larger of the two
     larger = [max(pair) for pair in zip(errors, clipped, strict=True)]
     settings: dict[str, Any] = dict(clip_range_vf=0.5, use_clipped_value_loss=True)
-    assert value_loss(values, old, returns, **settings) == pytest.approx(sum(e**2 for e in larger) / 3)
-    moved_away = dict(values=[1.0], old=[0.0], returns=[0.8])  # clipped 0.5 is worse than 1.0, and 0.2 < 0.3
+    assert value_loss(values, old, returns, **settings) == pytest.approx(
+        sum(e**2 for e in larger) / 3
+    )
+    moved_away = dict(
+        values=[1.0], old=[0.0], returns=[0.8]
+    )  # clipped 0.5 is worse than 1.0, and 0.2 < 0.3
     assert value_loss(**moved_away, **settings) == pytest.approx(0.3**2)
     moved_back = dict(values=[1.0], old=[0.0], returns=[0.2])
     assert value_loss(**moved_back, **settings) == pytest.approx(0.8**2)
@@ -258,7 +322,11 @@ def test_individual_critics_learn_individual_values() -> None:
     values = {}
     for algorithm in (IPPO, MAPPO):
         model = small(algorithm, env, **settings).learn(1500)
-        obs = {"left": th.zeros(1, 1), "right": th.full((1, 1), 3.0), "state": th.tensor([[0.0, 3.0]])}
+        obs = {
+            "left": th.zeros(1, 1),
+            "right": th.full((1, 1), 3.0),
+            "state": th.tensor([[0.0, 3.0]]),
+        }
         with th.no_grad():
             values[algorithm.__name__] = model.policy.predict_values(obs).flatten().tolist()
     assert values["IPPO"] == pytest.approx([1.0, 3.0], abs=0.1)
@@ -310,7 +378,10 @@ def test_agent_specific_states() -> None:
     model = small(HAPPO, env, seed=0)
     critic = model.critic
     assert (
-        isinstance(critic, CentralizedCritic) and critic.agent_specific and critic.n_values == 2 and len(critic.networks) == 1
+        isinstance(critic, CentralizedCritic)
+        and critic.agent_specific
+        and critic.n_values == 2
+        and len(critic.networks) == 1
     )
     assert critic.value_norm is not None and critic.value_norm.mean.shape == (1,)
     collect(model)
@@ -328,7 +399,9 @@ def test_agent_specific_states() -> None:
 
 
 @every_algorithm
-@pytest.mark.parametrize("state", [None, "observations", "agent", lambda env, observations: observations["box"][:2]])
+@pytest.mark.parametrize(
+    "state", [None, "observations", "agent", lambda env, observations: observations["box"][:2]]
+)
 def test_every_form_of_state_trains(algorithm: type[HAPPO], state: Any) -> None:
     model = small(algorithm, JointEnv(RandomTeam(PLAIN_SPACES), state=state), seed=0).learn(64)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
@@ -361,4 +434,6 @@ def test_explained_variance_is_of_returns_against_values() -> None:
     returns, values = model.rollout_buffer.returns.flatten(), model.rollout_buffer.values.flatten()
     expected = 1 - np.var((returns - values).numpy()) / np.var(returns.numpy())
     model.train()
-    assert model.logger.name_to_value["train/explained_variance"] == pytest.approx(expected, abs=1e-4)
+    assert model.logger.name_to_value["train/explained_variance"] == pytest.approx(
+        expected, abs=1e-4
+    )

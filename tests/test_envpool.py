@@ -42,7 +42,9 @@ def make_twin(id: str, **kwargs: Any) -> Any:
     return make_joint_env(id.replace("envpool", "mamujoco"), **kwargs)
 
 
-def step(venv: EnvPoolVecEnv, actions: Any) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+def step(
+    venv: EnvPoolVecEnv, actions: Any
+) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """`venv.step(actions)`, whose types SB3 keeps open."""
     venv.step_async(actions)
     return venv.step_wait()
@@ -81,7 +83,10 @@ def test_every_robot_is_there() -> None:
         ("HalfCheetah-2x3-v1", {"agent_obsk": 0}),
         ("Ant-4x2-v1", {"agent_obsk": 2}),
         ("Walker2d-2x3-v1", {"agent_obsk": None}),
-        ("Humanoid-9p8-v1", {"local_categories": [["qpos", "cvel"], ["cinert"]], "global_categories": ("qvel",)}),
+        (
+            "Humanoid-9p8-v1",
+            {"local_categories": [["qpos", "cvel"], ["cinert"]], "global_categories": ("qvel",)},
+        ),
         ("Humanoid-v1", {"agent_factorization": one_agent_per_joint("Humanoid")}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
@@ -98,7 +103,9 @@ def test_same_team_and_observations(name: str, kwargs: dict[str, Any]) -> None:
         observation = twin.step(twin.action_space.sample())[0]
         numbers = simulation._get_obs()
         if name.startswith("Walker2d") and twin.env.agent_obsk is not None:
-            numbers = np.concatenate([simulation.data.qpos[1:], simulation.data.qvel])  # EnvPool is asked not to clip
+            numbers = np.concatenate(
+                [simulation.data.qpos[1:], simulation.data.qvel]
+            )  # EnvPool is asked not to clip
         ours = venv._factorise(numbers[None])
         for key, value in observation.items():
             np.testing.assert_array_equal(ours[key][0], value, err_msg=key)
@@ -127,7 +134,9 @@ def test_same_physics(robot: str) -> None:
     mujoco.mj_resetData(simulation.model, simulation.data)
     n_qpos, n_qvel = (simulation.observation_structure[key] for key in ("qpos", "qvel"))
     place = [info[key][0] if key in info else 0.0 for key in ("x_position", "y_position")]
-    qpos = np.concatenate([place[: simulation.observation_structure["skipped_qpos"]], start[0, :n_qpos]])
+    qpos = np.concatenate(
+        [place[: simulation.observation_structure["skipped_qpos"]], start[0, :n_qpos]]
+    )
     simulation.set_state(qpos, start[0, n_qpos : n_qpos + n_qvel])
 
     is_exact = SAME_MUJOCO or robot not in SENSITIVE
@@ -136,17 +145,25 @@ def test_same_physics(robot: str) -> None:
     for _ in range(12 if is_exact else 3):
         # Actuators that are mixed up would move other joints
         action = {
-            agent: (limit * rng.uniform(-1, 1, space.shape)).astype(np.float32) for agent, space in twin.action_space.items()
+            agent: (limit * rng.uniform(-1, 1, space.shape)).astype(np.float32)
+            for agent, space in twin.action_space.items()
         }
         observations, rewards, dones, infos = step(venv, [action])
         observation, reward, terminated, truncated, info = twin.step(action)
         if is_exact:
             for key, value in observation.items():
-                np.testing.assert_allclose(observations[key][0], value, rtol=1e-6, atol=1e-6, err_msg=key)
+                np.testing.assert_allclose(
+                    observations[key][0], value, rtol=1e-6, atol=1e-6, err_msg=key
+                )
             assert rewards[0] == pytest.approx(reward, rel=1e-6, abs=1e-6)
-            assert infos[0]["agent_rewards"].tolist() == pytest.approx(info["agent_rewards"].tolist(), rel=1e-6, abs=1e-6)
+            assert infos[0]["agent_rewards"].tolist() == pytest.approx(
+                info["agent_rewards"].tolist(), rel=1e-6, abs=1e-6
+            )
         else:
-            state, expected = observations["state"][0, : n_qpos + n_qvel], observation["state"][: n_qpos + n_qvel]
+            state, expected = (
+                observations["state"][0, : n_qpos + n_qvel],
+                observation["state"][: n_qpos + n_qvel],
+            )
             np.testing.assert_allclose(state, expected, rtol=1e-2, atol=1e-2)
             assert rewards[0] == pytest.approx(reward, rel=1e-2, abs=1e-2)
         assert dones[0] == (terminated or truncated)
@@ -173,7 +190,9 @@ def test_arguments_reach_the_physics() -> None:
     for venv in (plain, cheap):
         venv.reset()
     effort = sum(float(np.square(actions[agent]).sum()) for agent in plain.agents)
-    assert step(cheap, actions)[1][0] - step(plain, actions)[1][0] == pytest.approx(0.1 * effort, abs=1e-5)
+    assert step(cheap, actions)[1][0] - step(plain, actions)[1][0] == pytest.approx(
+        0.1 * effort, abs=1e-5
+    )
     assert step(cheap, actions)[2][0]
     assert not step(plain, actions)[2][0]
 
@@ -190,7 +209,11 @@ def test_time_limit() -> None:
         observations, rewards, dones, infos = step(venv, sample(venv))
         rewards_of_episode += rewards
         assert rewards.dtype == np.float32
-        assert all(venv.observation_space[key].contains(row) for key, rows in observations.items() for row in rows)
+        assert all(
+            venv.observation_space[key].contains(row)
+            for key, rows in observations.items()
+            for row in rows
+        )
         assert dones.tolist() == [n_steps % 4 == 0] * 3
         assert [info["TimeLimit.truncated"] for info in infos] == dones.tolist()
         if not dones.any():
@@ -203,7 +226,9 @@ def test_time_limit() -> None:
             assert info["episode"]["t"] >= 0
             # The cheetah begins within 0.1 of its pose
             assert np.abs(observations["state"][row, :8]).max() <= 0.1
-            assert not np.array_equal(info["terminal_observation"]["state"], observations["state"][row])
+            assert not np.array_equal(
+                info["terminal_observation"]["state"], observations["state"][row]
+            )
             assert not np.array_equal(info["terminal_observation"]["state"], before["state"][row])
         rewards_of_episode[:] = 0
     venv.close()
@@ -257,7 +282,9 @@ def test_seeds() -> None:
     venv = make(n_envs=3)
     assert venv.seed(5) == [5, 6, 7]
     np.testing.assert_array_equal(first, trajectory(venv))
-    np.testing.assert_array_equal(first[0], make_joint_vec_env(CHEETAH, 3, 3, start_index=2).reset()["state"])  # type: ignore[call-overload]
+    np.testing.assert_array_equal(
+        first[0], make_joint_vec_env(CHEETAH, 3, 3, start_index=2).reset()["state"]
+    )  # type: ignore[call-overload]
     venv.seed(2**32 - 1)  # SB3 draws seeds as large as that
     venv.reset()
     again = venv.reset()["state"]
@@ -318,7 +345,9 @@ def test_what_can_be_asked() -> None:
         lambda: venv.env_method("state"),
         lambda: venv.get_images(),
     ):
-        with pytest.raises((AttributeError, NotImplementedError), match="mamujoco/HalfCheetah-2x3-v1"):
+        with pytest.raises(
+            (AttributeError, NotImplementedError), match="mamujoco/HalfCheetah-2x3-v1"
+        ):
             call()
     venv.set_options({"x": 1})
     with pytest.raises(ValueError, match="no options"):
@@ -346,7 +375,10 @@ def test_ids_that_do_not_resolve(id: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"xml_file": "my.xml"}, r"cannot take \['xml_file'\].*'mamujoco/HalfCheetah-2x3-v1' instead"),
+        (
+            {"xml_file": "my.xml"},
+            r"cannot take \['xml_file'\].*'mamujoco/HalfCheetah-2x3-v1' instead",
+        ),
         ({"render_mode": "rgb_array"}, r"cannot take \['render_mode'\]"),
         ({"global_categories": ("qfrc_actuator",)}, "agent_0 observes something that the joint"),
         ({"n_threads": 0}, "`n_threads` must be at least 1"),
@@ -361,11 +393,16 @@ def test_arguments_that_cannot_apply(kwargs: dict[str, Any], match: str) -> None
 def test_factorisations_that_cannot_apply() -> None:
     factorisation = one_agent_per_joint("Hopper")
     (joint,) = factorisation["partition"].pop()
-    with pytest.raises(ValueError, match="cannot play 'envpool/Hopper-v1': Each actuator must be moved by one agent"):
+    with pytest.raises(
+        ValueError,
+        match="cannot play 'envpool/Hopper-v1': Each actuator must be moved by one agent",
+    ):
         make("envpool/Hopper-v1", agent_factorization=factorisation)
     factorisation["partition"].append((joint,))
     joint.extra_obs["qpos"] = lambda data: np.cos(data.qpos[-1:])
-    with pytest.raises(ValueError, match="agent_1 observes something that the joint observation does not hold"):
+    with pytest.raises(
+        ValueError, match="agent_1 observes something that the joint observation does not hold"
+    ):
         make("envpool/Hopper-v1", agent_factorization=factorisation)
 
 
@@ -382,7 +419,9 @@ def test_learning_saving_predicting(tmp_path: Path) -> None:
     model = HAPPO(CHEETAH, n_steps=16, batch_size=None, n_epochs=2, seed=0)
     model.learn(32)
     assert isinstance(model.env, EnvPoolVecEnv)
-    venv = make_joint_vec_env(CHEETAH, 4, 0, env_kwargs={"max_episode_steps": 16}, vec_env_kwargs={"n_threads": 1})
+    venv = make_joint_vec_env(
+        CHEETAH, 4, 0, env_kwargs={"max_episode_steps": 16}, vec_env_kwargs={"n_threads": 1}
+    )
     assert isinstance(venv, EnvPoolVecEnv)
     model = HAPPO("MlpPolicy", VecNormalize(venv), n_steps=16, batch_size=None, n_epochs=2, seed=0)
     before = {key: value.clone() for key, value in model.policy.state_dict().items()}
@@ -394,7 +433,8 @@ def test_learning_saving_predicting(tmp_path: Path) -> None:
     loaded = HAPPO.load(tmp_path / "model", env=make(n_envs=4))
     observations = make(n_envs=4, seed=1).reset()
     np.testing.assert_array_equal(
-        loaded.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
+        loaded.predict(observations, deterministic=True)[0],
+        model.predict(observations, deterministic=True)[0],
     )
     loaded.learn(64)
     twin = make_twin(CHEETAH)
@@ -406,7 +446,9 @@ def test_equal_seeds_learn_equally() -> None:
     def train(seed: int) -> np.ndarray:
         model = IPPO(make(n_envs=4), n_steps=16, batch_size=None, n_epochs=2, seed=seed)
         model.learn(128)
-        return np.concatenate([value.numpy().ravel() for value in model.policy.state_dict().values()])
+        return np.concatenate(
+            [value.numpy().ravel() for value in model.policy.state_dict().values()]
+        )
 
     np.testing.assert_array_equal(train(1), train(1))
     assert not np.array_equal(train(1), train(2))
@@ -417,7 +459,9 @@ def test_evaluation_needs_no_monitor() -> None:
     model = HAPPO("MlpPolicy", venv, n_steps=8, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        returns, lengths = evaluate_policy(model, venv, n_eval_episodes=4, return_episode_rewards=True)
+        returns, lengths = evaluate_policy(
+            model, venv, n_eval_episodes=4, return_episode_rewards=True
+        )
     assert isinstance(returns, list) and isinstance(lengths, list)
     assert len(returns) == 4
     assert min(lengths) > 1

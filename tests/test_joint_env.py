@@ -26,7 +26,15 @@ from sb3_happo.envs.make import make_env
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.spaces import flatten_mask, n_choices, split_mask
 from sb3_happo.envs.teams import ConvertedAEC
-from tests.envs import DictTeam, HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TupleTeam, TurnGame
+from tests.envs import (
+    DictTeam,
+    HeterogeneousTeam,
+    MaskedGame,
+    MatrixGame,
+    RandomTeam,
+    TupleTeam,
+    TurnGame,
+)
 
 ALL_KINDS = {
     "discrete": spaces.Discrete(3, start=2),
@@ -36,7 +44,12 @@ ALL_KINDS = {
     "scalar": spaces.Box(-1, 1, (), np.float32),
     "double": spaces.Box(0, 5, (2,), np.float64),
     "tuple": spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32)]),
-    "dict": spaces.Dict({"move": spaces.Box(-1, 1, (2,), np.float64), "say": spaces.Tuple([spaces.MultiDiscrete([2, 2])])}),
+    "dict": spaces.Dict(
+        {
+            "move": spaces.Box(-1, 1, (2,), np.float64),
+            "say": spaces.Tuple([spaces.MultiDiscrete([2, 2])]),
+        }
+    ),
 }
 
 
@@ -74,7 +87,9 @@ class Script(ParallelEnv):
         self.agents = [agent for agent, (_, _, dead, cut) in answer.items() if not (dead or cut)]
         if self.living is not None:
             self.agents = self.living[self.t]
-        observations, rewards, dead, cut = ({agent: value[i] for agent, value in answer.items()} for i in range(4))
+        observations, rewards, dead, cut = (
+            {agent: value[i] for agent, value in answer.items()} for i in range(4)
+        )
         observations = {agent: value for agent, value in observations.items() if value is not None}
         return observations, rewards, dead, cut, {agent: {} for agent in answer}
 
@@ -119,7 +134,12 @@ def episode(env: JointEnv, seed: int = 0) -> Iterator[tuple[dict, float, bool, b
 def test_agents_keep_the_envs_own_order() -> None:
     names = [f"agent_{i}" for i in range(12)][::-1]
     env = JointEnv(RandomTeam({name: spaces.Discrete(2) for name in names}))
-    assert list(env.agents) == list(env.action_space) == list(joint_action_dtype(env.action_space).names or ()) == names
+    assert (
+        list(env.agents)
+        == list(env.action_space)
+        == list(joint_action_dtype(env.action_space).names or ())
+        == names
+    )
     assert list(env.observation_space)[:12] == names
 
 
@@ -136,7 +156,10 @@ def test_every_kind_of_action_reaches_its_agent(row: bool) -> None:
             if agent not in ("tuple", "dict"):
                 actions[1][agent] = sample[agent]
         actions["tuple"]["0"][1], actions["tuple"]["1"][1] = sample["tuple"]
-        actions["dict"]["move"][1], actions["dict"]["say"]["0"][1] = sample["dict"]["move"], sample["dict"]["say"][0]
+        actions["dict"]["move"][1], actions["dict"]["say"]["0"][1] = (
+            sample["dict"]["move"],
+            sample["dict"]["say"][0],
+        )
         env.step(actions[1])
         as_dict = joint_action_to_dict(env.action_space, actions[1])
         assert all(env.action_space[agent].contains(as_dict[agent]) for agent in env.agents)
@@ -200,13 +223,24 @@ def test_keys_of_observations_that_collide() -> None:
 
 def test_observations_are_flat_and_float32() -> None:
     observation_spaces = {
-        "dict": spaces.Dict({"a": spaces.Box(-1, 1, (2,), np.float64), "b": spaces.Dict({"c": spaces.Discrete(3)})}),
+        "dict": spaces.Dict(
+            {"a": spaces.Box(-1, 1, (2,), np.float64), "b": spaces.Dict({"c": spaces.Discrete(3)})}
+        ),
         "tuple": spaces.Tuple([spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)]),
         "int": spaces.Box(0, 3, (2, 2), np.int16),
     }
-    team = RandomTeam(dict.fromkeys(observation_spaces, spaces.Discrete(2)), observation_spaces=observation_spaces)
+    team = RandomTeam(
+        dict.fromkeys(observation_spaces, spaces.Discrete(2)), observation_spaces=observation_spaces
+    )
     env = JointEnv(team)
-    assert list(env.observation_space) == ["dict/a", "dict/b/c", "tuple/0", "tuple/1", "int", "state"]
+    assert list(env.observation_space) == [
+        "dict/a",
+        "dict/b/c",
+        "tuple/0",
+        "tuple/1",
+        "int",
+        "state",
+    ]
     for observation, *_ in episode(env):
         assert set(observation) == set(env.observation_space)
         for key, space in env.observation_space.items():
@@ -242,9 +276,15 @@ def test_agents_come_and_go() -> None:
         for key, value in observation.items():
             assert env.observation_space[key].contains(np.asarray(value)), key
         for agent, is_alive in zip(env.agents, alive, strict=True):
-            own = {key: value for key, value in observation.items() if key == agent or key.startswith(agent + "/")}
+            own = {
+                key: value
+                for key, value in observation.items()
+                if key == agent or key.startswith(agent + "/")
+            }
             if not is_alive:
-                assert all(np.all(value == key.endswith("/action_mask")) for key, value in own.items()), agent
+                assert all(
+                    np.all(value == key.endswith("/action_mask")) for key, value in own.items()
+                ), agent
         total += info.get("agent_rewards", 0)
         if t == 9:
             assert info["agent_rewards"][0] >= 10, "the reward of the step in which camera died"
@@ -274,10 +314,23 @@ def test_inactive_agents_do_not_act() -> None:
         rewards.append(info["agent_rewards"].tolist())
         ends.append((terminated, truncated))
         assert reward == np.mean(rewards[-1])
-    assert active == [[True, False], [True, True], [False, True], [False, True], [True, True], [True, True]]
+    assert active == [
+        [True, False],
+        [True, True],
+        [False, True],
+        [False, True],
+        [True, True],
+        [True, True],
+    ]
     assert rewards == [[1, 2], [3, 4], [0, 5], [6, 5], [8, 7]]
     assert ends == [(False, False)] * 4 + [(True, False)]
-    assert [list(actions) for actions in team.actions] == [["a"], ["a", "b"], ["b"], ["b"], ["a", "b"]]
+    assert [list(actions) for actions in team.actions] == [
+        ["a"],
+        ["a", "b"],
+        ["b"],
+        ["b"],
+        ["a", "b"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -292,9 +345,17 @@ def test_inactive_agents_do_not_act() -> None:
         ((False, True), (False, False), (False, False)),
     ],
 )
-def test_how_an_episode_ends(a: tuple[bool, bool], b: tuple[bool, bool], ends: tuple[bool, bool]) -> None:
+def test_how_an_episode_ends(
+    a: tuple[bool, bool], b: tuple[bool, bool], ends: tuple[bool, bool]
+) -> None:
     env = JointEnv(
-        Script([dict.fromkeys("ab", (one(), 0, False, False)), {"a": (one(3), 0, *a), "b": (one(4), 0, *b)}], ["a", "b"])
+        Script(
+            [
+                dict.fromkeys("ab", (one(), 0, False, False)),
+                {"a": (one(3), 0, *a), "b": (one(4), 0, *b)},
+            ],
+            ["a", "b"],
+        )
     )
     env.reset()
     observation, _, terminated, truncated, info = env.step({"a": 0, "b": 0})
@@ -340,7 +401,12 @@ def test_the_dead_that_are_still_observed_stay_dead_in_the_last_observation() ->
 def test_flags_of_those_who_are_gone_do_not_count() -> None:
     """Though the env repeats them, without the observation."""
     alive, gone, over = (one(), 0, False, False), (None, 0, False, True), (one(), 0, True, False)
-    steps: list[Any] = [{"a": alive, "b": alive}, {"a": gone, "b": alive}, {"a": gone, "b": alive}, {"a": gone, "b": over}]
+    steps: list[Any] = [
+        {"a": alive, "b": alive},
+        {"a": gone, "b": alive},
+        {"a": gone, "b": alive},
+        {"a": gone, "b": over},
+    ]
     env = JointEnv(Script(steps, ["a", "b"], [["a", "b"], ["b"], ["b"], ["b"]]))
     env.reset()
     for action in ({"a": 0, "b": 0}, {"b": 0}):
@@ -351,7 +417,11 @@ def test_flags_of_those_who_are_gone_do_not_count() -> None:
 def test_who_is_away_when_the_episode_is_cut_off() -> None:
     """The env empties its list of agents then, as most do."""
     here, away, cut = (one(), 0, False, False), (None, 0, False, False), (one(4), 0, False, True)
-    steps: list[Any] = [{"a": here, "b": here}, {"a": away, "b": here}, {"a": (None, 0, False, True), "b": cut}]
+    steps: list[Any] = [
+        {"a": here, "b": here},
+        {"a": away, "b": here},
+        {"a": (None, 0, False, True), "b": cut},
+    ]
     env = JointEnv(Script(steps, ["a", "b"], [["a", "b"], ["a", "b"], []]))
     env.reset()
     assert env.step({"a": 0, "b": 0})[4]["waiting_agents"].tolist() == [True, False]
@@ -363,7 +433,13 @@ def test_who_is_away_when_the_episode_is_cut_off() -> None:
 
 def test_an_env_may_empty_its_agents_or_keep_them() -> None:
     start = dict.fromkeys("ab", (one(), 0, False, False))
-    flagged = JointEnv(Script([start, dict.fromkeys("ab", (one(), 0, True, False))], ["a", "b"], [["a", "b"], ["a", "b"]]))
+    flagged = JointEnv(
+        Script(
+            [start, dict.fromkeys("ab", (one(), 0, True, False))],
+            ["a", "b"],
+            [["a", "b"], ["a", "b"]],
+        )
+    )
     flagged.reset()
     assert flagged.step({"a": 0, "b": 0})[2:4] == (True, False)
     emptied = JointEnv(Script([start, {}], ["a", "b"], [["a", "b"], []]))
@@ -371,7 +447,9 @@ def test_an_env_may_empty_its_agents_or_keep_them() -> None:
     assert emptied.step({"a": 0, "b": 0})[2:4] == (True, False)
     waiting = JointEnv(Script([start, {}, start], ["a", "b"], [["a", "b"], ["a"], ["a", "b"]]))
     waiting.reset()
-    assert waiting.step({"a": 0, "b": 0})[2:4] == (False, False), "nobody is there, but somebody will be"
+    assert waiting.step({"a": 0, "b": 0})[2:4] == (False, False), (
+        "nobody is there, but somebody will be"
+    )
     assert "active" not in waiting.step({})[4]
 
 
@@ -385,7 +463,9 @@ def test_masks_come_in_both_forms(masks_in: str) -> None:
     assert env.observation_space["agent_1/action_mask"] == spaces.Box(0, 1, (5,), np.int8)
     for observation, *_ in episode(env):
         for agent in env.agents:
-            assert np.array_equal(observation[f"{agent}/action_mask"], np.concatenate(team._masks[agent]))
+            assert np.array_equal(
+                observation[f"{agent}/action_mask"], np.concatenate(team._masks[agent])
+            )
         assert observation["agent_0"].shape == (1,)
         assert observation["state"].shape == (2,), "masks are no part of the state"
 
@@ -424,7 +504,10 @@ def test_a_mask_that_comes_too_late_or_only_once_or_is_too_long() -> None:
     late = LateMask(masks_in="info")
     env = JointEnv(late)
     env.reset()
-    best = {agent: np.array([np.flatnonzero(mask)[-1] for mask in masks]) for agent, masks in late._masks.items()}
+    best = {
+        agent: np.array([np.flatnonzero(mask)[-1] for mask in masks])
+        for agent, masks in late._masks.items()
+    }
     with pytest.raises(ValueError, match="agent 'agent_0' has an action mask in its info now"):
         env.step({"agent_0": best["agent_0"][0], "agent_1": best["agent_1"]})
 
@@ -435,7 +518,10 @@ def test_a_mask_that_comes_too_late_or_only_once_or_is_too_long() -> None:
     once = OnlyOneMask(length=2, masks_in="info")
     env = JointEnv(once)
     env.reset()
-    best = {agent: np.array([np.flatnonzero(mask)[-1] for mask in masks]) for agent, masks in once._masks.items()}
+    best = {
+        agent: np.array([np.flatnonzero(mask)[-1] for mask in masks])
+        for agent, masks in once._masks.items()
+    }
     with pytest.raises(ValueError, match="agent 'agent_0' has no action mask in its info now"):
         env.step({"agent_0": best["agent_0"][0], "agent_1": best["agent_1"]})
 
@@ -538,12 +624,19 @@ def test_converted_envs_do_the_same_with_less(id: str) -> None:
                 random.seed(step)
                 seen.append(team.reset(seed=step))
             actions = {agent: spaces_of[agent].sample() for agent in team.agents}
-            seen += [[dict(part) for part in team.step(actions)], list(team.agents), list(env.agents), env.num_agents]
+            seen += [
+                [dict(part) for part in team.step(actions)],
+                list(team.agents),
+                list(env.agents),
+                env.num_agents,
+            ]
         env.close()
         return seen
 
     ours, theirs = play(direct=True), play(direct=False)
-    assert len({answer for answer in ours if isinstance(answer, int)}) > ("multiwalker" in id) + 1, "some ended"
+    assert (
+        len({answer for answer in ours if isinstance(answer, int)}) > ("multiwalker" in id) + 1
+    ), "some ended"
     assert data_equivalence(ours, theirs, exact=True)
 
 
@@ -575,7 +668,10 @@ def test_multi_agent_mujoco_does_the_same_with_less(id: str, kwargs: dict[str, A
                 seen = team.reset(seed=step)
             else:
                 seen = team.step({agent: spaces_of[agent].sample() for agent in team.agents})
-            observations.append({agent: own.astype(np.float32) for agent, own in seen[0].items()} | {"state": team.state()})
+            observations.append(
+                {agent: own.astype(np.float32) for agent, own in seen[0].items()}
+                | {"state": team.state()}
+            )
             others += [seen[1:], list(team.agents), list(env.agents)]
         env.close()
         return observations, others
@@ -589,7 +685,9 @@ def test_multi_agent_mujoco_that_must_be_played_as_it_is() -> None:
     assert not MujocoTeam.suits(make_env("mamujoco/Reacher-2x1-v1"))
     env = make_env("mamujoco/Hopper-3x1-v1")
     env.k_dicts[0][0][0].extra_obs["qpos"] = lambda data: np.cos(data.qpos[-1:])
-    with pytest.raises(ValueError, match="agent_0 observes something that the joint observation does not hold"):
+    with pytest.raises(
+        ValueError, match="agent_0 observes something that the joint observation does not hold"
+    ):
         MujocoTeam(env)
     assert JointEnv(env).reset(seed=0)[0]["agent_0"][0] == pytest.approx(1.0, abs=1e-4)
     env.single_agent_env = gym.wrappers.TransformAction(env.single_agent_env, np.negative, None)
@@ -607,7 +705,9 @@ def test_converted_envs_refuse_what_the_env_refuses() -> None:
         env.step(dict.fromkeys(env.agents, 0))
 
 
-@pytest.mark.parametrize(("cls", "names"), [(TupleTeam, ["agent_0", "agent_1"]), (DictTeam, ["left", "right"])])
+@pytest.mark.parametrize(
+    ("cls", "names"), [(TupleTeam, ["agent_0", "agent_1"]), (DictTeam, ["left", "right"])]
+)
 def test_one_action_per_agent_in_gymnasium(cls: type[TupleTeam], names: list[str]) -> None:
     env = JointEnv(cls(), team_reward="sum")
     assert list(env.agents) == names
@@ -697,7 +797,9 @@ def test_a_team_of_one_with_a_dict_observation_and_a_mask_in_the_info() -> None:
         observation_space = spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Discrete(3)})
         action_space = spaces.Discrete(2)
 
-        def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        def reset(
+            self, *, seed: int | None = None, options: dict | None = None
+        ) -> tuple[Any, dict]:
             return {"a": np.ones(2, np.float32), "b": 2}, {"action_mask": np.array([0, 1], np.int8)}
 
         def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
@@ -728,27 +830,55 @@ def test_concatenated_observations_encode_and_zero() -> None:
             "c": (np.array([0, 1], np.int8), 0, False, False),
             "d": (np.array([[0.5], [-0.5]]), 0, False, False),
         },
-        {"b": (np.array([0, 2]), 0, False, False), "d": (np.array([[0.5], [1.0]]), 0, False, False)},
+        {
+            "b": (np.array([0, 2]), 0, False, False),
+            "d": (np.array([[0.5], [1.0]]), 0, False, False),
+        },
     ]
     env = JointEnv(team)
     assert env.reset()[0]["state"].tolist() == [0, 1, 0, 0, 1, 1, 0, 0, 0, 1, 0.5, -0.5]
-    assert env.step(dict.fromkeys("abcd", 0))[0]["state"].tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0.5, 1]
+    assert env.step(dict.fromkeys("abcd", 0))[0]["state"].tolist() == [
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0,
+        1,
+        0,
+        0,
+        0.5,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(("shape", "stacked"), [((8, 8, 3), (8, 8, 6)), ((3, 8, 8), (6, 8, 8))])
 def test_images_of_one_shape_are_stacked(shape: tuple[int, ...], stacked: tuple[int, ...]) -> None:
     image = spaces.Box(0, 255, shape, np.uint8)
-    env = JointEnv(RandomTeam(dict.fromkeys("ab", spaces.Discrete(2)), observation_spaces=dict.fromkeys("ab", image)))
+    env = JointEnv(
+        RandomTeam(
+            dict.fromkeys("ab", spaces.Discrete(2)), observation_spaces=dict.fromkeys("ab", image)
+        )
+    )
     assert env.observation_space["state"] == spaces.Box(0, 255, stacked, np.uint8)
     observation, _ = env.reset()
     axis = int(np.argmax(np.array(stacked) - np.array(shape)))
-    assert np.array_equal(observation["state"], np.concatenate([observation["a"], observation["b"]], axis))
+    assert np.array_equal(
+        observation["state"], np.concatenate([observation["a"], observation["b"]], axis)
+    )
 
 
 def test_images_among_other_things_keep_keys_of_their_own() -> None:
     env = JointEnv(HeterogeneousTeam())
-    own = [key for key in env.observation_space if not key.startswith("state") and not key.endswith("action_mask")]
-    assert [key for key in env.observation_space if key.startswith("state")] == [f"state/{key}" for key in own]
+    own = [
+        key
+        for key in env.observation_space
+        if not key.startswith("state") and not key.endswith("action_mask")
+    ]
+    assert [key for key in env.observation_space if key.startswith("state")] == [
+        f"state/{key}" for key in own
+    ]
     observation, _ = env.reset(seed=1)
     assert all(np.array_equal(observation[key], observation[f"state/{key}"]) for key in own)
 
@@ -771,7 +901,9 @@ def test_choices_of_the_state() -> None:
         env.reset()
         assert env.step({"a": 0, "b": 0})[0]["state"].tolist() == [1, 1]
         assert env.observation_space["state"].dtype == np.float32
-    assert JointEnv(team_with_state(), state="observations").observation_space["state"].shape == (5,)
+    assert JointEnv(team_with_state(), state="observations").observation_space["state"].shape == (
+        5,
+    )
     with pytest.raises(ValueError, match=r"no working state\(\)"):
         JointEnv(MatrixGame(), state="env")
     with pytest.raises(ValueError, match="neither None"):
@@ -786,7 +918,9 @@ def test_agent_specific_state() -> None:
     rows = observation["agent_states"]
     assert env.observation_space["agent_states"].contains(rows)
     one_hot = np.eye(3)[observation["b"]]
-    assert rows[0].tolist() == pytest.approx([1, 1, *observation["a"], 0, 1, 0])  # state, own observation padded, id
+    assert rows[0].tolist() == pytest.approx(
+        [1, 1, *observation["a"], 0, 1, 0]
+    )  # state, own observation padded, id
     assert rows[1].tolist() == [1, 1, *one_hot, 0, 1]
     with pytest.raises(ValueError, match="without images"):
         JointEnv(HeterogeneousTeam(), state="agent")
@@ -814,7 +948,9 @@ def test_a_state_that_changes_shape_or_fails() -> None:
 
     env = JointEnv(Broken(dict.fromkeys("ab", spaces.Discrete(2))))
     env.reset()
-    with pytest.raises(ValueError, match=r"shape \(3,\), where it had \(2,\).*state='observations'"):
+    with pytest.raises(
+        ValueError, match=r"shape \(3,\), where it had \(2,\).*state='observations'"
+    ):
         env.step({"a": 0, "b": 0})
     with pytest.raises(RuntimeError, match="state='observations'"):
         env.step({"a": 0, "b": 0})
@@ -892,11 +1028,15 @@ def test_others_as_functions_agents_and_models() -> None:
             self.kind = kind
             self.seen: list[Any] = []
 
-        def predict(self, observation: Any, deterministic: bool = False, action_masks: Any = None) -> tuple[Any, None]:
+        def predict(
+            self, observation: Any, deterministic: bool = False, action_masks: Any = None
+        ) -> tuple[Any, None]:
             self.seen.append(observation)
             return np.flatnonzero(action_masks)[-1], None
 
-    def highest(agent: str, observation: Any, action_space: spaces.Space, action_mask: np.ndarray) -> int:
+    def highest(
+        agent: str, observation: Any, action_space: spaces.Space, action_mask: np.ndarray
+    ) -> int:
         assert agent == "agent_0"
         assert set(observation) == {"observation", "action_mask"}
         assert action_space.contains(int(action_mask.argmax()))
@@ -910,7 +1050,13 @@ def test_others_as_functions_agents_and_models() -> None:
             raise AssertionError("the whole team's predict is not for one agent")
 
     saved, model = Highest("saved"), Model()
-    for others in (highest, saved, model, {"agent_0": saved, "agent_9": None}, [[highest], {"agent_0": model}]):
+    for others in (
+        highest,
+        saved,
+        model,
+        {"agent_0": saved, "agent_9": None},
+        [[highest], {"agent_0": model}],
+    ):
         team = MaskedGame(length=10)
         env = JointEnv(team, agents=["agent_1"], others=others)
         rewards: list[float] = []
@@ -924,7 +1070,9 @@ def test_others_as_functions_agents_and_models() -> None:
         team.step = spy  # type: ignore[method-assign]
         assert sum(1 for _ in episode(env)) == 11
         assert rewards == [1.0] * 10
-    assert all(observation.shape == (1,) for observation in saved.seen + model.policies["agent_0"].seen)
+    assert all(
+        observation.shape == (1,) for observation in saved.seen + model.policies["agent_0"].seen
+    )
 
 
 def test_a_mixture_is_drawn_once_per_episode() -> None:
@@ -958,7 +1106,9 @@ def test_a_mixture_is_drawn_once_per_episode() -> None:
 def test_others_take_their_turns() -> None:
     moves = []
 
-    def opponent(agent: str, observation: Any, action_space: spaces.Space, action_mask: np.ndarray) -> int:
+    def opponent(
+        agent: str, observation: Any, action_space: spaces.Space, action_mask: np.ndarray
+    ) -> int:
         assert not action_mask[int(observation["observation"][0]) % 3], "the mask of its own turn"
         moves.append(agent)
         return int(np.flatnonzero(action_mask)[-1])
@@ -982,7 +1132,11 @@ def test_the_episode_ends_when_none_of_the_team_is_left() -> None:
     start = dict.fromkeys("abc", (one(), 0, False, False))
     steps: list[dict[str, Any]] = [
         start,
-        {"a": (one(), 1, True, False), "b": (one(), 1, False, False), "c": (one(), 1, False, False)},
+        {
+            "a": (one(), 1, True, False),
+            "b": (one(), 1, False, False),
+            "c": (one(), 1, False, False),
+        },
         {"b": (one(), 1, True, False), "c": (one(), 1, False, False)},
     ]
     env = JointEnv(Script(steps, ["a", "b", "c"]), agents=["b", "a"], others="random")
@@ -1039,7 +1193,12 @@ def test_spaces_that_change_between_resets() -> None:
 
 def test_observations_that_do_not_fit() -> None:
     start = dict.fromkeys("ab", (one(), 0, False, False))
-    env = JointEnv(Script([start, {"a": (one(), 0, False, False), "b": (np.float32(1), 0, False, False)}], ["a", "b"]))
+    env = JointEnv(
+        Script(
+            [start, {"a": (one(), 0, False, False), "b": (np.float32(1), 0, False, False)}],
+            ["a", "b"],
+        )
+    )
     env.reset()
     with pytest.raises(ValueError, match=r"agent 'b': an observation of shape \(\) .* \(1,\)"):
         env.step({"a": 0, "b": 0})
@@ -1061,7 +1220,11 @@ def test_spaces_that_cannot_be_learned_on() -> None:
     check_team_spaces(env.observation_space, env.action_space)
     nested = spaces.Dict({"move": spaces.Tuple([spaces.Box(-np.inf, 1, (2,))])})
     for space, error, message in [
-        (spaces.Box(-np.inf, np.inf, (2,)), ValueError, "agent 'a' has an infinite Box action space .*wrap"),
+        (
+            spaces.Box(-np.inf, np.inf, (2,)),
+            ValueError,
+            "agent 'a' has an infinite Box action space .*wrap",
+        ),
         (nested, ValueError, "agent 'a', part 'move' .*infinite Box"),
         (spaces.Box(0, 5, (2,), np.int64), TypeError, "MultiDiscrete"),
         (spaces.Text(5), TypeError, "agent 'a' has an unsupported action space"),
@@ -1079,7 +1242,11 @@ def test_spaces_that_cannot_be_learned_on() -> None:
     for observation_space, error, message in [
         (spaces.Dict({"a": box}), ValueError, "no entry 'state'"),
         (spaces.Dict({"a": spaces.Dict({"b": box}), "state": box}), TypeError, "must be flat"),
-        (spaces.Dict({"a": spaces.Discrete(2, start=1), "state": box}), ValueError, "counts from 1"),
+        (
+            spaces.Dict({"a": spaces.Discrete(2, start=1), "state": box}),
+            ValueError,
+            "counts from 1",
+        ),
         (box, TypeError, "JointEnv"),
     ]:
         with pytest.raises(error, match=message):
@@ -1089,7 +1256,9 @@ def test_spaces_that_cannot_be_learned_on() -> None:
 # ---------------------------------------------------------------- seeds, copies, VecEnvs
 
 
-@pytest.mark.parametrize("make", [HeterogeneousTeam, lambda: RandomTeam(ALL_KINDS)], ids=["heterogeneous", "random"])
+@pytest.mark.parametrize(
+    "make", [HeterogeneousTeam, lambda: RandomTeam(ALL_KINDS)], ids=["heterogeneous", "random"]
+)
 def test_seeds(make: Any) -> None:
     def trajectory(env: JointEnv, seed: int | None) -> list[np.ndarray]:
         observation, _ = env.reset(seed=seed)
@@ -1098,7 +1267,9 @@ def test_seeds(make: Any) -> None:
     first, second = JointEnv(make()), JointEnv(make())
     for a, b in zip(trajectory(first, 3), trajectory(second, 3), strict=True):
         assert np.array_equal(a, b)
-    unseeded = zip(trajectory(JointEnv(make()), None), trajectory(JointEnv(make()), None), strict=True)
+    unseeded = zip(
+        trajectory(JointEnv(make()), None), trajectory(JointEnv(make()), None), strict=True
+    )
     assert any(not np.array_equal(a, b) for a, b in unseeded), "copies without a seed differ"
 
 
@@ -1134,7 +1305,9 @@ def test_activity_passes_through_sb3_vec_envs() -> None:
         active = infos[0].get("active", np.ones(5, bool))
         assert active.tolist() == [agent in team.alive(t) for agent in team.possible_agents]
     assert dones[0]
-    assert venv.reset_infos[0]["active"].tolist() == [agent in team.alive(0) for agent in team.possible_agents]
+    assert venv.reset_infos[0]["active"].tolist() == [
+        agent in team.alive(0) for agent in team.possible_agents
+    ]
     assert infos[0]["terminal_observation"]["arm/position"].any()
 
 

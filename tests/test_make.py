@@ -86,7 +86,9 @@ def test_wrappers_come_before_the_joining() -> None:
     def stack(env: Any) -> Any:
         return supersuit.frame_stack_v1(env, 4)
 
-    env = make_joint_env("mpe2/simple_spread_v3", wrappers=[stack, supersuit.black_death_v3], N=2, max_cycles=4)
+    env = make_joint_env(
+        "mpe2/simple_spread_v3", wrappers=[stack, supersuit.black_death_v3], N=2, max_cycles=4
+    )
     assert env.observation_space["agent_0"].shape == (48,)  # type: ignore[index]
     assert env.observation_space["state"].shape == (24,), "the env's own state"  # type: ignore[index]
     observation, _ = env.reset(seed=0)
@@ -103,7 +105,9 @@ def test_continuous_mpe() -> None:
     env = make_joint_env("mpe2/simple_spread_continuous_v3", max_cycles=10)
     assert all(space == spaces.Box(0.0, 1.0, (5,)) for space in env.action_space.spaces.values())  # type: ignore[attr-defined]
     for wrong in ("mpe2/simple_spred_continuous_v3", "mpe2/simple_spread_continous_v3"):
-        with pytest.raises(ValueError, match=f"'{wrong}' does not resolve.*'mpe2/simple_spread_continuous_v3'"):
+        with pytest.raises(
+            ValueError, match=f"'{wrong}' does not resolve.*'mpe2/simple_spread_continuous_v3'"
+        ):
             make_joint_env(wrong)
     with pytest.raises(ValueError, match="with discrete ones it is mpe2/simple_spread_v3"):
         make_joint_env("mpe2/simple_spread_continuous_v3", continuous_actions=False)
@@ -129,7 +133,9 @@ def test_multi_agent_mujoco() -> None:
     assert (terminated, truncated) == (False, True)
     assert env.observation_space.contains(observation)
     assert info["agent_rewards"].tolist() == pytest.approx([reward] * 2)
-    made = gym.make("mamujoco/HalfCheetah-2x3-v1", render_mode="rgb_array", joint_kwargs={"team_reward": "sum"})
+    made = gym.make(
+        "mamujoco/HalfCheetah-2x3-v1", render_mode="rgb_array", joint_kwargs={"team_reward": "sum"}
+    )
     assert isinstance(made, JointEnv), "Gymnasium makes it, too"
     assert made.render_mode == "rgb_array"
     assert made.team_reward == "sum"
@@ -151,7 +157,10 @@ def test_factorisations(id: str, sizes: list[int]) -> None:
     assert [space.shape[0] for space in env.action_space.values()] == sizes  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("scenario", "n_joints"), [("Ant", 8), ("Humanoid", 17), ("HumanoidStandup", 17), ("Walker2d", 6)])
+@pytest.mark.parametrize(
+    ("scenario", "n_joints"),
+    [("Ant", 8), ("Humanoid", 17), ("HumanoidStandup", 17), ("Walker2d", 6)],
+)
 def test_one_agent_per_joint(scenario: str, n_joints: int) -> None:
     """Each joint's own action moves the same joint as in the single-agent env, and each agent sees its own joint."""
     obsk = pytest.importorskip("gymnasium_robotics.envs.multiagent_mujoco.obsk")
@@ -180,7 +189,9 @@ def test_custom_factorisation() -> None:
     factorisation = one_agent_per_joint("Walker2d")
     first, *others = factorisation["partition"]
     factorisation["partition"] = [first, tuple(joint for (joint,) in others)]
-    venv = make_joint_vec_env("mamujoco/Walker2d-v1", env_kwargs={"agent_factorization": factorisation})
+    venv = make_joint_vec_env(
+        "mamujoco/Walker2d-v1", env_kwargs={"agent_factorization": factorisation}
+    )
     assert isinstance(venv.action_space, gym.spaces.Dict)
     assert [space.shape for space in venv.action_space.values()] == [(1,), (5,)]
     venv.close()
@@ -199,7 +210,9 @@ def trajectory(venv: Any, steps: int = 12) -> np.ndarray:
 
 
 def random_team(length: int = 5) -> RandomTeam:
-    return RandomTeam({"a": gym.spaces.Discrete(3), "b": gym.spaces.Box(-1, 1, (2,), np.float32)}, length)
+    return RandomTeam(
+        {"a": gym.spaces.Discrete(3), "b": gym.spaces.Box(-1, 1, (2,), np.float32)}, length
+    )
 
 
 def test_copies_are_seeded_one_by_one() -> None:
@@ -207,7 +220,9 @@ def test_copies_are_seeded_one_by_one() -> None:
     first = trajectory(venv)
     assert not np.array_equal(first[:, 0], first[:, 1])
     assert np.array_equal(first, trajectory(make_joint_vec_env(random_team, 3, seed=1)))
-    assert np.array_equal(first[0, 2], make_joint_vec_env(random_team, 1, seed=3).reset()["state"][0])  # type: ignore[call-overload]
+    assert np.array_equal(
+        first[0, 2], make_joint_vec_env(random_team, 1, seed=3).reset()["state"][0]
+    )  # type: ignore[call-overload]
 
 
 def test_a_start_index_is_a_later_seed() -> None:
@@ -219,11 +234,15 @@ def test_a_start_index_is_a_later_seed() -> None:
 
 
 def test_monitors_that_continue_files_see_no_trial(tmp_path: Path) -> None:
-    kwargs: dict[str, Any] = dict(monitor_dir=str(tmp_path), monitor_kwargs=dict(override_existing=False))
+    kwargs: dict[str, Any] = dict(
+        monitor_dir=str(tmp_path), monitor_kwargs=dict(override_existing=False)
+    )
     for _ in range(2):
         make_joint_vec_env("mpe2/simple_spread_v3", 2, seed=0, **kwargs).close()
     for file in tmp_path.iterdir():
-        assert len(file.read_text().splitlines()) <= 2 * 2, "two headers of two lines, and no episode"
+        assert len(file.read_text().splitlines()) <= 2 * 2, (
+            "two headers of two lines, and no episode"
+        )
 
 
 def test_processes_give_the_same() -> None:
@@ -254,7 +273,10 @@ def test_arguments_of_make_vec_env(tmp_path: Path) -> None:
     assert rewards[0] == np.float32(infos[0]["agent_rewards"][0])
     assert venv.env_is_wrapped(Monitor) == [True, True]
     venv.close()
-    assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == ["0.monitor.csv", "1.monitor.csv"]
+    assert sorted(path.name for path in (tmp_path / "monitor").iterdir()) == [
+        "0.monitor.csv",
+        "1.monitor.csv",
+    ]
 
 
 @pytest.mark.parametrize("id", ["my_pkg/game_v0", "CartPole-v1"])
@@ -266,13 +288,19 @@ def test_wrong_env_kwargs(own_package: str, id: str) -> None:
 
 @pytest.mark.parametrize("env", ["CartPole-v1", random_team])
 def test_wrong_joint_kwargs(env: Any) -> None:
-    with pytest.raises(ValueError, match=r"JointEnv knows no 'team_rewards'\. Did you mean 'team_reward'\?"):
+    with pytest.raises(
+        ValueError, match=r"JointEnv knows no 'team_rewards'\. Did you mean 'team_reward'\?"
+    ):
         make_joint_vec_env(env, 2, joint_kwargs={"team_rewards": "sum"})
 
 
-@pytest.mark.parametrize("make", [lambda: MatrixGame(4), TupleTeam, random_team, lambda: JointEnv(MatrixGame(2))])
+@pytest.mark.parametrize(
+    "make", [lambda: MatrixGame(4), TupleTeam, random_team, lambda: JointEnv(MatrixGame(2))]
+)
 def test_any_env_can_be_vectorised(make: Any) -> None:
-    assert trajectory(VecNormalize(make_joint_vec_env(make, 2), norm_obs_keys=["state"])).shape[:2] == (13, 2)
+    assert trajectory(VecNormalize(make_joint_vec_env(make, 2), norm_obs_keys=["state"])).shape[
+        :2
+    ] == (13, 2)
 
 
 @pytest.mark.parametrize("family", VECTORISED_FAMILIES)
@@ -287,7 +315,10 @@ def test_simulators_of_many_environments_are_no_single_env(family: str) -> None:
 
 FAMILIES = [
     ("mpe2/simple_speaker_listener_v4", {}),
-    ("mpe2/simple_tag_v3", {"joint_kwargs": {"agents": [f"adversary_{i}" for i in range(3)], "others": "random"}}),
+    (
+        "mpe2/simple_tag_v3",
+        {"joint_kwargs": {"agents": [f"adversary_{i}" for i in range(3)], "others": "random"}},
+    ),
     ("mpe2/simple_spread_v3", {"continuous_actions": True, "joint_kwargs": {"state": "agent"}}),
     ("mamujoco/Ant-2x4-v1", {}),
     ("pettingzoo.sisl/multiwalker_v9", {"terminate_on_fall": False}),
@@ -295,7 +326,10 @@ FAMILIES = [
     ("pettingzoo.butterfly/knights_archers_zombies_v11", {}),
     ("pettingzoo.butterfly/cooperative_pong_v6", {}),
     ("pettingzoo.butterfly/pistonball_v6", {"n_pistons": 4}),
-    ("pettingzoo.classic/tictactoe_v3", {"joint_kwargs": {"agents": ["player_2"], "others": "random"}}),
+    (
+        "pettingzoo.classic/tictactoe_v3",
+        {"joint_kwargs": {"agents": ["player_2"], "others": "random"}},
+    ),
     ("pettingzoo.classic/connect_four_v3", {}),
     ("pettingzoo.classic/leduc_holdem_v4", {}),
     ("lbforaging:Foraging-8x8-2p-2f-coop-v3", {}),
@@ -316,7 +350,10 @@ def test_families_run_from_their_ids(id: str, kwargs: dict[str, Any]) -> None:
     observation, info = env.reset(seed=0)
     for step in range(100):
         if step % 10 == 0:
-            assert all(space.contains(np.asarray(observation[key])) for key, space in env.observation_space.items())
+            assert all(
+                space.contains(np.asarray(observation[key]))
+                for key, space in env.observation_space.items()
+            )
         active = info.get("active", np.ones(env.n_agents, bool))
         actions = {}
         for (agent, space), is_active in zip(env.action_space.items(), active, strict=True):

@@ -35,7 +35,9 @@ def remembering(team: Any, algorithm: type[HAPPO] = HAPPO, n_envs: int = 3, **kw
     policy_kwargs = {**MEMORY, "recurrent": "lstm", **kwargs.pop("policy_kwargs", {})}
     joint_kwargs = kwargs.pop("joint_kwargs", {})
     env = DummyVecEnv([lambda: JointEnv(team(), **joint_kwargs)] * n_envs)
-    settings: dict[str, Any] = dict(n_steps=33, chunk_length=5, seed=0, learning_rate=1e-2, policy_kwargs=policy_kwargs)
+    settings: dict[str, Any] = dict(
+        n_steps=33, chunk_length=5, seed=0, learning_rate=1e-2, policy_kwargs=policy_kwargs
+    )
     return small(algorithm, env, **{**settings, **kwargs})
 
 
@@ -50,7 +52,9 @@ TEAMS: list[Any] = [
     HeterogeneousTeam,  # images, Dict observations, masks, agents that die and return
     MaskedGame,
     partial(TurnGame, drops_out={"player_1": 2}, truncate=True),
-    partial(RandomTeam, dict.fromkeys("abc", spaces.Box(-1, 1, (2,), np.float32))),  # stepped in one call
+    partial(
+        RandomTeam, dict.fromkeys("abc", spaces.Box(-1, 1, (2,), np.float32))
+    ),  # stepped in one call
 ]
 VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
     (HAPPO, {}),
@@ -66,10 +70,14 @@ VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("team", TEAMS)
 @pytest.mark.parametrize(("algorithm", "settings"), VARIANTS)
-def test_an_update_begins_where_collection_ended(algorithm: type[HAPPO], settings: Any, team: Any, kind: str) -> None:
+def test_an_update_begins_where_collection_ended(
+    algorithm: type[HAPPO], settings: Any, team: Any, kind: str
+) -> None:
     """From the stored states the first forward pass gives collection's log-probabilities and values again."""
     policy_kwargs = {"recurrent": kind, **settings.get("policy_kwargs", {})}
-    model = remembering(team, algorithm, **{**settings, "policy_kwargs": policy_kwargs}).learn(2 * 99)
+    model = remembering(team, algorithm, **{**settings, "policy_kwargs": policy_kwargs}).learn(
+        2 * 99
+    )
     collect(model)  # with memories that go on from the rollouts before
     buffer = model.rollout_buffer
     assert buffer.episode_starts[1:].any(), "the rollout should cross the end of an episode"
@@ -88,7 +96,9 @@ def test_an_update_begins_where_collection_ended(algorithm: type[HAPPO], setting
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("team", TEAMS[1:])
 def test_an_agent_specific_critic_remembers_for_each(team: Any, shared: bool) -> None:
-    model = remembering(team, joint_kwargs=dict(state="agent"), policy_kwargs=SHARED if shared else {}).learn(99)
+    model = remembering(
+        team, joint_kwargs=dict(state="agent"), policy_kwargs=SHARED if shared else {}
+    ).learn(99)
     collect(model)
     data = model.rollout_buffer.critic_data()
     assert model.critic.value_norm is not None and (data.sequences is None) == shared
@@ -100,14 +110,25 @@ def test_an_agent_specific_critic_remembers_for_each(team: Any, shared: bool) ->
 
 def test_nothing_is_remembered_beyond_an_episode_nor_learned_beyond_a_chunk() -> None:
     """An observation has an effect on what comes after it in its episode; in the update, on its chunk."""
-    model = remembering(partial(RandomTeam, {"a": spaces.Discrete(3)}), n_envs=2, policy_kwargs=dict(output_gain=1.0))
+    model = remembering(
+        partial(RandomTeam, {"a": spaces.Discrete(3)}),
+        n_envs=2,
+        policy_kwargs=dict(output_gain=1.0),
+    )
     collect(model)
     buffer = model.rollout_buffer
     data = buffer.agent_data("a", th.ones(66))
     assert data.rows is not None
     before = th.empty(66)
     before[data.rows] = log_probs_now(model, "a")[0]
-    for step, last in ((0, 4), (3, 4), (5, 9), (9, 9), (12, 14), (30, 32)):  # episodes of 10 steps, chunks of 5
+    for step, last in (
+        (0, 4),
+        (3, 4),
+        (5, 9),
+        (9, 9),
+        (12, 14),
+        (30, 32),
+    ):  # episodes of 10 steps, chunks of 5
         seen = buffer.observations["a"][step, 1].clone()
         buffer.observations["a"][step, 1] += 1.0
         after = th.empty(66)
@@ -123,14 +144,19 @@ def test_an_absent_agent_keeps_its_memory() -> None:
     """In turns of three: a player's memory after its turn is the one with which it comes to the next."""
     model = remembering(TurnGame, n_envs=1, n_steps=12, chunk_length=1)  # every state is stored
     collect(model)
-    before = {agent: th.cat([states.pi[agent] for states in model.rollout_buffer.states]) for agent in model.agents}
+    before = {
+        agent: th.cat([states.pi[agent] for states in model.rollout_buffer.states])
+        for agent in model.agents
+    }
     for index, agent in enumerate(model.agents):
         turns = range(index, 12, 3)
         assert (before[agent][: turns[0] + 1] == 0).all(), "nothing has happened yet"
         for turn, following in itertools.pairwise(turns):
             kept = before[agent][turn + 1]
             assert not th.equal(kept, before[agent][turn])
-            assert all(th.equal(before[agent][step], kept) for step in range(turn + 1, following + 1))
+            assert all(
+                th.equal(before[agent][step], kept) for step in range(turn + 1, following + 1)
+            )
 
 
 def test_packed_order() -> None:
@@ -144,7 +170,9 @@ def test_padding_and_packing_are_the_same() -> None:
     """Outputs and gradients of sequences of several lengths, with little padding and with PyTorch's packed steps."""
     for kind in KINDS:
         memory = Memory(kind, 3, 8, n_layers=2)  # type: ignore[arg-type]
-        owners = th.tensor([sequence for step in range(6) for sequence in range(4) if step < 6 - sequence % 2])
+        owners = th.tensor(
+            [sequence for step in range(6) for sequence in range(4) if step < 6 - sequence % 2]
+        )
         rows, batch_sizes, _ = pack(owners)
         sequences = Sequences(batch_sizes, th.randn(4, *memory.state_shape))
         features = th.randn(len(rows), 3)
@@ -162,7 +190,11 @@ def test_padding_and_packing_are_the_same() -> None:
 
 def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
     """Follow the most likely actions, with a twin of the team that is told of life, death and turns."""
-    obs, starts, active = env.reset(), np.ones(env.num_envs, bool), model._present("active", np.ones(env.num_envs, bool), None)
+    obs, starts, active = (
+        env.reset(),
+        np.ones(env.num_envs, bool),
+        model._present("active", np.ones(env.num_envs, bool), None),
+    )
     state, states = None, model.policy.initial_states(env.num_envs)
     for _ in range(n_steps):
         actions, state = model.predict(obs, state, starts, deterministic=True)
@@ -176,14 +208,17 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
             assert (actions[agent] == expected[agent])[here[:, index]].all(), agent
         states = model.policy.keep_memory(states, step.states, active)
         for agent, parts in (state or {}).items():
-            assert np.allclose(np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5), agent
+            assert np.allclose(
+                np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5
+            ), agent
         obs, _, starts, infos = env.step(actions)
         active = model._present("active", starts, infos)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("team", "joint_kwargs"), [(HeterogeneousTeam, dict(observe_active=True)), (TurnGame, {}), (MaskedGame, {})]
+    ("team", "joint_kwargs"),
+    [(HeterogeneousTeam, dict(observe_active=True)), (TurnGame, {}), (MaskedGame, {})],
 )
 def test_predict_remembers_as_in_training(team: Any, joint_kwargs: Any, kind: str) -> None:
     """Through several episodes, with agents that are silent for a while, of which the observation tells."""
@@ -231,16 +266,24 @@ def test_one_agent_alone(kind: str, tmp_path: Path) -> None:
         action, state = alone.predict(obs, state, start, deterministic=True)
         actions, team_state = model.predict({"b": obs}, team_state, start, deterministic=True)
         assert np.allclose(action, actions["b"], atol=1e-6)
-        assert state is not None and [part.shape for part in state] == [(2, 4, 8)] * (2 if kind == "lstm" else 1)
+        assert state is not None and [part.shape for part in state] == [(2, 4, 8)] * (
+            2 if kind == "lstm" else 1
+        )
     first, _ = alone.predict(obs, None, deterministic=True)
     forgotten, _ = alone.predict(obs, state, np.ones(4, bool), deterministic=True)
     assert np.allclose(first, forgotten, atol=1e-6) and not np.allclose(first, action, atol=1e-3)
     single, after = alone.predict(obs[0], deterministic=True)
-    assert np.allclose(single, first[0], atol=1e-6) and after is not None and after[0].shape == (2, 1, 8)
+    assert (
+        np.allclose(single, first[0], atol=1e-6)
+        and after is not None
+        and after[0].shape == (2, 1, 8)
+    )
 
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C, MAPPO, IPPO])
-def test_a_loaded_team_remembers_alike_and_starts_afresh(algorithm: type[HAPPO], tmp_path: Path) -> None:
+def test_a_loaded_team_remembers_alike_and_starts_afresh(
+    algorithm: type[HAPPO], tmp_path: Path
+) -> None:
     model = remembering(MaskedGame, algorithm).learn(99)
     assert any(state.any() for state in model._last_states.pi.values())
     model.save(tmp_path / "model")
@@ -263,11 +306,26 @@ def test_a_loaded_team_remembers_alike_and_starts_afresh(algorithm: type[HAPPO],
 
 
 def test_each_agent_may_choose() -> None:
-    own = {"arm": dict(recurrent=None), "camera": dict(recurrent="gru", lstm_hidden_size=5), "crane": dict(n_lstm_layers=1)}
-    model = remembering(HeterogeneousTeam, policy_kwargs=dict(agent_kwargs=own, critic_kwargs=dict(recurrent="gru")))
+    own = {
+        "arm": dict(recurrent=None),
+        "camera": dict(recurrent="gru", lstm_hidden_size=5),
+        "crane": dict(n_lstm_layers=1),
+    }
+    model = remembering(
+        HeterogeneousTeam, policy_kwargs=dict(agent_kwargs=own, critic_kwargs=dict(recurrent="gru"))
+    )
     model.learn(99)
-    shapes = {agent: policy.memory and policy.memory.state_shape for agent, policy in model.policies.items()}
-    assert shapes == {"camera": (1, 2, 5), "arm": None, "crane": (2, 1, 8), "console": (2, 2, 8), "switch": (2, 2, 8)}
+    shapes = {
+        agent: policy.memory and policy.memory.state_shape
+        for agent, policy in model.policies.items()
+    }
+    assert shapes == {
+        "camera": (1, 2, 5),
+        "arm": None,
+        "crane": (2, 1, 8),
+        "console": (2, 2, 8),
+        "switch": (2, 2, 8),
+    }
     assert set(model._last_states.pi) == {"camera", "crane", "console", "switch"}
     assert model._last_states.vf is not None and model._last_states.vf.shape == (3, 1, 1, 2, 8)
     assert model.env is not None
@@ -287,13 +345,17 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     """All of them beside the state, or its own agent's; without teaching them."""
     agent_kwargs = {"a": dict(lstm_hidden_size=5, n_lstm_layers=1), "b": dict(recurrent=None)}
     team = partial(RandomTeam, dict.fromkeys("abc", spaces.Discrete(3)))
-    model = remembering(team, algorithm, policy_kwargs=dict(**SHARED, agent_kwargs=agent_kwargs)).learn(99)
+    model = remembering(
+        team, algorithm, policy_kwargs=dict(**SHARED, agent_kwargs=agent_kwargs)
+    ).learn(99)
     assert not model.critic.recurrent and model._last_states.vf is None
     before = {name: value.clone() for name, value in model.policy.actors.state_dict().items()}
     critic = [value.clone() for value in model.critic.parameters()]
     model._update_critic()
     assert not all(map(th.equal, model.critic.parameters(), critic))
-    assert all(th.equal(value, before[name]) for name, value in model.policy.actors.state_dict().items())
+    assert all(
+        th.equal(value, before[name]) for name, value in model.policy.actors.state_dict().items()
+    )
 
     model.policy.set_training_mode(False)
     obs = model._to_tensors(model._last_obs)  # type: ignore[arg-type]
@@ -306,8 +368,12 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
         assert model.policy.predict_values(obs).shape == values.shape  # at the start of an episode
         for agent, columns in {"a": [0], "c": [2]}.items():
             changed = {name: state + (name == agent) for name, state in states.pi.items()}
-            moved = (model.policy.predict_values(obs, states._replace(pi=changed)) - values).abs().max(dim=0).values > 1e-6
-            assert moved.nonzero().flatten().tolist() == (columns if algorithm is IPPO else [0]), agent
+            moved = (
+                model.policy.predict_values(obs, states._replace(pi=changed)) - values
+            ).abs().max(dim=0).values > 1e-6
+            assert moved.nonzero().flatten().tolist() == (columns if algorithm is IPPO else [0]), (
+                agent
+            )
         model.save(tmp_path / "model")
         loaded = algorithm.load(tmp_path / "model", env=model.env)
         assert th.allclose(loaded.policy.predict_values(obs, states), values)
@@ -343,13 +409,17 @@ class BlindCartPole(gym.ObservationWrapper):
 
 
 def test_observations_that_sb3_counts_in_numpys_integers() -> None:
-    env = RandomTeam({"a": spaces.Discrete(2)}, observation_spaces={"a": spaces.MultiDiscrete([2, 3])})
+    env = RandomTeam(
+        {"a": spaces.Discrete(2)}, observation_spaces={"a": spaces.MultiDiscrete([2, 3])}
+    )
     small(HAPPO, env, policy_kwargs=dict(recurrent="lstm")).learn(32)
 
 
 def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same weights and random numbers, with whole rollouts as minibatches, the numbers are sb3-contrib's."""
-    settings: dict[str, Any] = dict(n_steps=64, batch_size=256, n_epochs=2, learning_rate=1e-3, gamma=0.98, ent_coef=0.01)
+    settings: dict[str, Any] = dict(
+        n_steps=64, batch_size=256, n_epochs=2, learning_rate=1e-3, gamma=0.98, ent_coef=0.01
+    )
     net: dict[str, Any] = dict(net_arch=[16], activation_fn=th.nn.Tanh, lstm_hidden_size=8)
     ppo = RecurrentPPO(
         "MlpLstmPolicy",
@@ -387,7 +457,10 @@ def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
     for which in (ppo, model):
         which.set_random_seed(0)
         which.learn(5 * 256)
-    assert all((old - new).abs().max() > 1e-4 for old, new in zip(before, ppo.policy.parameters(), strict=True))
+    assert all(
+        (old - new).abs().max() > 1e-4
+        for old, new in zip(before, ppo.policy.parameters(), strict=True)
+    )
     for mine, other in pairs:
         for param, target in zip(mine.parameters(), other.parameters(), strict=True):
             assert th.allclose(param, target, atol=1e-5), (param - target).abs().max()
@@ -418,7 +491,9 @@ def relay(policy: str, total_timesteps: int) -> float:
     return reward
 
 
-@pytest.mark.parametrize(("policy", "total_timesteps"), [("MlpLstmPolicy", 20_000), ("MlpGruPolicy", 20_000)])
+@pytest.mark.parametrize(
+    ("policy", "total_timesteps"), [("MlpLstmPolicy", 20_000), ("MlpGruPolicy", 20_000)]
+)
 def test_a_game_of_memory_is_won_by_those_who_remember(policy: str, total_timesteps: int) -> None:
     assert relay(policy, total_timesteps) >= 0.95
 

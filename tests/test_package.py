@@ -50,7 +50,11 @@ EXTRAS = [
 def run_python(*args: str, cwd: Path = ROOT) -> str:
     """Run a fresh interpreter; a failure fails the test with its traceback."""
     done = subprocess.run(
-        [sys.executable, *args], cwd=cwd, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+        [sys.executable, *args],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -61,7 +65,10 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {module_name(path): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in PACKAGE.rglob("*.py")}
+MODULES = {
+    module_name(path): ast.parse(path.read_text(encoding="utf-8"), str(path))
+    for path in PACKAGE.rglob("*.py")
+}
 
 
 def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
@@ -101,36 +108,59 @@ def test_imports_run_one_way(module: str) -> None:
     upwards = [
         name
         for name in imports(ast.walk(MODULES[module]))
-        if name.partition(".")[0] in ("sb3_happo", "zoo", "tests") and (name not in MODULES or rank(name) > rank(module))
+        if name.partition(".")[0] in ("sb3_happo", "zoo", "tests")
+        and (name not in MODULES or rank(name) > rank(module))
     ]
     assert not upwards, f"{module} imports {upwards}, which stand above it"
 
 
 def test_no_import_cycle() -> None:
-    graph = {module: [name for name in at_import(tree) if name in MODULES] for module, tree in MODULES.items()}
+    graph = {
+        module: [name for name in at_import(tree) if name in MODULES]
+        for module, tree in MODULES.items()
+    }
     TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 @pytest.mark.parametrize(
     ("room", "without"),
-    [("envs", {"torch", "stable_baselines3", "sb3_contrib"}), ("vec_env", {"torch"})],  # SB3 itself imports torch
+    [
+        ("envs", {"torch", "stable_baselines3", "sb3_contrib"}),
+        ("vec_env", {"torch"}),
+    ],  # SB3 itself imports torch
 )
 def test_environments_do_without_torch(room: str, without: set[str]) -> None:
     trees = {module: tree for module, tree in MODULES.items() if module.split(".")[1:2] == [room]}
     assert trees
-    trees.pop("sb3_happo.vec_env.vmas_vec_env", None)  # a simulator made of tensors, imported when it is asked for
+    trees.pop(
+        "sb3_happo.vec_env.vmas_vec_env", None
+    )  # a simulator made of tensors, imported when it is asked for
     for module, tree in trees.items():
         found = without & {name.partition(".")[0] for name in at_import(tree)}
         assert not found, f"{module} imports {found}"
 
 
 def test_import_needs_no_extras() -> None:
-    run_python("-c", f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); import sb3_happo; sb3_happo.HAPPO")
+    run_python(
+        "-c",
+        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); import sb3_happo; sb3_happo.HAPPO",
+    )
 
 
 def test_distribution(tmp_path: Path) -> None:
     assert run_python("setup.py", "--version").split()[-1] == sb3_happo.__version__
-    run_python("setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path))
-    shipped = {path.relative_to(tmp_path) for path in (tmp_path / "sb3_happo").rglob("*") if path.is_file()}
+    run_python(
+        "setup.py",
+        "-q",
+        "egg_info",
+        "--egg-base",
+        str(tmp_path),
+        "build_py",
+        "--build-lib",
+        str(tmp_path),
+    )
+    shipped = {
+        path.relative_to(tmp_path) for path in (tmp_path / "sb3_happo").rglob("*") if path.is_file()
+    }
     assert Path("sb3_happo/py.typed") in shipped
     assert {path.relative_to(ROOT) for path in PACKAGE.rglob("*.py")} <= shipped

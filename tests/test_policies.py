@@ -7,14 +7,27 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
 from sb3_happo.common.inference import RolloutTeam, _choose
 from sb3_happo.common.policies import AgentPolicy
-from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, same, small, snapshot
+from tests.algorithms import (
+    PLAIN_SPACES,
+    alike_team,
+    collect,
+    every_algorithm,
+    same,
+    small,
+    snapshot,
+)
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
@@ -29,8 +42,12 @@ HYBRID = spaces.Dict(
 )
 
 
-def make_policy(space: spaces.Space, observation_space: spaces.Space = VECTOR, **kwargs: Any) -> AgentPolicy:
-    return AgentPolicy(observation_space, space, lambda _: 1e-3, **{"net_arch": [8], "output_gain": 1.0, **kwargs})
+def make_policy(
+    space: spaces.Space, observation_space: spaces.Space = VECTOR, **kwargs: Any
+) -> AgentPolicy:
+    return AgentPolicy(
+        observation_space, space, lambda _: 1e-3, **{"net_arch": [8], "output_gain": 1.0, **kwargs}
+    )
 
 
 # ---------------------------------------------------------------- distributions
@@ -55,9 +72,17 @@ def test_hybrid_actions_have_joint_log_probabilities_and_entropies() -> None:
     turn, mean, first, second, bits, zoom = out.split([3, 2, 2, 3, 2, 1], dim=1)
     choices = actions.long()
     heads = [(turn, choices[:, 0]), (first, choices[:, 3]), (second, choices[:, 4])]
-    expected = sum(logits.log_softmax(1).gather(1, chosen[:, None]).squeeze(1) for logits, chosen in heads)
-    expected = expected + normal_log_prob(actions[:, 1:3], mean, std[:2]) + normal_log_prob(actions[:, 7:8], zoom, std[2:])
-    expected = expected - nn.functional.binary_cross_entropy_with_logits(bits, actions[:, 5:7], reduction="none").sum(dim=1)
+    expected = sum(
+        logits.log_softmax(1).gather(1, chosen[:, None]).squeeze(1) for logits, chosen in heads
+    )
+    expected = (
+        expected
+        + normal_log_prob(actions[:, 1:3], mean, std[:2])
+        + normal_log_prob(actions[:, 7:8], zoom, std[2:])
+    )
+    expected = expected - nn.functional.binary_cross_entropy_with_logits(
+        bits, actions[:, 5:7], reduction="none"
+    ).sum(dim=1)
     assert th.allclose(log_prob, expected, atol=1e-5)
     again, entropy = policy.evaluate_actions(obs, actions)
     assert th.allclose(again, expected, atol=1e-5)
@@ -119,8 +144,12 @@ def discrete_outputs(policy: AgentPolicy) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("space", "heads", "mask"), MASKABLE, ids=["discrete", "multi_discrete", "hybrid"])
-def test_masked_choices_have_no_probability_and_no_gradient(space: spaces.Space, heads: list[int], mask: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("space", "heads", "mask"), MASKABLE, ids=["discrete", "multi_discrete", "hybrid"]
+)
+def test_masked_choices_have_no_probability_and_no_gradient(
+    space: spaces.Space, heads: list[int], mask: list[int]
+) -> None:
     th.manual_seed(0)
     policy = make_policy(space, masked=True)
     obs, masks = th.randn(400, 3), th.tensor([mask]).expand(400, -1)
@@ -128,7 +157,11 @@ def test_masked_choices_have_no_probability_and_no_gradient(space: spaces.Space,
     actions, log_prob = policy(obs, action_masks=masks)
     assert log_prob.isfinite().all()
     for index, chosen in enumerate(choices(space, policy.to_env_actions(actions.detach().numpy()))):
-        legal = [number for number, allowed in enumerate(np.split(mask, np.cumsum(heads)[:-1])[index]) if allowed]
+        legal = [
+            number
+            for number, allowed in enumerate(np.split(mask, np.cumsum(heads)[:-1])[index])
+            if allowed
+        ]
         assert np.unique(chosen).tolist() == legal, "every legal choice is drawn, and no other"
     log_prob, entropy = policy.evaluate_actions(obs, actions, masks)
     (log_prob.sum() + entropy.sum()).backward()
@@ -136,7 +169,9 @@ def test_masked_choices_have_no_probability_and_no_gradient(space: spaces.Space,
     masked = th.tensor(mask) == 0
     assert gradient[masked].abs().max() < 1e-4 < gradient[~masked].abs().max()
     free = make_policy(space, masked=True)
-    log_prob, _ = free.evaluate_actions(obs, free(obs, action_masks=th.ones_like(masks))[0], th.ones_like(masks))
+    log_prob, _ = free.evaluate_actions(
+        obs, free(obs, action_masks=th.ones_like(masks))[0], th.ones_like(masks)
+    )
     log_prob.sum().backward()
     assert (free.head.bias.grad[discrete_outputs(free)] != 0).any()  # type: ignore[index]
 
@@ -158,7 +193,9 @@ def test_what_is_never_legal_is_never_learned(algorithm: type[HAPPO]) -> None:
     assert isinstance(head, nn.Linear)
     weight, bias = head.weight.detach().clone(), head.bias.detach().clone()
     model.learn(96)
-    assert th.allclose(head.weight[3], weight[3], atol=1e-4) and th.allclose(head.bias[3], bias[3], atol=1e-4)
+    assert th.allclose(head.weight[3], weight[3], atol=1e-4) and th.allclose(
+        head.bias[3], bias[3], atol=1e-4
+    )
     assert not th.allclose(head.weight[0], weight[0], atol=1e-3)
 
 
@@ -183,7 +220,9 @@ def test_actions_as_they_are() -> None:
 def test_both_are_the_same_on_the_unit_box() -> None:
     raw = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32) * 2
     unit = spaces.Box(-1, 1, (2,), np.float32)
-    scaled, bare = (make_policy(unit, rescale_actions=flag).to_env_actions(raw) for flag in (True, False))
+    scaled, bare = (
+        make_policy(unit, rescale_actions=flag).to_env_actions(raw) for flag in (True, False)
+    )
     assert np.allclose(scaled, bare, atol=1e-6)
 
 
@@ -218,7 +257,9 @@ def test_discrete_actions_of_several_dimensions(algorithm: type[HAPPO]) -> None:
     team = {
         "grid": spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]), start=np.array([[0, 1], [-5, 0]])),
         "bits": spaces.MultiBinary([2, 3]),
-        "both": spaces.Tuple([spaces.MultiBinary([2, 2]), spaces.MultiDiscrete(np.array([[2], [3]]))]),
+        "both": spaces.Tuple(
+            [spaces.MultiBinary([2, 2]), spaces.MultiDiscrete(np.array([[2], [3]]))]
+        ),
     }
     env = RandomTeam(team)
     model = small(algorithm, env, seed=0)
@@ -295,19 +336,28 @@ def layers(policy: Any, kind: type[nn.Module]) -> list[Any]:
 
 def test_networks_as_asked() -> None:
     kwargs: dict[str, Any] = dict(
-        net_arch=dict(pi=[5, 6], vf=[7]), activation_fn=nn.Tanh, input_layer_norm=True, layer_norm=True
+        net_arch=dict(pi=[5, 6], vf=[7]),
+        activation_fn=nn.Tanh,
+        input_layer_norm=True,
+        layer_norm=True,
     )
     model = small(HAPPO, RandomTeam(PLAIN_SPACES), policy_kwargs=kwargs)
     for policy in model.policies.values():
         assert [layer.out_features for layer in layers(policy, nn.Linear)] == [5, 6]
         assert len(layers(policy, nn.Tanh)) == 2
-        assert [layer.normalized_shape for layer in layers(policy, nn.LayerNorm)] == [(3,), (5,), (6,)]
+        assert [layer.normalized_shape for layer in layers(policy, nn.LayerNorm)] == [
+            (3,),
+            (5,),
+            (6,),
+        ]
     value_net = model.critic.networks[0]
     assert [layer.out_features for layer in layers(value_net, nn.Linear)] == [7]
     assert [layer.normalized_shape for layer in layers(value_net, nn.LayerNorm)] == [(12,), (7,)]
     plain = small(HAPPO, RandomTeam(PLAIN_SPACES), policy_kwargs=dict(net_arch=[4]))
     assert not any(layers(policy, nn.LayerNorm) for policy in plain.policies.values())
-    assert [layer.out_features for layer in layers(HAPPO(alike_team()).policies["agent_0"], nn.Linear)] == [128, 128]
+    assert [
+        layer.out_features for layer in layers(HAPPO(alike_team()).policies["agent_0"], nn.Linear)
+    ] == [128, 128]
     no_hidden = small(HAPPO, alike_team(), policy_kwargs=dict(net_arch=[])).learn(32)
     assert not list(no_hidden.policies["agent_0"].body)
 
@@ -315,7 +365,9 @@ def test_networks_as_asked() -> None:
 def test_initialisation() -> None:
     """Orthogonal, hidden layers with gain sqrt(2), outputs with their own gains; or PyTorch's own."""
     model = small(
-        HAPPO, alike_team(1), policy_kwargs=dict(net_arch=[3, 3], output_gain=0.3, critic_kwargs=dict(output_gain=2.0))
+        HAPPO,
+        alike_team(1),
+        policy_kwargs=dict(net_arch=[3, 3], output_gain=0.3, critic_kwargs=dict(output_gain=2.0)),
     )
     policy = model.policies["agent_0"]
     for layer, gain in ((policy.body[0], np.sqrt(2)), (policy.head, 0.3)):
@@ -323,7 +375,9 @@ def test_initialisation() -> None:
         assert th.allclose(layer.weight @ layer.weight.T, gain**2 * th.eye(3), atol=1e-5)
         assert not layer.bias.any()
     value_head = model.critic.networks[0].head
-    assert isinstance(value_head, nn.Linear) and value_head.weight.norm().item() == pytest.approx(2.0, rel=1e-5)
+    assert isinstance(value_head, nn.Linear) and value_head.weight.norm().item() == pytest.approx(
+        2.0, rel=1e-5
+    )
     other = small(HAPPO, alike_team(1), policy_kwargs=dict(ortho_init=False)).policies["agent_0"]
     assert isinstance(other.head, nn.Linear) and other.head.bias.any()
 
@@ -373,7 +427,9 @@ def test_overrides_for_one_agent_and_for_the_critic() -> None:
             net_arch=[16],
             log_std_init=-1.0,
             agent_kwargs={
-                "arm": dict(net_arch=[4, 5], learning_rate=0.02, layer_norm=True, activation_fn=nn.Tanh),
+                "arm": dict(
+                    net_arch=[4, 5], learning_rate=0.02, layer_norm=True, activation_fn=nn.Tanh
+                ),
                 "eye": dict(log_std_form="constant", rescale_actions=False),
             },
             critic_kwargs=dict(net_arch=[9], activation_fn=nn.ELU),
@@ -381,13 +437,21 @@ def test_overrides_for_one_agent_and_for_the_critic() -> None:
     ).learn(32)
     arm, leg, eye = model.policies.values()
     assert [layer.out_features for layer in layers(arm, nn.Linear)] == [4, 5]
-    assert len(layers(arm, nn.LayerNorm)) == 2 and len(layers(arm, nn.Tanh)) == 2 and not layers(leg, nn.Tanh)
+    assert (
+        len(layers(arm, nn.LayerNorm)) == 2
+        and len(layers(arm, nn.Tanh)) == 2
+        and not layers(leg, nn.Tanh)
+    )
     assert [layer.out_features for layer in layers(leg, nn.Linear)] == [16]
-    assert arm.optimizer.param_groups[0]["lr"] == 0.02 and leg.optimizer.param_groups[0]["lr"] == 1e-3
+    assert (
+        arm.optimizer.param_groups[0]["lr"] == 0.02 and leg.optimizer.param_groups[0]["lr"] == 1e-3
+    )
     assert model.critic.optimizer.param_groups[0]["lr"] == 1e-3
     assert arm.rescale_actions and not eye.rescale_actions and eye.log_std_form == "constant"
     value_net = model.critic.networks[0]
-    assert [layer.out_features for layer in layers(value_net, nn.Linear)] == [9] and layers(value_net, nn.ELU)
+    assert [layer.out_features for layer in layers(value_net, nn.Linear)] == [9] and layers(
+        value_net, nn.ELU
+    )
 
 
 # ---------------------------------------------------------------- kinds of observations
@@ -415,7 +479,9 @@ def test_one_hot_observations() -> None:
     policy = make_policy(spaces.Discrete(2), spaces.Discrete(4), net_arch=[])
     logits = policy.get_distribution(th.tensor([2])).distribution.logits  # type: ignore[union-attr]
     assert isinstance(policy.head, nn.Linear)
-    assert th.allclose(logits[0], (policy.head.weight[:, 2] + policy.head.bias).log_softmax(0), atol=1e-6)
+    assert th.allclose(
+        logits[0], (policy.head.weight[:, 2] + policy.head.bias).log_softmax(0), atol=1e-6
+    )
 
 
 # ---------------------------------------------------------------- together or one by one
@@ -426,9 +492,13 @@ TEAMS: dict[str, Any] = {
     "Box": lambda: alike_team(space=BOX),
     "hybrid": lambda: alike_team(2, space=HYBRID),
     "masked": lambda: JointEnv(HeterogeneousTeam()),
-    "numbers": lambda: alike_team(observation_spaces=dict.fromkeys(["agent_0", "agent_1", "agent_2"], spaces.Discrete(4))),
+    "numbers": lambda: alike_team(
+        observation_spaces=dict.fromkeys(["agent_0", "agent_1", "agent_2"], spaces.Discrete(4))
+    ),
     "mixed": lambda: JointEnv(
-        RandomTeam({**PLAIN_SPACES, "discrete_2": PLAIN_SPACES["discrete"], "box_2": PLAIN_SPACES["box"]})
+        RandomTeam(
+            {**PLAIN_SPACES, "discrete_2": PLAIN_SPACES["discrete"], "box_2": PLAIN_SPACES["box"]}
+        )
     ),
 }
 
@@ -467,19 +537,30 @@ def test_collecting_together_is_collecting_one_by_one(team: str, kwargs: dict[st
     for agent, policy in model.policies.items():
         rows = model.rollout_buffer.agent_data(agent, th.ones(32))
         with th.no_grad():
-            log_prob, _ = policy.evaluate_actions(rows.observations, rows.actions, rows.action_masks)
+            log_prob, _ = policy.evaluate_actions(
+                rows.observations, rows.actions, rows.action_masks
+            )
         assert th.allclose(log_prob, rows.old_log_prob, atol=1e-4), agent
         raw = model.rollout_buffer.actions[agent][:, 0].numpy()
-        assert str(policy.to_env_actions(raw).tolist()) == str([action[agent].tolist() for action in sent])
+        assert str(policy.to_env_actions(raw).tolist()) == str(
+            [action[agent].tolist() for action in sent]
+        )
 
 
 def test_boxes_that_print_alike_are_not_alike() -> None:
-    bounds = {"narrow": np.array([0.40, 0.2], np.float32), "wide": np.array([0.44, 0.2], np.float32)}
-    model = small(HAPPO, RandomTeam({name: spaces.Box(-high, high) for name, high in bounds.items()}))
+    bounds = {
+        "narrow": np.array([0.40, 0.2], np.float32),
+        "wide": np.array([0.44, 0.2], np.float32),
+    }
+    model = small(
+        HAPPO, RandomTeam({name: spaces.Box(-high, high) for name, high in bounds.items()})
+    )
     with np.printoptions(precision=1):
         team = RolloutTeam(model.policy)
     step = team(model._to_tensors(model.env.reset()), model._last_states)  # type: ignore[union-attr, arg-type]
-    joint = team.to_env_actions(step._replace(actions={name: th.full((1, 2), 5.0) for name in bounds}))
+    joint = team.to_env_actions(
+        step._replace(actions={name: th.full((1, 2), 5.0) for name in bounds})
+    )
     for name, high in bounds.items():
         assert np.array_equal(joint[name][0], high)
 
@@ -489,16 +570,24 @@ def test_choices_are_drawn_as_likely_as_they_are() -> None:
     th.manual_seed(0)
     logits = th.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 3.0, 3.0, 3.0]])
     masks = th.tensor([[1, 1, 1, 1], [0, 1, 1, 0]], dtype=th.int8)
-    choices, log_probs = _choose(logits.repeat(100_000, 1), masks.repeat(100_000, 1), deterministic=False)
+    choices, log_probs = _choose(
+        logits.repeat(100_000, 1), masks.repeat(100_000, 1), deterministic=False
+    )
     expected = logits.masked_fill(masks == 0, -th.inf).softmax(dim=1)
     shares = th.stack([choices[row::2].bincount(minlength=4) / 100_000 for row in (0, 1)])
     assert th.allclose(shares, expected, atol=5e-3)
-    assert th.allclose(log_probs, expected.log().repeat(100_000, 1).gather(1, choices[:, None])[:, 0])
+    assert th.allclose(
+        log_probs, expected.log().repeat(100_000, 1).gather(1, choices[:, None])[:, 0]
+    )
     assert _choose(logits, masks, deterministic=True)[0].tolist() == [2, 1]
     for number in (0.0, 1.0 - 2**-24):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(th, "rand", lambda *shape, number=number, **_: th.full(shape, number))
-            assert set(_choose(logits[1:].repeat(9, 1) / 7, masks[1:].repeat(9, 1), deterministic=False)[0].tolist()) <= {1, 2}
+            assert set(
+                _choose(logits[1:].repeat(9, 1) / 7, masks[1:].repeat(9, 1), deterministic=False)[
+                    0
+                ].tolist()
+            ) <= {1, 2}
 
 
 # ---------------------------------------------------------------- learning with hybrid actions
@@ -528,17 +617,30 @@ class Aim(ParallelEnv):
         return self._observations(), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, Any]) -> Any:
-        rewards = {agent: float(tool == 2) - float(np.abs(aim - 0.5).mean()) for agent, (tool, aim) in actions.items()}
+        rewards = {
+            agent: float(tool == 2) - float(np.abs(aim - 0.5).mean())
+            for agent, (tool, aim) in actions.items()
+        }
         self.agents = []
         over = dict.fromkeys(self.possible_agents, True)
-        return self._observations(), rewards, over, dict.fromkeys(over, False), {agent: {} for agent in over}
+        return (
+            self._observations(),
+            rewards,
+            over,
+            dict.fromkeys(over, False),
+            {agent: {} for agent in over},
+        )
 
 
 def test_hybrid_actions_are_learned() -> None:
     """The optimum is 1: the right tool, and the numbers where they should be, at -0.75 of the Gaussian's own range."""
     env = DummyVecEnv([lambda: JointEnv(Aim())] * 8)
-    model = small(HAPPO, env, learning_rate=lambda progress: 2e-2 * progress, n_epochs=10, seed=0).learn(12_000)
-    actions, _ = model.predict({agent: np.ones(3, np.float32) for agent in ("left", "right")}, deterministic=True)
+    model = small(
+        HAPPO, env, learning_rate=lambda progress: 2e-2 * progress, n_epochs=10, seed=0
+    ).learn(12_000)
+    actions, _ = model.predict(
+        {agent: np.ones(3, np.float32) for agent in ("left", "right")}, deterministic=True
+    )
     joint = Aim()
     joint.reset()
     rewards = joint.step(actions)[1]

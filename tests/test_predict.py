@@ -35,7 +35,9 @@ def team() -> RandomTeam:
 
 @pytest.fixture(scope="module")
 def model() -> HAPPO:
-    return small(HAPPO, DummyVecEnv([lambda: JointEnv(team())] * 2), seed=0, learning_rate=1e-2).learn(64)
+    return small(
+        HAPPO, DummyVecEnv([lambda: JointEnv(team())] * 2), seed=0, learning_rate=1e-2
+    ).learn(64)
 
 
 @every_algorithm
@@ -89,7 +91,9 @@ def test_a_batch_gives_joint_actions(model: HAPPO) -> None:
     assert actions.shape == (3,) and actions.dtype == joint_action_dtype(env.action_space)
     env.step(actions)
     for index in range(3):
-        single, _ = model.predict({agent: obs[agent][index] for agent in SPACES}, deterministic=True)
+        single, _ = model.predict(
+            {agent: obs[agent][index] for agent in SPACES}, deterministic=True
+        )
         for agent in PLAIN_SPACES:
             assert np.allclose(single[agent], actions[index][agent], atol=1e-6)
         assert single["pair"][0] == actions["pair"]["0"][index]
@@ -174,7 +178,11 @@ def test_masks_in_predict(masks_in: str) -> None:
     env = MaskedGame(length=200, masks_in=masks_in)
     obs, infos = env.reset(seed=1)
     while env.agents:
-        masks = None if masks_in == "observation" else {agent: info["action_mask"] for agent, info in infos.items()}
+        masks = (
+            None
+            if masks_in == "observation"
+            else {agent: info["action_mask"] for agent, info in infos.items()}
+        )
         actions, _ = model.predict(obs, action_masks=masks)
         obs, _, _, _, infos = env.step(actions)
 
@@ -196,7 +204,9 @@ def test_masks_that_may_not_be_written_to(recwarn: pytest.WarningsRecorder) -> N
     model = small(HAPPO, MaskedGame(), seed=0)
     mask = np.eye(4, dtype=np.int8)[2]
     mask.flags.writeable = False
-    assert model.predict({"agent_0": {"observation": np.zeros(1, np.float32), "action_mask": mask}})[0] == {"agent_0": 2}
+    assert model.predict(
+        {"agent_0": {"observation": np.zeros(1, np.float32), "action_mask": mask}}
+    )[0] == {"agent_0": 2}
     assert not [warning for warning in recwarn if "writ" in str(warning.message)]
 
 
@@ -218,7 +228,9 @@ def test_missing_and_empty_masks() -> None:
         model.predict({"agent_0": own})
     with pytest.raises(ValueError, match=r"agent 'agent_1'.*allows no action"):
         # One head of two without a choice
-        model.predict({"agent_1": {"observation": own, "action_mask": np.array([1, 1, 1, 0, 0], np.int8)}})
+        model.predict(
+            {"agent_1": {"observation": own, "action_mask": np.array([1, 1, 1, 0, 0], np.int8)}}
+        )
     with pytest.raises(ValueError, match=r"agent 'agent_1'.*shape \(7,\).*needs 5 entries"):
         model.predict({"agent_1": {"observation": own, "action_mask": np.ones(7, np.int8)}})
 
@@ -227,13 +239,20 @@ def test_masks_nested_as_the_environment_gives_them() -> None:
     model = small(HAPPO, MaskedGame(), seed=0)
     own = np.zeros(1, np.float32)
     for mask in ((np.array([0, 0, 1]), np.array([0, 1])), [0, 0, 1, 0, 1]):
-        assert list(model.predict({"agent_1": {"observation": own, "action_mask": mask}})[0]["agent_1"]) == [2, 1]
+        assert list(
+            model.predict({"agent_1": {"observation": own, "action_mask": mask}})[0]["agent_1"]
+        ) == [2, 1]
     both: Any = {"agent_0": [[0, 1, 0, 0], [0, 0, 0, 1]]}
-    assert list(model.predict({"agent_0": np.zeros((2, 1))}, action_masks=both)[0]["agent_0"]) == [1, 3]
+    assert list(model.predict({"agent_0": np.zeros((2, 1))}, action_masks=both)[0]["agent_0"]) == [
+        1,
+        3,
+    ]
 
 
 def test_masks_that_nobody_would_heed() -> None:
-    model = small(HAPPO, RandomTeam({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}), seed=0)
+    model = small(
+        HAPPO, RandomTeam({"a": spaces.Discrete(3), "b": spaces.Box(-1, 1, (2,))}), seed=0
+    )
     with pytest.raises(ValueError, match=r"agent 'a'.*trained without action masks"):
         model.predict({"a": np.zeros(3, np.float32)}, action_masks={"a": np.array([0, 0, 1])})
 
@@ -288,13 +307,17 @@ def test_a_policy_that_shares_parameters_stands_alone(tmp_path: Path) -> None:
     from sb3_happo import MAPPO
 
     pair = RandomTeam(dict.fromkeys(["left", "right"], spaces.Box(-1, 1, (2,), np.float32)))
-    model = small(MAPPO, pair, policy_kwargs=dict(append_agent_id=True, output_gain=1.0), seed=0).learn(64)
+    model = small(
+        MAPPO, pair, policy_kwargs=dict(append_agent_id=True, output_gain=1.0), seed=0
+    ).learn(64)
     obs = np.ones(3, np.float32)
     actions = {}
     for agent in ("left", "right"):
         model.policies[agent].save(str(tmp_path / agent))
         actions[agent] = AgentPolicy.load(str(tmp_path / agent)).predict(obs, deterministic=True)[0]
-        assert np.array_equal(actions[agent], model.policies[agent].predict(obs, deterministic=True)[0])
+        assert np.array_equal(
+            actions[agent], model.policies[agent].predict(obs, deterministic=True)[0]
+        )
     assert not np.array_equal(actions["left"], actions["right"])
 
 
@@ -342,13 +365,17 @@ def test_games_of_turns() -> None:
 
 def test_nested_observations_as_the_environment_gives_them() -> None:
     observation_spaces = {
-        "tree": spaces.Dict({"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "n": spaces.Discrete(3)})}),
+        "tree": spaces.Dict(
+            {"deep": spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "n": spaces.Discrete(3)})}
+        ),
         "pair": spaces.Tuple([spaces.Box(-1, 1, (2,)), spaces.Discrete(4)]),
         "numbers": spaces.MultiDiscrete([2, 3]),
         "bits": spaces.MultiBinary(3),
         "number": spaces.Discrete(5),
     }
-    env = RandomTeam(dict.fromkeys(observation_spaces, spaces.Discrete(3)), observation_spaces=observation_spaces)
+    env = RandomTeam(
+        dict.fromkeys(observation_spaces, spaces.Discrete(3)), observation_spaces=observation_spaces
+    )
     model = small(HAPPO, env, seed=0).learn(32)
     own, _ = env.reset(seed=0)
     joint, _ = JointEnv(env).reset(seed=0)
@@ -362,7 +389,10 @@ class OneRobot(gym.Env):
     """A single agent with a Dict observation, with which it also gets its mask, or not."""
 
     def __init__(self, masked: bool) -> None:
-        parts: dict[str, spaces.Space] = {"position": spaces.Box(-1, 1, (2,)), "mode": spaces.Discrete(3)}
+        parts: dict[str, spaces.Space] = {
+            "position": spaces.Box(-1, 1, (2,)),
+            "mode": spaces.Discrete(3),
+        }
         if masked:
             parts["action_mask"] = spaces.Box(0, 1, (4,), np.int8)
         self.observation_space = spaces.Dict(parts)
@@ -398,11 +428,17 @@ def test_an_observation_of_one_with_a_key_of_the_critics() -> None:
     class Stateful(OneRobot):
         def __init__(self) -> None:
             super().__init__(masked=False)
-            self.observation_space = spaces.Dict({"state": spaces.Box(-1, 1, (2,)), "active": spaces.Discrete(2)})
+            self.observation_space = spaces.Dict(
+                {"state": spaces.Box(-1, 1, (2,)), "active": spaces.Discrete(2)}
+            )
 
     env = JointEnv(Stateful())
     model = small(HAPPO, env, seed=0).learn(32)
     joint, _ = env.reset(seed=0)
     actions, _ = model.predict(joint, deterministic=True)
-    own = {key.removeprefix("agent_0/"): value for key, value in joint.items() if key.startswith("agent_0/")}
+    own = {
+        key.removeprefix("agent_0/"): value
+        for key, value in joint.items()
+        if key.startswith("agent_0/")
+    }
     assert actions == {"agent_0": model.predict(own, deterministic=True)[0]}

@@ -40,8 +40,13 @@ def mean_return(scope: dict[str, Any], act: Any) -> float:
 def test_custom_environment_learns(custom_environment: dict[str, Any]) -> None:
     """The team of two kinds of agents comes together."""
     model = custom_environment["model"]
-    random = mean_return(custom_environment, lambda env, _: {agent: env.action_space(agent).sample() for agent in env.agents})
-    trained = mean_return(custom_environment, lambda _, obs: model.predict(obs, deterministic=True)[0])
+    random = mean_return(
+        custom_environment,
+        lambda env, _: {agent: env.action_space(agent).sample() for agent in env.agents},
+    )
+    trained = mean_return(
+        custom_environment, lambda _, obs: model.predict(obs, deterministic=True)[0]
+    )
     assert trained > 0.5 * random  # returns are negative
 
 
@@ -52,7 +57,9 @@ def test_custom_environment_is_sound(custom_environment: dict[str, Any]) -> None
     assert not report.findings
 
 
-def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deployment_of_one_agent(
+    custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The blocks under "Deploying one agent", one after the other."""
     monkeypatch.chdir(tmp_path)
     section = README.split("## Deploying one agent")[1].split("\n## ")[0]
@@ -62,7 +69,9 @@ def test_deployment_of_one_agent(custom_environment: dict[str, Any], tmp_path: P
     for block in blocks:
         exec(block, scope)
     assert scope["action"].shape == (1,)
-    expected, _ = custom_environment["model"].predict({"glider": np.array([1.0, -2.0], np.float32)}, deterministic=True)
+    expected, _ = custom_environment["model"].predict(
+        {"glider": np.array([1.0, -2.0], np.float32)}, deterministic=True
+    )
     assert np.array_equal(scope["action"], expected["glider"])
 
 
@@ -79,7 +88,10 @@ def test_deployment_with_normalised_observations_and_without_the_package(
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, scope)
-    joint = {key: np.zeros(space.shape, np.float32) for key, space in env.observation_space.spaces.items()}  # type: ignore[attr-defined]
+    joint = {
+        key: np.zeros(space.shape, np.float32)
+        for key, space in env.observation_space.spaces.items()
+    }  # type: ignore[attr-defined]
     joint["glider"] = np.array([1.0, -2.0], np.float32)
     expected, _ = model.predict({"glider": env.normalize_obs(joint)["glider"]}, deterministic=True)
     assert np.allclose(scope["action"], expected["glider"])

@@ -11,7 +11,15 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.policies import JointPolicy
-from tests.algorithms import alike_team, collect, every_algorithm, random_team, same, small, snapshot
+from tests.algorithms import (
+    alike_team,
+    collect,
+    every_algorithm,
+    random_team,
+    same,
+    small,
+    snapshot,
+)
 from tests.envs import HeterogeneousTeam, MatrixGame, TurnGame
 
 
@@ -47,10 +55,15 @@ def test_a_loaded_model_is_the_saved_one(algorithm: type[HAPPO], tmp_path: Path)
     ):
         assert loaded.env is None or loaded.env.num_envs == 1
         assert same(snapshot(model.policy), snapshot(loaded.policy))
-        assert loaded.agents == model.agents and loaded.num_timesteps == 64 and loaded._n_updates == 2
+        assert (
+            loaded.agents == model.agents and loaded.num_timesteps == 64 and loaded._n_updates == 2
+        )
         saved_moments, loaded_moments = moments(model), moments(loaded)
         assert len(saved_moments) == len(loaded_moments) > 0
-        assert all(th.equal(mine, theirs) for mine, theirs in zip(saved_moments, loaded_moments, strict=True))
+        assert all(
+            th.equal(mine, theirs)
+            for mine, theirs in zip(saved_moments, loaded_moments, strict=True)
+        )
         obs = env.reset()
         for deterministic in (True, False):
             answers = []
@@ -65,7 +78,12 @@ def test_value_normaliser_comes_back(tmp_path: Path) -> None:
         model = small(algorithm, hetero(), seed=0).learn(64)
         model.save(tmp_path / "model")
         norm, loaded = model.critic.value_norm, algorithm.load(tmp_path / "model").critic.value_norm
-        assert norm is not None and loaded is not None and (norm.mean != 0).all() and (norm.weight > 0).all()
+        assert (
+            norm is not None
+            and loaded is not None
+            and (norm.mean != 0).all()
+            and (norm.weight > 0).all()
+        )
         for name in ("mean", "std", "moments", "weight"):
             assert th.equal(getattr(norm, name), getattr(loaded, name)), name
 
@@ -73,7 +91,9 @@ def test_value_normaliser_comes_back(tmp_path: Path) -> None:
 @every_algorithm
 def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path: Path) -> None:
     """Parameters, optimisers, normaliser, schedules and counters: with the same random numbers, the same result."""
-    rates: dict[str, Any] = dict(learning_rate=lambda progress: 1e-2 * progress, clip_range=lambda progress: 0.3 * progress)
+    rates: dict[str, Any] = dict(
+        learning_rate=lambda progress: 1e-2 * progress, clip_range=lambda progress: 0.3 * progress
+    )
     model = small(algorithm, random_team(2), seed=0, batch_size=16, **rates).learn(128)
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=random_team(2))
@@ -83,7 +103,9 @@ def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path:
         which.learn(128, reset_num_timesteps=False)
         assert which.num_timesteps == 256
     assert same(snapshot(model.policy), snapshot(loaded.policy))
-    assert all(th.equal(mine, theirs) for mine, theirs in zip(moments(model), moments(loaded), strict=True))
+    assert all(
+        th.equal(mine, theirs) for mine, theirs in zip(moments(model), moments(loaded), strict=True)
+    )
 
 
 @every_algorithm
@@ -121,9 +143,14 @@ def test_get_and_set_parameters(algorithm: type[HAPPO]) -> None:
     assert {name.rpartition(".")[2] for name in parameters} == {"policy", "optimizer"}
     pupil.set_parameters(parameters)
     assert same(snapshot(teacher.policy), snapshot(pupil.policy))
-    assert all(th.equal(mine, theirs) for mine, theirs in zip(moments(teacher), moments(pupil), strict=True))
+    assert all(
+        th.equal(mine, theirs)
+        for mine, theirs in zip(moments(teacher), moments(pupil), strict=True)
+    )
     with pytest.raises(ValueError):
-        pupil.set_parameters({"policy": parameters["policy"]})  # exact_match wants the optimisers too
+        pupil.set_parameters(
+            {"policy": parameters["policy"]}
+        )  # exact_match wants the optimisers too
     pupil.set_parameters({"policy": parameters["policy"]}, exact_match=False)
 
 
@@ -132,7 +159,9 @@ def test_save_to_memory_and_change_settings_on_load() -> None:
     memory = io.BytesIO()
     model.save(memory)
     memory.seek(0)
-    loaded = HAPPO.load(memory, env=alike_team(), learning_rate=5e-4, critic_learning_rate=2e-3, clip_range=0.1)
+    loaded = HAPPO.load(
+        memory, env=alike_team(), learning_rate=5e-4, critic_learning_rate=2e-3, clip_range=0.1
+    )
     loaded.learn(32, log_interval=100)
     assert loaded.policies["agent_2"].optimizer.param_groups[0]["lr"] == 5e-4
     assert loaded.critic.optimizer.param_groups[0]["lr"] == 2e-3
@@ -141,26 +170,45 @@ def test_save_to_memory_and_change_settings_on_load() -> None:
 
 def test_settings_come_back(tmp_path: Path) -> None:
     kwargs: dict[str, Any] = dict(
-        gamma=0.9, huber_delta=3.0, agent_order="reverse", normalize_advantage="rollout", target_kl=0.1, max_grad_norm=None
+        gamma=0.9,
+        huber_delta=3.0,
+        agent_order="reverse",
+        normalize_advantage="rollout",
+        target_kl=0.1,
+        max_grad_norm=None,
     )
-    policy_kwargs: dict[str, Any] = dict(agent_kwargs={"agent_1": dict(net_arch=[8], learning_rate=1e-4)}, log_std_init=-1.0)
+    policy_kwargs: dict[str, Any] = dict(
+        agent_kwargs={"agent_1": dict(net_arch=[8], learning_rate=1e-4)}, log_std_init=-1.0
+    )
     model = small(HAPPO, alike_team(), policy_kwargs=policy_kwargs, **kwargs)
     model.save(tmp_path / "model")
     loaded = HAPPO.load(tmp_path / "model")
-    for name in [*kwargs, "n_steps", "batch_size", "n_epochs", "critic_n_epochs", "critic_batch_size", "normalize_value"]:
+    for name in [
+        *kwargs,
+        "n_steps",
+        "batch_size",
+        "n_epochs",
+        "critic_n_epochs",
+        "critic_batch_size",
+        "normalize_value",
+    ]:
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.policies["agent_1"].net_arch == [8]
     assert loaded.policy.lr_schedules["agent_1"](1.0) == 1e-4
 
 
 def test_shared_parameters_stay_shared(tmp_path: Path) -> None:
-    model = small(MAPPO, alike_team(), policy_kwargs=dict(append_agent_id=True), learning_rate=1e-2).learn(32)
+    model = small(
+        MAPPO, alike_team(), policy_kwargs=dict(append_agent_id=True), learning_rate=1e-2
+    ).learn(32)
     model.save(tmp_path / "model")
     loaded = MAPPO.load(tmp_path / "model", env=alike_team())
     assert loaded.policies["agent_0"].head is loaded.policies["agent_2"].head
     obs = np.ones((5, 3), np.float32)
     for agent, policy in model.policies.items():
-        mine, theirs = (which.predict(obs, deterministic=True)[0] for which in (policy, loaded.policies[agent]))
+        mine, theirs = (
+            which.predict(obs, deterministic=True)[0] for which in (policy, loaded.policies[agent])
+        )
         assert (mine == theirs).all()
     loaded.learn(32)
     assert th.equal(loaded.policies["agent_0"].head.weight, loaded.policies["agent_2"].head.weight)
@@ -173,12 +221,17 @@ def test_the_joint_policy_alone(tmp_path: Path) -> None:
     loaded = JointPolicy.load(str(tmp_path / "policy"))
     assert same(snapshot(model.policy), snapshot(loaded))
     obs = {agent: np.ones((4, 3), np.float32) for agent in model.agents}
-    assert (model.predict(obs, deterministic=True)[0] == loaded.predict(obs, deterministic=True)[0]).all()
+    assert (
+        model.predict(obs, deterministic=True)[0] == loaded.predict(obs, deterministic=True)[0]
+    ).all()
 
 
 def test_the_joint_policy_alone_with_rates_of_its_own(tmp_path: Path) -> None:
     """Schedules are the model's, and need not be picklable; who had a rate of its own shares nothing afterwards either."""
-    kwargs = dict(share_parameters=True, agent_kwargs={"agent_1": dict(learning_rate=lambda progress: 1e-3 * progress)})
+    kwargs = dict(
+        share_parameters=True,
+        agent_kwargs={"agent_1": dict(learning_rate=lambda progress: 1e-3 * progress)},
+    )
     model = small(HAPPO, alike_team(), policy_kwargs=kwargs, seed=0).learn(32)
     model.policy.save(str(tmp_path / "policy"))
     loaded = JointPolicy.load(str(tmp_path / "policy"))
@@ -189,7 +242,12 @@ def test_the_joint_policy_alone_with_rates_of_its_own(tmp_path: Path) -> None:
 
 def test_load_on_an_id(tmp_path: Path) -> None:
     small(HAPPO, "CartPole-v1").learn(32).save(tmp_path / "model")
-    assert HAPPO.load(tmp_path / "model", env="CartPole-v1").learn(32, reset_num_timesteps=False).num_timesteps == 64
+    assert (
+        HAPPO.load(tmp_path / "model", env="CartPole-v1")
+        .learn(32, reset_num_timesteps=False)
+        .num_timesteps
+        == 64
+    )
 
 
 def test_rollouts_are_not_saved(tmp_path: Path) -> None:
@@ -222,7 +280,9 @@ def test_vec_normalize_beside_a_model(tmp_path: Path) -> None:
 
 
 def test_set_env_starts_new_episodes() -> None:
-    model = small(HAPPO, DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2), n_steps=4, seed=0).learn(8)
+    model = small(
+        HAPPO, DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2), n_steps=4, seed=0
+    ).learn(8)
     model.set_env(DummyVecEnv([lambda: JointEnv(MatrixGame())] * 2))
     collect(model)
     assert model.rollout_buffer.episode_starts[0].all()

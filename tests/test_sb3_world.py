@@ -27,10 +27,25 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_happo import HAPPO, HATRPO, JointEnv, make_joint_vec_env
-from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, random_team, same, small, snapshot
+from tests.algorithms import (
+    PLAIN_SPACES,
+    alike_team,
+    collect,
+    every_algorithm,
+    random_team,
+    same,
+    small,
+    snapshot,
+)
 from tests.envs import HeterogeneousTeam, MaskedGame, MatrixGame, RandomTeam, TurnGame
 
 
@@ -57,12 +72,14 @@ def test_eval_callback_keeps_the_best_model(algorithm: type[HAPPO], tmp_path: Pa
         deterministic=True,
         verbose=0,
     )
-    model = small(algorithm, one_right_answer(), n_steps=32, learning_rate=0.05, n_epochs=5, seed=0).learn(
-        640, callback=callback
-    )
+    model = small(
+        algorithm, one_right_answer(), n_steps=32, learning_rate=0.05, n_epochs=5, seed=0
+    ).learn(640, callback=callback)
     results = np.load(tmp_path / "evaluations.npz")["results"]
     assert len(results) == 20
-    assert set(results.flatten()) <= {0.0, 1.0}, "deterministic: all five episodes of an evaluation are alike"
+    assert set(results.flatten()) <= {0.0, 1.0}, (
+        "deterministic: all five episodes of an evaluation are alike"
+    )
     assert (results.min(axis=1) == results.max(axis=1)).all()
     assert callback.best_mean_reward == results.mean(axis=1).max() == 1.0
     best = algorithm.load(tmp_path / "best_model")
@@ -72,7 +89,9 @@ def test_eval_callback_keeps_the_best_model(algorithm: type[HAPPO], tmp_path: Pa
 
 def test_eval_callback_with_several_environments_and_normalisation() -> None:
     env = VecNormalize(DummyVecEnv([one_right_answer_joint] * 2), gamma=0.9)
-    eval_env = VecNormalize(VecMonitor(DummyVecEnv([one_right_answer_joint] * 2)), training=False, norm_reward=False)
+    eval_env = VecNormalize(
+        VecMonitor(DummyVecEnv([one_right_answer_joint] * 2)), training=False, norm_reward=False
+    )
     callback = EvalCallback(eval_env, n_eval_episodes=4, eval_freq=32, verbose=0)
     small(HAPPO, env, seed=0, gamma=0.9).learn(256, callback=callback)
     assert callback.best_mean_reward >= 0.0
@@ -85,29 +104,40 @@ def one_right_answer_joint() -> JointEnv:
 
 def test_training_stops_at_a_reward_threshold() -> None:
     stop = StopTrainingOnRewardThreshold(reward_threshold=0.9)
-    callback = EvalCallback(Monitor(one_right_answer_joint()), stop, n_eval_episodes=3, eval_freq=64, verbose=0)
+    callback = EvalCallback(
+        Monitor(one_right_answer_joint()), stop, n_eval_episodes=3, eval_freq=64, verbose=0
+    )
     model = small(HAPPO, one_right_answer(), **FAST_LEARNER).learn(20_000, callback=callback)
     assert model.num_timesteps < 20_000
     assert callback.best_mean_reward >= 0.9
 
 
 def test_training_stops_after_a_number_of_episodes() -> None:
-    model = small(HAPPO, one_right_answer(), n_steps=64).learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=10))
+    model = small(HAPPO, one_right_answer(), n_steps=64).learn(
+        1000, callback=StopTrainingOnMaxEpisodes(max_episodes=10)
+    )
     assert model.num_timesteps == 10
 
 
 @every_algorithm
 def test_checkpoints(algorithm: type[HAPPO], tmp_path: Path) -> None:
     env = VecNormalize(random_team(2))
-    callback = CheckpointCallback(save_freq=32, save_path=str(tmp_path), name_prefix="team", save_vecnormalize=True)
+    callback = CheckpointCallback(
+        save_freq=32, save_path=str(tmp_path), name_prefix="team", save_vecnormalize=True
+    )
     model = small(algorithm, env, seed=0).learn(128, callback=callback)
     assert {path.name for path in tmp_path.iterdir()} == {
-        f"team_{kind}{steps}_steps.{end}" for steps in (64, 128) for kind, end in (("", "zip"), ("vecnormalize_", "pkl"))
+        f"team_{kind}{steps}_steps.{end}"
+        for steps in (64, 128)
+        for kind, end in (("", "zip"), ("vecnormalize_", "pkl"))
     }
     # A checkpoint is written at a step, before the rollout that it ends is learned from
     early = algorithm.load(tmp_path / "team_64_steps")
     assert early.num_timesteps == 64
-    assert same(snapshot(early.policy), snapshot(small(algorithm, VecNormalize(random_team(2)), seed=0).policy))
+    assert same(
+        snapshot(early.policy),
+        snapshot(small(algorithm, VecNormalize(random_team(2)), seed=0).policy),
+    )
     late = algorithm.load(tmp_path / "team_128_steps", env=random_team(3))
     assert late.num_timesteps == 128 and not same(snapshot(early.policy), snapshot(late.policy))
     assert not same(snapshot(late.policy), snapshot(model.policy))
@@ -146,20 +176,35 @@ class Watcher(BaseCallback):
 
     def _on_step(self) -> bool:
         locals_ = self.locals
-        assert len(locals_["infos"]) == len(locals_["dones"]) == len(locals_["rewards"]) == self.training_env.num_envs
+        assert (
+            len(locals_["infos"])
+            == len(locals_["dones"])
+            == len(locals_["rewards"])
+            == self.training_env.num_envs
+        )
         assert "agent_rewards" in locals_["infos"][0]
         self.rewards.extend(locals_["rewards"])
         self.dones += int(locals_["dones"].sum())
         assert locals_["n_steps"] == (self.n_calls - 1) % 32
-        assert self.model.num_timesteps == self.num_timesteps == self.n_calls * self.training_env.num_envs
+        assert (
+            self.model.num_timesteps
+            == self.num_timesteps
+            == self.n_calls * self.training_env.num_envs
+        )
         return True
 
 
 @every_algorithm
 def test_callbacks_see_what_they_see_with_ppo(algorithm: type[HAPPO]) -> None:
     watcher = Watcher()
-    small(algorithm, DummyVecEnv([one_right_answer_joint] * 2), n_steps=32).learn(128, callback=[watcher])
-    assert watcher.events == ["training starts", *["rollout starts", "rollout ends"] * 2, "training ends"]
+    small(algorithm, DummyVecEnv([one_right_answer_joint] * 2), n_steps=32).learn(
+        128, callback=[watcher]
+    )
+    assert watcher.events == [
+        "training starts",
+        *["rollout starts", "rollout ends"] * 2,
+        "training ends",
+    ]
     assert len(watcher.rewards) == watcher.dones == 128
 
 
@@ -183,10 +228,16 @@ def test_callbacks_may_be_functions_and_nest() -> None:
 @every_algorithm
 def test_evaluate_policy(algorithm: type[HAPPO]) -> None:
     model = small(algorithm, random_team(2), seed=0)
-    for env in (JointEnv(RandomTeam(PLAIN_SPACES)), Monitor(JointEnv(RandomTeam(PLAIN_SPACES))), random_team(3)):
+    for env in (
+        JointEnv(RandomTeam(PLAIN_SPACES)),
+        Monitor(JointEnv(RandomTeam(PLAIN_SPACES))),
+        random_team(3),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            rewards, lengths = evaluate_policy(model, env, n_eval_episodes=5, return_episode_rewards=True)
+            rewards, lengths = evaluate_policy(
+                model, env, n_eval_episodes=5, return_episode_rewards=True
+            )
         assert len(rewards) == 5 and lengths == [10] * 5  # type: ignore[arg-type]
 
 
@@ -253,7 +304,12 @@ def test_vec_frame_stack(algorithm: type[HAPPO], team: Any) -> None:
     agent = model.agents[0]
     space = model.policies[agent].observation_space
     assert space.shape == ((9,) if agent == "discrete" else (3,))
-    evaluate_policy(model, VecFrameStack(DummyVecEnv([lambda: JointEnv(team())]), n_stack=3), n_eval_episodes=2, warn=False)
+    evaluate_policy(
+        model,
+        VecFrameStack(DummyVecEnv([lambda: JointEnv(team())]), n_stack=3),
+        n_eval_episodes=2,
+        warn=False,
+    )
 
 
 def test_subprocesses_give_the_same_numbers() -> None:
@@ -269,7 +325,12 @@ def new_random_team() -> JointEnv:
 
 
 def test_make_vec_env_and_wrappers_of_gymnasium() -> None:
-    env = make_vec_env(one_right_answer_joint, n_envs=2, seed=0, wrapper_class=lambda env: gym.wrappers.TimeLimit(env, 5))
+    env = make_vec_env(
+        one_right_answer_joint,
+        n_envs=2,
+        seed=0,
+        wrapper_class=lambda env: gym.wrappers.TimeLimit(env, 5),
+    )
     model = small(HAPPO, env, seed=0).learn(64)
     assert len(model.ep_info_buffer or ()) == 64
     env = make_joint_vec_env("CartPole-v1", 2, seed=0, vec_env_cls=DummyVecEnv)
@@ -311,11 +372,17 @@ def agent_keys(algorithm: type[HAPPO]) -> set[str]:
 @every_algorithm
 def test_logged_keys(algorithm: type[HAPPO], tmp_path: Path) -> None:
     """Per agent the policy's health, for the team the critic's and the factor's; in CSV, JSON, tables and TensorBoard."""
-    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    event_accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    )
     model = small(algorithm, RandomTeam(PLAIN_SPACES), seed=0)
     model.set_logger(configure(str(tmp_path), ["csv", "json", "log", "tensorboard"]))
     model.learn(64)
-    wanted = TEAM_KEYS | {f"{agent}/{key}" for agent in PLAIN_SPACES for key in agent_keys(algorithm)} | {"box/std"}
+    wanted = (
+        TEAM_KEYS
+        | {f"{agent}/{key}" for agent in PLAIN_SPACES for key in agent_keys(algorithm)}
+        | {"box/std"}
+    )
     with open(tmp_path / "progress.csv") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2
@@ -325,9 +392,12 @@ def test_logged_keys(algorithm: type[HAPPO], tmp_path: Path) -> None:
     assert "discrete/std" not in rows[-1]
     events = event_accumulator.EventAccumulator(str(tmp_path))
     events.Reload()
-    assert wanted - {"time/iterations", "time/time_elapsed", "time/total_timesteps", "train/n_updates"} <= set(
-        events.Tags()["scalars"]
-    )
+    assert wanted - {
+        "time/iterations",
+        "time/time_elapsed",
+        "time/total_timesteps",
+        "train/n_updates",
+    } <= set(events.Tags()["scalars"])
 
 
 def test_factor_statistics() -> None:
@@ -336,7 +406,11 @@ def test_factor_statistics() -> None:
     model._setup_learn(32)
     values = model.logger.name_to_value
     model._log_update(th.ones(32))
-    assert (values["train/factor_mean"], values["train/factor_std"], values["train/factor_ess"]) == (1.0, 0.0, 1.0)
+    assert (
+        values["train/factor_mean"],
+        values["train/factor_std"],
+        values["train/factor_ess"],
+    ) == (1.0, 0.0, 1.0)
     model._log_update(th.tensor([0.0, 0.0, 0.0, 8.0]))
     assert values["train/factor_mean"] == 2.0 and values["train/factor_std"] == 4.0
     assert values["train/factor_ess"] == 0.25, "one sample of four carries everything"
@@ -365,7 +439,9 @@ def test_verbose_tells_the_device(capsys: pytest.CaptureFixture[str]) -> None:
 # ---------------------------------------------------------------- callbacks that stop, and look
 
 
-@pytest.mark.parametrize("make", [lambda: TurnGame(3), HeterogeneousTeam, lambda: MaskedGame(length=7)])
+@pytest.mark.parametrize(
+    "make", [lambda: TurnGame(3), HeterogeneousTeam, lambda: MaskedGame(length=7)]
+)
 def test_training_goes_on_after_a_callback_has_stopped_it(make: Callable[[], Any]) -> None:
     """The environments raise on illegal actions, and on those of agents that are not on turn."""
     for stop in range(1, 9):

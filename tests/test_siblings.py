@@ -15,7 +15,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.type_aliases import ActorBatch
-from tests.algorithms import PLAIN_SPACES, alike_team, collect, every_algorithm, random_team, same, small, snapshot
+from tests.algorithms import (
+    PLAIN_SPACES,
+    alike_team,
+    collect,
+    every_algorithm,
+    random_team,
+    same,
+    small,
+    snapshot,
+)
 from tests.envs import MatrixGame, RandomTeam
 
 SGD: dict[str, Any] = dict(optimizer_class=th.optim.SGD, output_gain=1.0)
@@ -23,10 +32,15 @@ SGD: dict[str, Any] = dict(optimizer_class=th.optim.SGD, output_gain=1.0)
 
 def everything(model: HAPPO) -> dict[str, ActorBatch]:
     """All agents' rows of the rollout, with a factor of 1."""
-    return {agent: model.rollout_buffer.agent_data(agent, th.ones(model.rollout_buffer.n_rows)) for agent in model.agents}
+    return {
+        agent: model.rollout_buffer.agent_data(agent, th.ones(model.rollout_buffer.n_rows))
+        for agent in model.agents
+    }
 
 
-def categorical(model: HAPPO, agent: str, twin: Any, rows: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
+def categorical(
+    model: HAPPO, agent: str, twin: Any, rows: ActorBatch
+) -> tuple[th.Tensor, th.Tensor]:
     """Log-probability and entropy of Discrete actions, from the twin's network."""
     features = rows.observations
     assert isinstance(features, th.Tensor)
@@ -44,7 +58,11 @@ class SometimesTwo(RandomTeam):
         super().__init__({f"agent_{index}": spaces.Discrete(3) for index in range(3)})
 
     def _present(self, answers: dict[str, Any]) -> dict[str, Any]:
-        return {agent: value for agent, value in answers.items() if agent != "agent_0" or self._t % 3 != 1}
+        return {
+            agent: value
+            for agent, value in answers.items()
+            if agent != "agent_0" or self._t % 3 != 1
+        }
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         return tuple(map(self._present, super().reset(seed, options)))  # type: ignore[return-value]
@@ -63,7 +81,9 @@ def test_settings_in_the_order_of_happo() -> None:
 
 
 @pytest.mark.parametrize("append_agent_id", [False, True])
-@pytest.mark.parametrize("team", [alike_team, lambda: JointEnv(SometimesTwo())], ids=["all there", "some away"])
+@pytest.mark.parametrize(
+    "team", [alike_team, lambda: JointEnv(SometimesTwo())], ids=["all there", "some away"]
+)
 def test_one_update_of_mappo_by_hand(append_agent_id: bool, team: Any) -> None:
     """One network, one gradient step per pass, on the mean over all agents' samples together; the factor is 1."""
     epochs, rate, clip, ent = 3, 0.2, 0.1, 0.02
@@ -90,7 +110,10 @@ def test_one_update_of_mappo_by_hand(append_agent_id: bool, team: Any) -> None:
             log_prob, entropy = categorical(model, agent, twin, rows)
             advantages = (rows.advantages - rows.advantages.mean()) / (rows.advantages.std() + 1e-8)
             ratio = (log_prob - rows.old_log_prob).exp()
-            terms.append(th.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages) + ent * entropy)
+            terms.append(
+                th.minimum(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+                + ent * entropy
+            )
         for param, grad in zip(params, th.autograd.grad(th.cat(terms).mean(), params), strict=True):
             param.data += rate * grad
     assert not same(before, snapshot(twin))
@@ -103,7 +126,13 @@ def test_shared_networks_learn_from_every_agent() -> None:
     """Where only one agent's samples are worth anything, the shared network learns from them, whoever it is."""
     changes = []
     for teacher in range(3):
-        model = small(MAPPO, JointEnv(SometimesTwo(), state="agent"), normalize_advantage=False, seed=0, policy_kwargs=SGD)
+        model = small(
+            MAPPO,
+            JointEnv(SometimesTwo(), state="agent"),
+            normalize_advantage=False,
+            seed=0,
+            policy_kwargs=SGD,
+        )
         collect(model)
         advantages = model.rollout_buffer.advantages
         advantages[..., [agent for agent in range(3) if agent != teacher]] = 0.0
@@ -118,24 +147,49 @@ def test_shared_networks_learn_from_every_agent() -> None:
 @pytest.mark.parametrize("algorithm", [MAPPO, IPPO])
 def test_who_shares_by_default(algorithm: type[HAPPO]) -> None:
     """Agents whose spaces agree."""
-    team = {**PLAIN_SPACES, "discrete_2": PLAIN_SPACES["discrete"], "box_2": PLAIN_SPACES["box"], "other": spaces.Discrete(3)}
+    team = {
+        **PLAIN_SPACES,
+        "discrete_2": PLAIN_SPACES["discrete"],
+        "box_2": PLAIN_SPACES["box"],
+        "other": spaces.Discrete(3),
+    }
     model = small(algorithm, RandomTeam(team))
     assert sorted(model.policy.groups) == sorted(
-        [("discrete", "discrete_2"), ("box", "box_2"), ("multi_discrete",), ("multi_binary",), ("other",)]
+        [
+            ("discrete", "discrete_2"),
+            ("box", "box_2"),
+            ("multi_discrete",),
+            ("multi_binary",),
+            ("other",),
+        ]
     )
     first, second = model.policies["box"], model.policies["box_2"]
-    assert first.head is second.head and first.log_std is second.log_std and first.optimizer is second.optimizer
-    assert model.policies["discrete"].head is not model.policies["other"].head, "Discrete(3, start=2) is not Discrete(3)"
+    assert (
+        first.head is second.head
+        and first.log_std is second.log_std
+        and first.optimizer is second.optimizer
+    )
+    assert model.policies["discrete"].head is not model.policies["other"].head, (
+        "Discrete(3, start=2) is not Discrete(3)"
+    )
 
 
 def test_agents_who_see_different_things_do_not_share() -> None:
-    observation_spaces = {"left": spaces.Box(-1, 1, (3,)), "right": spaces.Box(-2, 1, (3,)), "up": spaces.Box(-1, 1, (3,))}
-    team = RandomTeam(dict.fromkeys(observation_spaces, spaces.Discrete(2)), observation_spaces=observation_spaces)
+    observation_spaces = {
+        "left": spaces.Box(-1, 1, (3,)),
+        "right": spaces.Box(-2, 1, (3,)),
+        "up": spaces.Box(-1, 1, (3,)),
+    }
+    team = RandomTeam(
+        dict.fromkeys(observation_spaces, spaces.Discrete(2)), observation_spaces=observation_spaces
+    )
     assert small(MAPPO, team).policy.groups == [("left", "up"), ("right",)]
 
 
 def test_agents_with_overrides_do_not_share_with_others() -> None:
-    model = small(MAPPO, alike_team(), policy_kwargs=dict(agent_kwargs={"agent_1": dict(net_arch=[3])}))
+    model = small(
+        MAPPO, alike_team(), policy_kwargs=dict(agent_kwargs={"agent_1": dict(net_arch=[3])})
+    )
     assert model.policy.groups == [("agent_0", "agent_2"), ("agent_1",)]
 
 
@@ -161,7 +215,11 @@ def test_sharing_choices_are_open_to_all(algorithm: type[HAPPO]) -> None:
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
 def test_the_heterogeneous_share_nothing_by_default(algorithm: type[HAPPO]) -> None:
-    assert small(algorithm, alike_team()).policy.groups == [("agent_0",), ("agent_1",), ("agent_2",)]
+    assert small(algorithm, alike_team()).policy.groups == [
+        ("agent_0",),
+        ("agent_1",),
+        ("agent_2",),
+    ]
 
 
 def test_agent_ids_tell_sharers_apart() -> None:
@@ -169,9 +227,15 @@ def test_agent_ids_tell_sharers_apart() -> None:
     kwargs = dict(append_agent_id=True, share_parameters=[["agent_0", "agent_2"]], output_gain=1.0)
     model = small(MAPPO, alike_team(), policy_kwargs=kwargs, seed=0)
     obs = th.randn(1, 3)
-    logits = {agent: policy.get_distribution(obs).distribution.logits for agent, policy in model.policies.items()}  # type: ignore[union-attr]
+    logits = {
+        agent: policy.get_distribution(obs).distribution.logits
+        for agent, policy in model.policies.items()
+    }  # type: ignore[union-attr]
     assert not th.allclose(logits["agent_0"], logits["agent_2"])
-    assert model.policies["agent_0"].agent_id == (0, 2) and model.policies["agent_2"].agent_id == (1, 2)
+    assert model.policies["agent_0"].agent_id == (0, 2) and model.policies["agent_2"].agent_id == (
+        1,
+        2,
+    )
     assert model.policies["agent_1"].agent_id is None
     model = small(MAPPO, alike_team(), policy_kwargs=dict(output_gain=1.0), seed=0)
     plain = [policy.get_distribution(obs).distribution.logits for policy in model.policies.values()]  # type: ignore[union-attr]
@@ -192,7 +256,10 @@ def test_agent_ids_solve_what_sharers_cannot() -> None:
             policy_kwargs=dict(append_agent_id=append_agent_id, output_gain=1.0),
         ).learn(3000)
         obs = th.ones(1, 1)
-        p, q = (policy.get_distribution(obs).distribution.probs[0, 1].item() for policy in model.policies.values())  # type: ignore[union-attr]
+        p, q = (
+            policy.get_distribution(obs).distribution.probs[0, 1].item()
+            for policy in model.policies.values()
+        )  # type: ignore[union-attr]
         returns[append_agent_id] = p * (1 - q) + q * (1 - p)
     assert returns[False] <= 0.5 + 1e-6 and returns[True] >= 0.95
 
@@ -201,7 +268,11 @@ def test_agent_ids_solve_what_sharers_cannot() -> None:
 def test_the_factor_stays_1(algorithm: type[HAPPO]) -> None:
     model = small(algorithm, random_team(), learning_rate=1e-2, seed=0).learn(32, log_interval=100)
     values = model.logger.name_to_value
-    assert (values["train/factor_mean"], values["train/factor_std"], values["train/factor_ess"]) == (1.0, 0.0, 1.0)
+    assert (
+        values["train/factor_mean"],
+        values["train/factor_std"],
+        values["train/factor_ess"],
+    ) == (1.0, 0.0, 1.0)
 
 
 def test_unshared_mappo_updates_do_not_depend_on_each_other() -> None:
@@ -209,8 +280,17 @@ def test_unshared_mappo_updates_do_not_depend_on_each_other() -> None:
     after = {}
     for algorithm, order in ((HAPPO, "fixed"), (HAPPO, "reverse"), (MAPPO, "fixed")):
         kwargs = dict(share_parameters=False)
-        model = small(algorithm, alike_team(2), agent_order=order, learning_rate=0.02, seed=0, policy_kwargs=kwargs).learn(32)
-        after[algorithm.__name__, order] = {agent: snapshot(policy) for agent, policy in model.policies.items()}
+        model = small(
+            algorithm,
+            alike_team(2),
+            agent_order=order,
+            learning_rate=0.02,
+            seed=0,
+            policy_kwargs=kwargs,
+        ).learn(32)
+        after[algorithm.__name__, order] = {
+            agent: snapshot(policy) for agent, policy in model.policies.items()
+        }
     mappo = after["MAPPO", "fixed"]
     assert same(mappo["agent_0"], after["HAPPO", "fixed"]["agent_0"])
     assert same(mappo["agent_1"], after["HAPPO", "reverse"]["agent_1"])
@@ -245,7 +325,13 @@ class Rivals(ParallelEnv):
         left, right = actions["left"], actions["right"]
         over = dict.fromkeys(self.possible_agents, True)
         rewards = {"left": float(left - 2 * right), "right": float(right - 2 * left)}
-        return self._observations(), rewards, over, dict.fromkeys(over, False), {agent: {} for agent in over}
+        return (
+            self._observations(),
+            rewards,
+            over,
+            dict.fromkeys(over, False),
+            {agent: {} for agent in over},
+        )
 
 
 def test_ippo_learns_from_own_rewards() -> None:
@@ -257,7 +343,9 @@ def test_ippo_learns_from_own_rewards() -> None:
         assert model.predict(obs, deterministic=True)[0] == {"left": wanted, "right": wanted}
         if algorithm is IPPO:
             collect(model)
-            taken = th.cat([model.rollout_buffer.actions[agent] for agent in ("left", "right")], dim=-1)
+            taken = th.cat(
+                [model.rollout_buffer.actions[agent] for agent in ("left", "right")], dim=-1
+            )
             own = taken - 2 * taken.flip(-1)
             assert th.equal(model.rollout_buffer.rewards, own)
 

@@ -62,18 +62,25 @@ N_TIMESTEPS = 5 * N_ENVS * N_STEPS
 @cache
 def trained_ppo(env_id: str, clip_range_vf: float | None) -> PPO:
     """SB3's own, after 5 updates that have changed every parameter."""
-    settings: dict[str, Any] = dict(max_grad_norm=float("inf"), clip_range_vf=clip_range_vf, policy_kwargs=NET)
+    settings: dict[str, Any] = dict(
+        max_grad_norm=float("inf"), clip_range_vf=clip_range_vf, policy_kwargs=NET
+    )
     ppo = PPO("MlpPolicy", make_vec_env(env_id, N_ENVS), **settings, **SETTINGS)
     before = [param.detach().clone() for param in ppo.policy.parameters()]
     ppo.learn(N_TIMESTEPS)
-    assert all((old - new).abs().max() > 1e-3 for old, new in zip(before, ppo.policy.parameters(), strict=True))
+    assert all(
+        (old - new).abs().max() > 1e-3
+        for old, new in zip(before, ppo.policy.parameters(), strict=True)
+    )
     return ppo
 
 
 @pytest.mark.parametrize("algorithm", [HAPPO, MAPPO, IPPO])
 @pytest.mark.parametrize("clip_range_vf", [None, 0.2])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_team_of_one_is_ppo(algorithm: type[HAPPO], env_id: str, clip_range_vf: float | None) -> None:
+def test_team_of_one_is_ppo(
+    algorithm: type[HAPPO], env_id: str, clip_range_vf: float | None
+) -> None:
     ppo = trained_ppo(env_id, clip_range_vf)
     happo = algorithm(
         "MlpPolicy",
@@ -103,11 +110,24 @@ def test_team_of_one_is_a2c(env_id: str, normalize_advantage: bool) -> None:
         seed=3,
     )
     env = make_vec_env(env_id, N_ENVS)
-    a2c = A2C("MlpPolicy", env, use_rms_prop=False, max_grad_norm=float("inf"), policy_kwargs=NET, device="cpu", **settings)
+    a2c = A2C(
+        "MlpPolicy",
+        env,
+        use_rms_prop=False,
+        max_grad_norm=float("inf"),
+        policy_kwargs=NET,
+        device="cpu",
+        **settings,
+    )
     before = [param.detach().clone() for param in a2c.policy.parameters()]
     a2c.learn(40 * N_ENVS * 8)
-    assert all((old - new).abs().max() > 1e-4 for old, new in zip(before, a2c.policy.parameters(), strict=True))
-    settings.update(policy_kwargs=dict(rescale_actions=False, **NET), normalize_value=False, max_grad_norm=None)
+    assert all(
+        (old - new).abs().max() > 1e-4
+        for old, new in zip(before, a2c.policy.parameters(), strict=True)
+    )
+    settings.update(
+        policy_kwargs=dict(rescale_actions=False, **NET), normalize_value=False, max_grad_norm=None
+    )
     haa2c = HAA2C("MlpPolicy", make_vec_env(env_id, N_ENVS), device="cpu", **settings)
     haa2c.learn(40 * N_ENVS * 8)
     for mine, theirs in pairs(haa2c, a2c):
@@ -131,10 +151,14 @@ def test_bare_gymnasium_env_and_minibatches_learn() -> None:
 
 
 def normalised_outside() -> VecNormalize:
-    return VecNormalize(VecTeamOfOne(make_vec_env("CartPole-v1", 1)), norm_obs_keys=["agent_0", "state"])
+    return VecNormalize(
+        VecTeamOfOne(make_vec_env("CartPole-v1", 1)), norm_obs_keys=["agent_0", "state"]
+    )
 
 
-@pytest.mark.parametrize("make", [lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), normalised_outside])
+@pytest.mark.parametrize(
+    "make", [lambda: VecNormalize(make_vec_env("CartPole-v1", 1)), normalised_outside]
+)
 def test_sb3s_evaluation_with_normalised_observations(make: Callable[[], VecNormalize]) -> None:
     """The callback copies the statistics of one environment to the other, wrapper by wrapper."""
     env, eval_env = make(), make()
@@ -156,7 +180,9 @@ class Blinker(gym.Env):
     observation_space = spaces.Box(-1, 1, (3,))
     action_space = spaces.Discrete(2)
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self._t = 0
         return np.zeros(3, np.float32), {"active": False}
@@ -174,8 +200,13 @@ def test_what_a_single_agent_calls_active_is_its_own_business(n_envs: int) -> No
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "FrozenLake-v1"])
-def test_single_environments_and_vec_envs_take_over_from_each_other(env_id: str, tmp_path: Path) -> None:
-    for first, then in ((make_vec_env(env_id, 2), gym.make(env_id)), (gym.make(env_id), make_vec_env(env_id, 2))):
+def test_single_environments_and_vec_envs_take_over_from_each_other(
+    env_id: str, tmp_path: Path
+) -> None:
+    for first, then in (
+        (make_vec_env(env_id, 2), gym.make(env_id)),
+        (gym.make(env_id), make_vec_env(env_id, 2)),
+    ):
         small(HAPPO, first).save(tmp_path / "model")
         model = HAPPO.load(tmp_path / "model", env=then)
         model.learn(32)
@@ -190,11 +221,17 @@ class Picky(gym.Env):
     def __init__(self, mask_in_info: bool) -> None:
         self.mask_in_info = mask_in_info
         own, mask = spaces.Box(-1, 1, (2,)), spaces.Box(0, 1, (3,), np.int8)
-        self.observation_space = own if mask_in_info else spaces.Dict({"observation": own, "action_mask": mask})
+        self.observation_space = (
+            own if mask_in_info else spaces.Dict({"observation": own, "action_mask": mask})
+        )
 
     def _seen(self) -> tuple[Any, dict]:
         own, mask = np.zeros(2, np.float32), np.array([0, 1, 0], np.int8)
-        return (own, {"action_mask": mask}) if self.mask_in_info else ({"observation": own, "action_mask": mask}, {})
+        return (
+            (own, {"action_mask": mask})
+            if self.mask_in_info
+            else ({"observation": own, "action_mask": mask}, {})
+        )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
         super().reset(seed=seed)
@@ -210,7 +247,9 @@ def test_masks_of_single_agent_vec_envs() -> None:
     """In the observation they are minded, elsewhere refused."""
     small(HAPPO, DummyVecEnv([lambda: Picky(False)])).learn(64)
     small(HAPPO, Picky(True)).learn(64)
-    with pytest.raises(ValueError, match="action mask in its info, which a single-agent VecEnv does not carry"):
+    with pytest.raises(
+        ValueError, match="action mask in its info, which a single-agent VecEnv does not carry"
+    ):
         small(HAPPO, DummyVecEnv([lambda: Picky(True)])).learn(64)
     with pytest.raises(ValueError, match=r"VecNormalize would normalise \['action_mask'\]"):
         small(HAPPO, VecNormalize(DummyVecEnv([lambda: Picky(False)])))

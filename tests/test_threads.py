@@ -70,7 +70,9 @@ def test_parameters_that_do_not_learn_are_left_alone() -> None:
     heads = [network.head.weight.detach().clone() for network in networks]
     model.learn(32)
     assert all(th.equal(weight, old) for weight, old in zip(frozen, before, strict=True))
-    assert not any(th.equal(network.head.weight, old) for network, old in zip(networks, heads, strict=True))
+    assert not any(
+        th.equal(network.head.weight, old) for network, old in zip(networks, heads, strict=True)
+    )
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -15,19 +15,35 @@ from torch.func import functional_call
 from sb3_happo import HATRPO, JointEnv
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.policies import AgentPolicy
-from sb3_happo.common.trust_region import flat_gradient, flatten, hessian_vector_product, line_search, natural_step
+from sb3_happo.common.trust_region import (
+    flat_gradient,
+    flatten,
+    hessian_vector_product,
+    line_search,
+    natural_step,
+)
 from sb3_happo.common.type_aliases import ActorBatch
 from tests.algorithms import PLAIN_SPACES, alike_team, collect, random_team, same, small, snapshot
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam
 
 VECTOR = spaces.Box(-1, 1, (3,), np.float32)
-HYBRID = spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(2)])
+HYBRID = spaces.Tuple(
+    [spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32), spaces.MultiBinary(2)]
+)
 SPACES = {**PLAIN_SPACES, "hybrid": HYBRID}
 
 
 def make_policy(space: spaces.Space, **kwargs: Any) -> AgentPolicy:
     th.manual_seed(0)
-    return AgentPolicy(VECTOR, space, lambda _: 1e-3, net_arch=[4], activation_fn=th.nn.Tanh, output_gain=1.0, **kwargs)
+    return AgentPolicy(
+        VECTOR,
+        space,
+        lambda _: 1e-3,
+        net_arch=[4],
+        activation_fn=th.nn.Tanh,
+        output_gain=1.0,
+        **kwargs,
+    )
 
 
 def perturbed(policy: AgentPolicy, size: float = 0.3) -> AgentPolicy:
@@ -54,7 +70,12 @@ def test_divergence_of_whole_actions(name: str) -> None:
         actions, log_prob = policy(many)
         estimate = (log_prob - other.evaluate_actions(many, actions)[0]).mean().item()
         assert exact.item() == pytest.approx(estimate, rel=0.05)
-        assert kl_divergence(policy.get_distribution(obs), copy.deepcopy(policy).get_distribution(obs)).item() == 0.0
+        assert (
+            kl_divergence(
+                policy.get_distribution(obs), copy.deepcopy(policy).get_distribution(obs)
+            ).item()
+            == 0.0
+        )
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3])])
@@ -65,8 +86,12 @@ def test_divergence_under_masks(space: spaces.Space) -> None:
     obs = th.tensor([[0.5, -1.0, 0.2]])
     mask = th.tensor([[1, 0, 1]] if isinstance(space, spaces.Discrete) else [[1, 0, 1, 0, 1]])
     with th.no_grad():
-        divergence = kl_divergence(policy.get_distribution(obs, mask), other.get_distribution(obs, mask)).item()
-        old, new = (which.head(which.body(obs))[0, -3:][[0, 2]].log_softmax(0) for which in (policy, other))
+        divergence = kl_divergence(
+            policy.get_distribution(obs, mask), other.get_distribution(obs, mask)
+        ).item()
+        old, new = (
+            which.head(which.body(obs))[0, -3:][[0, 2]].log_softmax(0) for which in (policy, other)
+        )
     assert divergence == pytest.approx((old.exp() * (old - new)).sum().item(), abs=1e-5)
 
 
@@ -94,7 +119,9 @@ def test_fisher_vector_product_is_the_explicit_hessians(name: str) -> None:
 
     def at(flat: th.Tensor) -> th.Tensor:
         parts = [part.view_as(param) for part, param in zip(flat.split(sizes), params, strict=True)]
-        return functional_call(divergence, {f"policy.{n}": part for n, part in zip(names, parts, strict=True)})
+        return functional_call(
+            divergence, {f"policy.{n}": part for n, part in zip(names, parts, strict=True)}
+        )
 
     hessian = th.autograd.functional.hessian(at, flatten(params).detach())
     assert isinstance(hessian, th.Tensor) and hessian.abs().max() > 0.01
@@ -182,10 +209,15 @@ class Records:
 
         model._update_actors = update  # type: ignore[method-assign]
 
-    def measure(self, agent: str, before: AgentPolicy, after: AgentPolicy, rows: ActorBatch) -> None:
+    def measure(
+        self, agent: str, before: AgentPolicy, after: AgentPolicy, rows: ActorBatch
+    ) -> None:
         params = list(before.parameters())
         advantages = (rows.advantages - rows.advantages.mean()) / (rows.advantages.std() + 1e-8)
-        old, new = (which.evaluate_actions(rows.observations, rows.actions, rows.action_masks)[0] for which in (before, after))
+        old, new = (
+            which.evaluate_actions(rows.observations, rows.actions, rows.action_masks)[0]
+            for which in (before, after)
+        )
         objective = (rows.factor * advantages * (old - rows.old_log_prob).exp()).mean()
         reached = (rows.factor * advantages * (new - rows.old_log_prob).exp()).mean()
         self.step[agent] = flatten(list(after.parameters())).detach() - flatten(params).detach()
@@ -208,9 +240,13 @@ class Records:
             p, q = old.sigmoid(), new.sigmoid()
             divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
         else:
-            heads = space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]  # type: ignore[attr-defined]
+            heads = (
+                space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]
+            )  # type: ignore[attr-defined]
             pairs = zip(old.split(heads, 1), new.split(heads, 1), strict=True)
-            divergence = th.cat([p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1)) for p, q in pairs], dim=1)
+            divergence = th.cat(
+                [p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1)) for p, q in pairs], dim=1
+            )
         return divergence.sum(dim=1).mean().item()
 
 
@@ -229,7 +265,9 @@ def test_every_step_keeps_the_bound_and_gains(target_kl: float) -> None:
             fraction = logged[f"{agent}/step_fraction"]
             if fraction:
                 steps += 1
-                assert records.gain[agent] >= model.accept_ratio * records.expected[agent] - 1e-6 > 0
+                assert (
+                    records.gain[agent] >= model.accept_ratio * records.expected[agent] - 1e-6 > 0
+                )
                 assert records.divergence[agent] > 0.1 * target_kl, "the bound should be used"
             else:
                 assert not records.step[agent].any()
@@ -238,10 +276,14 @@ def test_every_step_keeps_the_bound_and_gains(target_kl: float) -> None:
 
 def test_agents_with_masks_absences_and_images_keep_the_bound() -> None:
     for team in (MaskedGame, HeterogeneousTeam):
-        model = small(HATRPO, team(), n_steps=64, target_kl=0.01, seed=0).learn(128, log_interval=100)
+        model = small(HATRPO, team(), n_steps=64, target_kl=0.01, seed=0).learn(
+            128, log_interval=100
+        )
         logged = model.logger.name_to_value
         for agent in model.agents:
-            assert 0 <= logged[f"{agent}/kl"] <= 0.01 and np.isfinite(logged[f"{agent}/policy_objective"])
+            assert 0 <= logged[f"{agent}/kl"] <= 0.01 and np.isfinite(
+                logged[f"{agent}/policy_objective"]
+            )
 
 
 def test_without_an_acceptable_step_the_parameters_stay_bit_for_bit() -> None:
@@ -262,7 +304,14 @@ def test_acceptance_threshold_shortens_steps() -> None:
     """A step that brings less than the wanted share of what was expected is shortened until it does."""
     fractions = {}
     for accept_ratio in (0.0, 0.9):
-        model = small(HATRPO, alike_team(1), accept_ratio=accept_ratio, target_kl=1.0, line_search_max_iter=40, seed=0)
+        model = small(
+            HATRPO,
+            alike_team(1),
+            accept_ratio=accept_ratio,
+            target_kl=1.0,
+            line_search_max_iter=40,
+            seed=0,
+        )
         records = Records(model)
         model.learn(32, log_interval=100)
         fractions[accept_ratio] = model.logger.name_to_value["agent_0/step_fraction"]
@@ -278,7 +327,9 @@ def test_worthless_rollouts_change_nothing() -> None:
     before = snapshot(model.policy.actors)
     model.train()
     assert same(before, snapshot(model.policy.actors))
-    model = small(HATRPO, JointEnv(RandomTeam({"arm": spaces.Discrete(1), "leg": spaces.Discrete(2)})), seed=0)
+    model = small(
+        HATRPO, JointEnv(RandomTeam({"arm": spaces.Discrete(1), "leg": spaces.Discrete(2)})), seed=0
+    )
     before = snapshot(model.policies["arm"])
     model.learn(64)
     assert same(before, snapshot(model.policies["arm"]))
@@ -286,7 +337,9 @@ def test_worthless_rollouts_change_nothing() -> None:
 
 def test_shared_parameters_are_stepped_together() -> None:
     """The objective and the bound are of both agents' samples; the second turn starts from where the first ended."""
-    model = small(HATRPO, alike_team(2), target_kl=0.01, seed=0, policy_kwargs=dict(share_parameters=True))
+    model = small(
+        HATRPO, alike_team(2), target_kl=0.01, seed=0, policy_kwargs=dict(share_parameters=True)
+    )
     records = Records(model)
     model.learn(32)
     assert all(divergence <= 0.0105 for divergence in records.divergence.values())
@@ -299,10 +352,15 @@ def test_shared_parameters_are_stepped_together() -> None:
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_first_step_of_a_team_of_one_is_trpos(env_id: str) -> None:
-    settings: dict[str, Any] = dict(n_steps=256, gamma=0.98, seed=3, cg_damping=0.1, cg_max_steps=15, device="cpu")
+    settings: dict[str, Any] = dict(
+        n_steps=256, gamma=0.98, seed=3, cg_damping=0.1, cg_max_steps=15, device="cpu"
+    )
     net: dict[str, Any] = dict(net_arch=[32, 32], activation_fn=th.nn.Tanh)
     trpo = TRPO("MlpPolicy", make_vec_env(env_id, 2), batch_size=512, policy_kwargs=net, **settings)
-    theirs = [*trpo.policy.mlp_extractor.policy_net.parameters(), *trpo.policy.action_net.parameters()]
+    theirs = [
+        *trpo.policy.mlp_extractor.policy_net.parameters(),
+        *trpo.policy.action_net.parameters(),
+    ]
     if env_id == "Pendulum-v1":
         theirs.append(trpo.policy.log_std)
     before = flatten(theirs).detach().clone()
@@ -311,7 +369,11 @@ def test_first_step_of_a_team_of_one_is_trpos(env_id: str) -> None:
     settings.update(batch_size=None, normalize_value=False, accept_ratio=0.0)
     hatrpo = HATRPO(make_vec_env(env_id, 2), policy_kwargs=net, **settings)
     policy = hatrpo.policies["agent_0"]
-    mine = [*policy.body.parameters(), *policy.head.parameters(), *([] if policy.log_std is None else [policy.log_std])]
+    mine = [
+        *policy.body.parameters(),
+        *policy.head.parameters(),
+        *([] if policy.log_std is None else [policy.log_std]),
+    ]
     assert th.equal(before, flatten(mine)), "same seed, same initial weights"
     hatrpo.learn(512)
     changes = [flatten(params).detach() - before for params in (theirs, mine)]
@@ -340,4 +402,6 @@ def test_line_search_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(policy, "get_distribution", get_distribution)
     model.learn(32)
     moved = [params - visited[0] for params in visited if not th.equal(params, visited[0])]
-    assert [float(move.norm() / moved[0].norm()) for move in moved] == pytest.approx([1.0, 0.3], rel=1e-3)
+    assert [float(move.norm() / moved[0].norm()) for move in moved] == pytest.approx(
+        [1.0, 0.3], rel=1e-3
+    )

@@ -52,14 +52,21 @@ def test_one_update_of_three_agents_by_hand() -> None:
     model.train()
 
     # Advantages, one step after the other
-    rewards, values, starts = (x.flatten().tolist() for x in (buffer.rewards, buffer.values, buffer.episode_starts))
+    rewards, values, starts = (
+        x.flatten().tolist() for x in (buffer.rewards, buffer.values, buffer.episode_starts)
+    )
     last = {k: th.as_tensor(v) for k, v in model._last_obs.items()}  # type: ignore[union-attr]
     values.append(critic.predict_values(last).item())
     starts.append(float(model._last_episode_starts[0]))  # type: ignore[index]
     advantages = [0.0] * 65
     for t in reversed(range(64)):
         alive = 1.0 - starts[t + 1]
-        advantages[t] = rewards[t] + gamma * values[t + 1] * alive - values[t] + gamma * lam * alive * advantages[t + 1]
+        advantages[t] = (
+            rewards[t]
+            + gamma * values[t + 1] * alive
+            - values[t]
+            + gamma * lam * alive * advantages[t + 1]
+        )
     assert any(starts[1:]), "the re-derivation should cross the end of an episode"
     advantage = th.tensor(advantages[:64])
     returns = advantage + th.tensor(values[:64])
@@ -78,7 +85,9 @@ def test_one_update_of_three_agents_by_hand() -> None:
             log_p = -0.5 * ((actions - out) / std) ** 2 - twin.log_std - 0.5 * np.log(2 * np.pi)
             return log_p.sum(-1), (0.5 + 0.5 * np.log(2 * np.pi) + twin.log_std).sum().expand(64)
         heads = [out[:, :2].log_softmax(-1), out[:, 2:].log_softmax(-1)]
-        chosen = [head.gather(1, actions[:, i : i + 1].long()).squeeze(1) for i, head in enumerate(heads)]
+        chosen = [
+            head.gather(1, actions[:, i : i + 1].long()).squeeze(1) for i, head in enumerate(heads)
+        ]
         return chosen[0] + chosen[1], sum(-(h.exp() * h).sum(-1) for h in heads)
 
     m = advantage.clone()
@@ -88,13 +97,18 @@ def test_one_update_of_three_agents_by_hand() -> None:
         for _ in range(epochs):
             new, entropy = log_prob_and_entropy(agent)
             ratio = (new - old).exp()
-            objective = th.minimum(ratio * m, ratio.clamp(1 - clip, 1 + clip) * m).mean() + ent * entropy.mean()
+            objective = (
+                th.minimum(ratio * m, ratio.clamp(1 - clip, 1 + clip) * m).mean()
+                + ent * entropy.mean()
+            )
             params = list(twins[agent].parameters())
             for param, grad in zip(params, th.autograd.grad(objective, params), strict=True):
                 param.data += rate * grad
         with th.no_grad():
             m = m * (log_prob_and_entropy(agent)[0] - old).exp()
-        for mine, theirs in zip(twins[agent].parameters(), model.policies[agent].parameters(), strict=True):
+        for mine, theirs in zip(
+            twins[agent].parameters(), model.policies[agent].parameters(), strict=True
+        ):
             assert th.allclose(mine, theirs, atol=1e-6), agent
     for _ in range(epochs):
         loss = ((critic(buffer.critic_data().observations).squeeze(1) - returns) ** 2).mean()
@@ -125,7 +139,13 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
     n_agents = 3
     rng = np.random.default_rng(0)
     payoff = 3 * rng.normal(size=(2,) * n_agents)
-    model = HAPPO(JointEnv(MatrixGame(n_agents, payoff)), n_steps=2, batch_size=None, policy_kwargs=dict(net_arch=[]), seed=0)
+    model = HAPPO(
+        JointEnv(MatrixGame(n_agents, payoff)),
+        n_steps=2,
+        batch_size=None,
+        policy_kwargs=dict(net_arch=[]),
+        seed=0,
+    )
     model._setup_learn(2)
     buffer = model.rollout_buffer = model.rollout_buffer.__class__(2**n_agents, model.policy)
     joint = list(itertools.product(range(2), repeat=n_agents))
@@ -135,7 +155,9 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
             buffer.observations[key][row] = obs[key]
         for agent, action in zip(model.agents, actions, strict=True):
             buffer.actions[agent][row] = float(action)
-            log_prob, _ = model.policies[agent].evaluate_actions(obs[agent], th.tensor([[float(action)]]))
+            log_prob, _ = model.policies[agent].evaluate_actions(
+                obs[agent], th.tensor([[float(action)]])
+            )
             buffer.log_probs[agent][row] = log_prob.detach()
     old = th.stack([buffer.log_probs[agent] for agent in model.agents]).sum(dim=0).exp().flatten()
     value = (old * th.tensor(payoff.flatten())).sum()
@@ -162,7 +184,9 @@ def test_counter_example_of_proposition_1() -> None:
     n_agents = 4
     env_fn = partial(MatrixGame, n_agents)
     copies = make_joint_vec_env(env_fn, 16, vec_env_cls=JointDummyVecEnv)
-    model = HAPPO(copies, n_steps=16, batch_size=None, learning_rate=0.01, ent_coef=0.01, seed=0).learn(25_000)
+    model = HAPPO(
+        copies, n_steps=16, batch_size=None, learning_rate=0.01, ent_coef=0.01, seed=0
+    ).learn(25_000)
     env = MatrixGame(n_agents)
     total = 0.0
     for _ in range(200):
@@ -185,14 +209,18 @@ def test_what_follows_death_is_not_guessed() -> None:
     rewards = th.tensor([[1.0, 0.5], [2.0, -1.0], [0.0, 0.0], [1.0, 0.0]])
     buffer.values[:, 0], buffer.rewards[:, 0] = values, rewards
     buffer.active[2:, 0, 1] = False
-    last = model._values_to_come(th.tensor([[8.0, guess]]), values[1:2], np.array([[True, False]]), None)
+    last = model._values_to_come(
+        th.tensor([[8.0, guess]]), values[1:2], np.array([[True, False]]), None
+    )
     buffer.compute_returns_and_advantage(last, np.array([False]))
     survivor, dead = buffer.advantages[:, 0, 0], buffer.advantages[:, 0, 1]
     # The second agent dies in the second step
     assert dead[1].item() == pytest.approx(-1.0 - 4.0)
     assert dead[0].item() == pytest.approx(0.5 + gamma * 4.0 - 2.0 + gamma * lam * dead[1].item())
     assert survivor[3].item() == pytest.approx(1.0 + gamma * 8.0 - 7.0)
-    assert survivor[2].item() == pytest.approx(0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item())
+    assert survivor[2].item() == pytest.approx(
+        0.0 + gamma * 7.0 - 5.0 + gamma * lam * survivor[3].item()
+    )
 
 
 def always_say(model: HAPPO, value: float) -> None:
@@ -224,7 +252,10 @@ class Mortal(RandomTeam):
             self.agents = ["b"]
         if self.reward is not None:
             rewards = dict.fromkeys(team, self.reward)
-        return tuple({agent: of[agent] for agent in team} for of in (obs, rewards, terminations, truncations, infos))
+        return tuple(
+            {agent: of[agent] for agent in team}
+            for of in (obs, rewards, terminations, truncations, infos)
+        )
 
 
 @pytest.mark.parametrize("n_steps", [6, 24])
@@ -242,7 +273,14 @@ def test_the_teams_reward_goes_on_without_the_dead(n_steps: int) -> None:
 def test_explained_variance_is_that_of_steps_that_are_learned() -> None:
     """Of absent agents value and return are the same, which explains nothing."""
     model = small(
-        IPPO, Mortal(2, 20), n_steps=80, batch_size=None, gamma=0.0, gae_lambda=0.0, n_epochs=1, normalize_value=False
+        IPPO,
+        Mortal(2, 20),
+        n_steps=80,
+        batch_size=None,
+        gamma=0.0,
+        gae_lambda=0.0,
+        n_epochs=1,
+        normalize_value=False,
     )
     always_say(model, 10.0)
     model.learn(80)

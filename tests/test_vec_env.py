@@ -23,7 +23,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_happo import JointEnv
 from sb3_happo.envs import joint_action_dtype
@@ -57,7 +63,9 @@ class Talkative(gym.Wrapper):
         self.options: dict[str, Any] | None = None
         self.fail_in = ""
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self.options = options
         self._fail("reset")
         obs, info = self.env.reset(seed=seed)
@@ -124,7 +132,9 @@ class Thrifty(gym.Env):
         self.kept: list[np.ndarray] = []
         self.resets = -1  # of which JointEnv makes one
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self.resets += 1
         self.obs[:] = -self.resets
         return self.obs, {"hello": True} if self.resets == 1 else {}
@@ -150,7 +160,9 @@ def _nothing_left_behind() -> Iterator[None]:
 
     before = left()
     yield
-    deadline = time.monotonic() + 2  # what other programs have in shared memory at the moment is not ours to judge
+    deadline = (
+        time.monotonic() + 2
+    )  # what other programs have in shared memory at the moment is not ours to judge
     while not left() <= before and time.monotonic() < deadline:
         time.sleep(0.05)
     assert left() <= before
@@ -180,7 +192,9 @@ def run(venv: VecEnv, n_steps: int, seed: int = 7) -> list[Course]:
             joint = as_joint_actions(sampled, action_space, dtype, venv.num_envs)  # type: ignore[arg-type]
             obs, rewards, dones, infos = venv.step(joint)
             joint[...] = np.zeros((), dtype)  # the actions stay the caller's
-            courses.append(Course(obs, rewards, dones, list(infos), list(venv.unwrapped.reset_infos)))  # type: ignore[arg-type]
+            courses.append(
+                Course(obs, rewards, dones, list(infos), list(venv.unwrapped.reset_infos))
+            )  # type: ignore[arg-type]
     return courses
 
 
@@ -208,12 +222,21 @@ def without_agent_infos(courses: list[Course]) -> list[Course]:
     return courses
 
 
-TEAMS = {"heterogeneous": each(heterogeneous, [12, 11, 7, 12, 9]), "turns": each(turns, [4, 2, 3, 1, 4])}
+TEAMS = {
+    "heterogeneous": each(heterogeneous, [12, 11, 7, 12, 9]),
+    "turns": each(turns, [4, 2, 3, 1, 4]),
+}
 VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
     "in-process": JointDummyVecEnv,
-    "1 worker, forkserver": partial(JointSubprocVecEnv, n_workers=1, full_infos=True, parent_works=False),
-    "2 workers, spawn": partial(JointSubprocVecEnv, n_workers=2, start_method="spawn", full_infos=True, parent_works=False),
-    "3 workers, fork": partial(JointSubprocVecEnv, n_workers=3, start_method="fork", full_infos=True),
+    "1 worker, forkserver": partial(
+        JointSubprocVecEnv, n_workers=1, full_infos=True, parent_works=False
+    ),
+    "2 workers, spawn": partial(
+        JointSubprocVecEnv, n_workers=2, start_method="spawn", full_infos=True, parent_works=False
+    ),
+    "3 workers, fork": partial(
+        JointSubprocVecEnv, n_workers=3, start_method="fork", full_infos=True
+    ),
     "default": JointSubprocVecEnv,
 }
 
@@ -221,7 +244,12 @@ VEC_ENVS: dict[str, Callable[[EnvFns], VecEnv]] = {
 @pytest.mark.parametrize(
     ("team", "kind"),
     # spawn imports everything again, once will do
-    [(team, kind) for team in TEAMS for kind in VEC_ENVS if (team, kind) != ("turns", "2 workers, spawn")],
+    [
+        (team, kind)
+        for team in TEAMS
+        for kind in VEC_ENVS
+        if (team, kind) != ("turns", "2 workers, spawn")
+    ],
 )
 def test_same_as_dummy_vec_env(team: str, kind: str) -> None:
     expected = run(DummyVecEnv(TEAMS[team]), 40)
@@ -259,7 +287,13 @@ def test_vec_env_contract(kind: str) -> None:
         assert not venv.has_attr("numeral")
         assert venv.env_is_wrapped(Talkative) == [True] * 5
         assert venv.env_is_wrapped(Monitor, indices=[0]) == [False]
-        assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == [10, 20, 12, 13, 20]
+        assert [image[0, 0, 0] for image in venv.get_images() if image is not None] == [
+            10,
+            20,
+            12,
+            13,
+            20,
+        ]
         assert venv.render().shape == (6, 4, 3) or venv.render().shape == (4, 6, 3)  # type: ignore[union-attr]
 
         # The caller may drop a step
@@ -293,7 +327,9 @@ def test_arrays_have_one_owner(make: Callable[[EnvFns], VecEnv]) -> None:
             if step == 2:
                 assert dones.all()
                 # From -1 by way of 1 and 3 to 7, and then a reset to -2
-                assert [info["terminal_observation"]["agent_0"].tolist() for info in infos] == [[7.0, 7.0]] * 2
+                assert [info["terminal_observation"]["agent_0"].tolist() for info in infos] == [
+                    [7.0, 7.0]
+                ] * 2
                 assert obs["agent_0"].tolist() == [[-2.0, -2.0]] * 2  # type: ignore[call-overload]
         assert venv.reset_infos == [{}] * 2
         for env in venv.get_attr("env"):
@@ -302,20 +338,27 @@ def test_arrays_have_one_owner(make: Callable[[EnvFns], VecEnv]) -> None:
 
 @pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
 def test_joint_actions_in_every_form(make: Callable[[EnvFns], VecEnv]) -> None:
-    spaces_ = {"a": spaces.Discrete(3), "b": spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32)])}
+    spaces_ = {
+        "a": spaces.Discrete(3),
+        "b": spaces.Tuple([spaces.Discrete(2), spaces.Box(-1, 1, (2,), np.float32)]),
+    }
     fns: EnvFns = [lambda: JointEnv(RandomTeam(spaces_))] * 2
     with contextlib.closing(make(fns)) as venv:
         venv.reset()
         nested = [("0", np.int64), ("1", np.float64, (2,))]
         # Other order, other types
-        joint = np.array([((1, [0.5, -0.5]), 2), ((0, [0.25, 1.0]), 1)], dtype=[("b", nested), ("a", np.int32)])
+        joint = np.array(
+            [((1, [0.5, -0.5]), 2), ((0, [0.25, 1.0]), 1)], dtype=[("b", nested), ("a", np.int32)]
+        )
         venv.step(joint)
         assert [actions["a"] for actions in env_actions(venv)] == [2, 1]
         venv.step([{"b": (1, [0.5, -0.5]), "a": 2}, {"a": 1, "b": (0, [0.25, 1.0])}])  # type: ignore[arg-type]
         assert [actions["a"] for actions in env_actions(venv)] == [2, 1]
         for actions in env_actions(venv):
             assert spaces_["b"].contains(actions["b"])
-        assert_same([actions["b"][1].tolist() for actions in env_actions(venv)], [[0.5, -0.5], [0.25, 1.0]])
+        assert_same(
+            [actions["b"][1].tolist() for actions in env_actions(venv)], [[0.5, -0.5], [0.25, 1.0]]
+        )
         for wrong, error, message in [
             ({"a": np.zeros(2), "b": np.zeros(2)}, TypeError, "not a dict of arrays"),
             (np.zeros(2), TypeError, "structured array"),
@@ -349,7 +392,9 @@ def test_exception_in_a_worker(where: str) -> None:
     venv.set_attr("fail_in", where, indices=[3])
     joint = np.zeros(5, joint_action_dtype(venv.action_space))
     call = venv.reset if where == "reset" else partial(venv.step, joint)
-    with pytest.raises(RuntimeError, match=rf"(?s)Environment 3 .*Traceback.*number 13 fails in {where}"):
+    with pytest.raises(
+        RuntimeError, match=rf"(?s)Environment 3 .*Traceback.*number 13 fails in {where}"
+    ):
         call()
     with pytest.raises(RuntimeError, match="closed"):
         venv.reset()
@@ -358,7 +403,9 @@ def test_exception_in_a_worker(where: str) -> None:
 
 @pytest.mark.parametrize("start_method", ["forkserver", "fork"])
 def test_exception_while_starting(start_method: str) -> None:
-    with pytest.raises(RuntimeError, match=r"(?s)Environment 2 .*Traceback.*this one cannot be made"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)Environment 2 .*Traceback.*this one cannot be made"
+    ):
         JointSubprocVecEnv(each(talkative, [1, 2, -1, 3]), 2, start_method)
 
 
@@ -369,7 +416,9 @@ def test_parent_that_works() -> None:
     assert pids[0] == pids[1] == os.getpid() != pids[2] == pids[3]
     venv.reset()
     venv.set_attr("fail_in", "step", indices=[1])
-    with pytest.raises(RuntimeError, match=r"(?s)^Environment 1 failed:.*Traceback.*number 11 fails in step"):
+    with pytest.raises(
+        RuntimeError, match=r"(?s)^Environment 1 failed:.*Traceback.*number 11 fails in step"
+    ):
         venv.step(np.zeros(4, joint_action_dtype(venv.action_space)))
     assert pids[2] not in {process.pid for process in multiprocessing.active_children()}
 
@@ -468,7 +517,9 @@ while sys.argv[2] != "end":
 """
 
 
-@pytest.mark.parametrize(("start_method", "end"), [("forkserver", "end"), ("spawn", "SIGINT"), ("fork", "SIGKILL")])
+@pytest.mark.parametrize(
+    ("start_method", "end"), [("forkserver", "end"), ("spawn", "SIGINT"), ("fork", "SIGKILL")]
+)
 def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -507,15 +558,22 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
     ("env_fns", "wrap"),
     [
         (TEAMS["heterogeneous"], VecMonitor),
-        (TEAMS["heterogeneous"], partial(VecNormalize, norm_obs_keys=["arm/position", "crane", "console"])),
+        (
+            TEAMS["heterogeneous"],
+            partial(VecNormalize, norm_obs_keys=["arm/position", "crane", "console"]),
+        ),
         (TEAMS["turns"], lambda venv: VecNormalize(VecMonitor(venv), norm_obs=False)),
         (each(plain, [4, 5, 6]), partial(VecFrameStack, n_stack=2)),
     ],
     ids=["VecMonitor", "VecNormalize", "both", "VecFrameStack"],
 )
 @pytest.mark.parametrize("make", [JointDummyVecEnv, forked])
-def test_sb3_wrappers(make: Callable[[EnvFns], VecEnv], env_fns: EnvFns, wrap: Callable[[VecEnv], VecEnv]) -> None:
-    mine, theirs = (without_agent_infos(run(wrap(venv), 30)) for venv in (make(env_fns), DummyVecEnv(env_fns)))
+def test_sb3_wrappers(
+    make: Callable[[EnvFns], VecEnv], env_fns: EnvFns, wrap: Callable[[VecEnv], VecEnv]
+) -> None:
+    mine, theirs = (
+        without_agent_infos(run(wrap(venv), 30)) for venv in (make(env_fns), DummyVecEnv(env_fns))
+    )
     for step, (one, other) in enumerate(zip(mine, theirs, strict=True)):
         assert_same(one._asdict(), other._asdict(), f"step {step}")
 
@@ -606,7 +664,10 @@ def test_choice_of_the_current_process(monkeypatch: pytest.MonkeyPatch) -> None:
         quick = choose_vec_env(each(talkative, [1, 2]), 2, "fork")
         assert quick.choice == (0, 1e6, None)  # not worth a try
         # Not worth the memory, at their best
-        rates = {JointDummyVecEnv: [1000.0, 800.0, 1010.0, 500.0, 400.0], JointSubprocVecEnv: [100.0, 1050.0, 900.0, 700.0]}
+        rates = {
+            JointDummyVecEnv: [1000.0, 800.0, 1010.0, 500.0, 400.0],
+            JointSubprocVecEnv: [100.0, 1050.0, 900.0, 700.0],
+        }
         assert choose_vec_env(each(talkative, [1, 2]), 2, "fork").choice == (0, 1010.0, 1050.0)
         assert not any(rates.values())
 
@@ -632,7 +693,9 @@ class Plain(gym.Env):
         self.action_space = action_space
         self._t = 0
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         self._t = 0
         if seed is not None:
             self.observation_space.seed(seed)
@@ -662,21 +725,36 @@ HYBRID = spaces.Dict({"move": BOX, "kind": spaces.Discrete(3)})
         (spaces.Discrete(5), {"agent_0": (), "state": (5,)}),
         (
             spaces.Dict({"a": IMAGE, "b": MATRIX}),
-            {"agent_0/a": (36, 36, 3), "agent_0/b": (2, 3), "state/agent_0/a": (36, 36, 3), "state/agent_0/b": (2, 3)},
+            {
+                "agent_0/a": (36, 36, 3),
+                "agent_0/b": (2, 3),
+                "state/agent_0/a": (36, 36, 3),
+                "state/agent_0/b": (2, 3),
+            },
         ),
-        (spaces.Dict({"a": VECTOR, "b": MATRIX}), {"agent_0/a": (3,), "agent_0/b": (2, 3), "state": (9,)}),
+        (
+            spaces.Dict({"a": VECTOR, "b": MATRIX}),
+            {"agent_0/a": (3,), "agent_0/b": (2, 3), "state": (9,)},
+        ),
     ],
 )
-def test_team_of_one(observation_space: spaces.Space, shapes: dict[str, tuple[int, ...]], action_space: spaces.Space) -> None:
+def test_team_of_one(
+    observation_space: spaces.Space, shapes: dict[str, tuple[int, ...]], action_space: spaces.Space
+) -> None:
     def make() -> VecEnv:
-        return DummyVecEnv([lambda: Plain(copy.deepcopy(observation_space), copy.deepcopy(action_space))] * 2)
+        return DummyVecEnv(
+            [lambda: Plain(copy.deepcopy(observation_space), copy.deepcopy(action_space))] * 2
+        )
 
     plain, team = make(), VecTeamOfOne(make())
     assert {key: space.shape for key, space in team.observation_space.items()} == shapes
     assert list(team.action_space) == ["agent_0"]
     # What is trained in one goes on in the other
     alone = JointEnv(Plain(observation_space, action_space))
-    assert team.observation_space == alone.observation_space and team.action_space == alone.action_space
+    assert (
+        team.observation_space == alone.observation_space
+        and team.action_space == alone.action_space
+    )
     plain.seed(5)
     team.seed(5)
 
@@ -696,7 +774,9 @@ def test_team_of_one(observation_space: spaces.Space, shapes: dict[str, tuple[in
     for step in range(7):
         actions = [action_space.sample() for _ in range(2)]
         obs, rewards, dones, infos = plain.step(actions)  # type: ignore[arg-type]
-        joint = as_joint_actions([{"agent_0": action} for action in actions], team.action_space, team_dtype(team), 2)
+        joint = as_joint_actions(
+            [{"agent_0": action} for action in actions], team.action_space, team_dtype(team), 2
+        )
         team_obs, team_rewards, team_dones, team_infos = team.step(joint)
         assert_lifted(team_obs, obs)  # type: ignore[arg-type]
         assert_same((team_rewards, team_dones), (rewards, dones))

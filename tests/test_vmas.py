@@ -103,7 +103,10 @@ def random_actions(venv: VecEnv, rng: np.random.Generator) -> np.ndarray:
 
 
 def as_tensors(joint: np.ndarray) -> dict[str, th.Tensor]:
-    return {agent: th.from_numpy(np.ascontiguousarray(joint[agent])) for agent in joint.dtype.names or ()}
+    return {
+        agent: th.from_numpy(np.ascontiguousarray(joint[agent]))
+        for agent in joint.dtype.names or ()
+    }
 
 
 def trainee(algorithm: type[HAPPO], env: Any, **kwargs: Any) -> HAPPO:
@@ -115,18 +118,36 @@ def trainee(algorithm: type[HAPPO], env: Any, **kwargs: Any) -> HAPPO:
 
 def test_arguments_that_no_scenario_knows() -> None:
     """VMAS itself would go on without them."""
-    with pytest.raises(ValueError, match=r"\{'n_agentz': 3\} passed but not used by the scenario. Correct or remove them"):
+    with pytest.raises(
+        ValueError,
+        match=r"\{'n_agentz': 3\} passed but not used by the scenario. Correct or remove them",
+    ):
         make_joint_vec_env("vmas/balance", 2, env_kwargs={"n_agentz": 3})
 
 
 @pytest.mark.parametrize("form", ["continuous", "discrete", "multidiscrete"])
-@pytest.mark.parametrize("scenario", ["balance", "simple_reference"])  # the agents of the second speak as well
+@pytest.mark.parametrize(
+    "scenario", ["balance", "simple_reference"]
+)  # the agents of the second speak as well
 def test_contract(scenario: str, form: str) -> None:
-    forms = {"continuous_actions": form == "continuous", "multidiscrete_actions": form == "multidiscrete"}
-    venv = make_joint_vec_env(f"vmas/{scenario}", 3, seed=0, env_kwargs={"device": "cpu", "max_steps": 5, **forms})
+    forms = {
+        "continuous_actions": form == "continuous",
+        "multidiscrete_actions": form == "multidiscrete",
+    }
+    venv = make_joint_vec_env(
+        f"vmas/{scenario}", 3, seed=0, env_kwargs={"device": "cpu", "max_steps": 5, **forms}
+    )
     assert isinstance(venv, VmasVecEnv) and isinstance(venv.observation_space, spaces.Dict)
-    assert venv.agents == tuple(venv.action_space.spaces) == tuple(agent.name for agent in venv.env.agents)
-    kind = {"continuous": spaces.Box, "discrete": spaces.Discrete, "multidiscrete": spaces.MultiDiscrete}[form]
+    assert (
+        venv.agents
+        == tuple(venv.action_space.spaces)
+        == tuple(agent.name for agent in venv.env.agents)
+    )
+    kind = {
+        "continuous": spaces.Box,
+        "discrete": spaces.Discrete,
+        "multidiscrete": spaces.MultiDiscrete,
+    }[form]
     assert all(isinstance(space, kind) for space in venv.action_space.spaces.values())
     assert tuple(venv.observation_space.spaces) == (*venv.agents, "state")
 
@@ -135,17 +156,33 @@ def test_contract(scenario: str, form: str) -> None:
     for _ in range(7):
         for key, space in venv.observation_space.spaces.items():
             assert obs[key].shape == (3, *space.shape) and obs[key].dtype == space.dtype  # type: ignore[misc]
-        assert np.array_equal(obs["state"], np.concatenate([obs[agent] for agent in venv.agents], axis=1))
+        assert np.array_equal(
+            obs["state"], np.concatenate([obs[agent] for agent in venv.agents], axis=1)
+        )
         obs, rewards, dones, infos = venv.step(random_actions(venv, rng))  # type: ignore[assignment]
-        assert rewards.shape == dones.shape == (3,) and rewards.dtype == np.float32 and dones.dtype == bool
-        assert all(np.isclose(info["agent_rewards"].mean(), reward) for info, reward in zip(infos, rewards, strict=True))
-        assert all(("terminal_observation" in info) == done for info, done in zip(infos, dones, strict=True))
+        assert (
+            rewards.shape == dones.shape == (3,)
+            and rewards.dtype == np.float32
+            and dones.dtype == bool
+        )
+        assert all(
+            np.isclose(info["agent_rewards"].mean(), reward)
+            for info, reward in zip(infos, rewards, strict=True)
+        )
+        assert all(
+            ("terminal_observation" in info) == done
+            for info, done in zip(infos, dones, strict=True)
+        )
 
 
 def test_each_environment_ends_in_its_own_time() -> None:
     venv = walkers()
     obs = venv.reset()
-    ends = {2: [0], 3: [1], 4: [0, 2, 3]}  # environment 3 would have gone on: it is cut; 2 ends by itself at that very step
+    ends = {
+        2: [0],
+        3: [1],
+        4: [0, 2, 3],
+    }  # environment 3 would have gone on: it is cut; 2 ends by itself at that very step
     count = np.zeros(N_ENVS)
     for step in range(1, 5):
         before = obs
@@ -155,13 +192,17 @@ def test_each_environment_ends_in_its_own_time() -> None:
         assert [info["TimeLimit.truncated"] for info in infos] == [False, False, False, step == 4]
         for index in np.flatnonzero(dones):
             last = infos[index]["terminal_observation"]
-            assert last["left"][2] == count[index] and set(last) == set(venv.observation_space.spaces)
+            assert last["left"][2] == count[index] and set(last) == set(
+                venv.observation_space.spaces
+            )
             assert infos[index]["episode"]["l"] == count[index]
             # It begins anew, somewhere else
             assert not np.allclose(obs["left"][index, :2], last["left"][:2], atol=0.3)
         count[dones] = 0
         assert np.array_equal(obs["left"][:, 2], count)
-        assert np.abs(obs["left"][~dones, :2] - before["left"][~dones, :2]).max(initial=0.0) < 0.3  # the others walk on
+        assert (
+            np.abs(obs["left"][~dones, :2] - before["left"][~dones, :2]).max(initial=0.0) < 0.3
+        )  # the others walk on
 
 
 def test_all_end_at_once() -> None:
@@ -186,7 +227,12 @@ def test_observations_in_parts() -> None:
 
 @pytest.mark.parametrize(
     ("team_reward", "expected"),
-    [("mean", [0.5, 0.5]), ("sum", [1.0, 1.0]), ("right", [0.0, 1.0]), (lambda own: own.max(dim=1)[0], None)],
+    [
+        ("mean", [0.5, 0.5]),
+        ("sum", [1.0, 1.0]),
+        ("right", [0.0, 1.0]),
+        (lambda own: own.max(dim=1)[0], None),
+    ],
 )
 def test_team_rewards_and_states(team_reward: Any, expected: list[float] | None) -> None:
     def state(simulator: Any, obs: dict[str, th.Tensor]) -> th.Tensor:
@@ -213,12 +259,16 @@ def test_tensors_are_the_same_as_numpy(continuous: bool) -> None:
         joint = random_actions(arrays, rng)
         obs, rewards, dones, infos = arrays.step(joint)
         t_obs, t_rewards, t_dones, t_infos = tensors.step(as_tensors(joint))  # type: ignore[arg-type]
-        assert isinstance(obs, dict) and all(isinstance(part, np.ndarray) for part in (*obs.values(), rewards, t_dones))
+        assert isinstance(obs, dict) and all(
+            isinstance(part, np.ndarray) for part in (*obs.values(), rewards, t_dones)
+        )
         assert all(isinstance(part, th.Tensor) for part in (*t_obs.values(), t_rewards))  # type: ignore[union-attr]
         assert all(np.array_equal(part, t_obs[key]) for key, part in obs.items())  # type: ignore[call-overload]
         assert np.array_equal(rewards, t_rewards) and np.array_equal(dones, t_dones)
         for info, t_info in zip(infos, t_infos, strict=True):
-            assert np.array_equal(info["agent_rewards"], t_info["agent_rewards"]) and set(info) == set(t_info)
+            assert np.array_equal(info["agent_rewards"], t_info["agent_rewards"]) and set(
+                info
+            ) == set(t_info)
             for key, part in info.get("terminal_observation", {}).items():
                 assert isinstance(t_info["terminal_observation"][key], th.Tensor)
                 assert np.array_equal(part, t_info["terminal_observation"][key])
@@ -226,7 +276,9 @@ def test_tensors_are_the_same_as_numpy(continuous: bool) -> None:
 
 @pytest.mark.parametrize("algorithm", [HAPPO, MAPPO, IPPO])
 @pytest.mark.parametrize("continuous", [True, False])
-def test_training_is_the_same_by_tensors_and_by_numpy(algorithm: type[HAPPO], continuous: bool) -> None:
+def test_training_is_the_same_by_tensors_and_by_numpy(
+    algorithm: type[HAPPO], continuous: bool
+) -> None:
     def train(env: VecEnv) -> HAPPO:
         return trainee(algorithm, env).learn(4 * 8 * N_ENVS)
 
@@ -236,7 +288,9 @@ def test_training_is_the_same_by_tensors_and_by_numpy(algorithm: type[HAPPO], co
     assert isinstance(by_numpy._last_obs["state"], np.ndarray)  # type: ignore[index]
     for name, parameter in by_tensors.policy.state_dict().items():
         assert th.equal(parameter, by_numpy.policy.state_dict()[name]), name
-    assert [own["r"] for own in by_tensors.ep_info_buffer] == [own["r"] for own in by_numpy.ep_info_buffer]  # type: ignore[union-attr]
+    assert [own["r"] for own in by_tensors.ep_info_buffer] == [
+        own["r"] for own in by_numpy.ep_info_buffer
+    ]  # type: ignore[union-attr]
 
 
 def test_nan_is_refused_with_its_place() -> None:
@@ -276,7 +330,9 @@ def test_seeds() -> None:
     assert np.array_equal(episodes, play(walkers(seed=3)))
     others = walkers(seed=4)
     others.reset()
-    assert np.array_equal(episodes, play(walkers(seed=3), others)), "another simulator in the process has a say"
+    assert np.array_equal(episodes, play(walkers(seed=3), others)), (
+        "another simulator in the process has a say"
+    )
     assert not np.array_equal(episodes, play(walkers(seed=4)))
     assert not np.array_equal(play(walkers(seed=None)), play(walkers(seed=None)))
     venv = walkers(seed=4)
@@ -290,18 +346,24 @@ def test_seeds() -> None:
 
 def test_time_limits_are_bootstrapped() -> None:
     recorder = Recorder()
-    model = trainee(HAPPO, walkers(), n_steps=4, n_epochs=1, learning_rate=0.0, normalize_value=False, gamma=0.9)
+    model = trainee(
+        HAPPO, walkers(), n_steps=4, n_epochs=1, learning_rate=0.0, normalize_value=False, gamma=0.9
+    )
     model.learn(4 * N_ENVS, callback=recorder)
     expected = th.stack([rewards for rewards, _, _ in recorder.steps])  # (n_steps, n_envs)
     last = recorder.steps[3][2][3]["terminal_observation"]
     assert last["left"][2] == MAX_STEPS
     with th.no_grad():
-        value = model.policy.predict_values({key: part[None] for key, part in last.items()}).squeeze()
+        value = model.policy.predict_values(
+            {key: part[None] for key, part in last.items()}
+        ).squeeze()
     assert value.abs() > 1e-3
     expected[3, 3] += 0.9 * value
     assert th.allclose(model.rollout_buffer.rewards.squeeze(2), expected)
     starts = th.zeros(4, N_ENVS)
-    starts[0] = starts[2, 0] = starts[3, 1] = 1.0  # what begins after the last step comes in the next rollout
+    starts[0] = starts[2, 0] = starts[3, 1] = (
+        1.0  # what begins after the last step comes in the next rollout
+    )
     assert th.equal(model.rollout_buffer.episode_starts, starts)
 
 
@@ -323,7 +385,9 @@ def test_episode_statistics() -> None:
     assert n_episodes == len(model.ep_info_buffer or ()) > 0
 
 
-@pytest.mark.parametrize("wrap", [VecMonitor, lambda venv: VecNormalize(venv, norm_reward=False), NumpyOnly])
+@pytest.mark.parametrize(
+    "wrap", [VecMonitor, lambda venv: VecNormalize(venv, norm_reward=False), NumpyOnly]
+)
 def test_wrappers(wrap: Any) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*already wrapped with a `Monitor`.*")
@@ -346,7 +410,9 @@ def test_save_load_predict_evaluate(tmp_path: Path) -> None:
     assert loaded.num_timesteps == 128
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no Monitor is missed
-        returns, lengths = evaluate_policy(loaded, walkers(), n_eval_episodes=8, return_episode_rewards=True)
+        returns, lengths = evaluate_policy(
+            loaded, walkers(), n_eval_episodes=8, return_episode_rewards=True
+        )
     assert isinstance(lengths, list) and sorted(set(lengths)) == [2, 3, 4] and len(returns) == 8  # type: ignore[arg-type]
 
 
@@ -377,7 +443,9 @@ def test_attributes_and_methods() -> None:
 
 def test_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     venv = walkers()
-    monkeypatch.setattr(venv.env, "render", lambda mode, env_index: np.full((8, 8, 3), env_index, np.uint8))
+    monkeypatch.setattr(
+        venv.env, "render", lambda mode, env_index: np.full((8, 8, 3), env_index, np.uint8)
+    )
     assert [image.max() for image in venv.get_images() if image is not None] == list(range(N_ENVS))
     assert venv.render() is not None
 

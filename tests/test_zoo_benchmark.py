@@ -86,19 +86,29 @@ def test_interval_is_that_of_rliable(records: ModuleType) -> None:
     np.random.seed(0)  # rliable draws from the global generator
     results = np.random.normal(size=10)
     points, intervals = library.get_interval_estimates(
-        {"team": results[:, None]}, lambda scores: np.array([metrics.aggregate_iqm(scores)]), reps=10_000
+        {"team": results[:, None]},
+        lambda scores: np.array([metrics.aggregate_iqm(scores)]),
+        reps=10_000,
     )
-    assert records.estimate(results) == pytest.approx([*points["team"], *intervals["team"].ravel()], abs=0.03)
+    assert records.estimate(results) == pytest.approx(
+        [*points["team"], *intervals["team"].ravel()], abs=0.03
+    )
 
 
 def test_hyperparameters_of_all_ages_compare(records: ModuleType) -> None:
     """Texts of values, as records had them once, and what a YAML file says."""
-    old = {"n_steps": "50", "gamma": "0.95", "policy_kwargs": "{'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}"}
+    old = {
+        "n_steps": "50",
+        "gamma": "0.95",
+        "policy_kwargs": "{'activation_fn': <class 'torch.nn.modules.activation.ReLU'>}",
+    }
     new = {"gamma": 0.95, "n_steps": 50, "policy_kwargs": "dict(activation_fn=nn.ReLU)"}
     assert records.canonical(old, "happo") == records.canonical(new, "happo")
     assert records.canonical(old, "happo") != records.canonical(new | {"gamma": 0.9}, "happo")
     function = {"ent_coef": "(lambda progress: 0.1 * progress)"}
-    assert records.canonical(function, "happo") == records.canonical(dict(function), "happo"), "no address of an object"
+    assert records.canonical(function, "happo") == records.canonical(dict(function), "happo"), (
+        "no address of an object"
+    )
     assert records.canonical(old, "random") == records.canonical(new | {"gamma": 0.9}, "random")
 
 
@@ -115,7 +125,10 @@ def test_a_broken_line_is_one_run_less(records: ModuleType, tmp_path: Path) -> N
 def test_table(records: ModuleType, tmp_path: Path) -> None:
     """Seeds stand in one line, the newest run of a seed counts, other hyperparameters are another line."""
     report = importlib.import_module("report")
-    runs = [record(seed=seed, **{"return": value}) for seed, value in ((0, -90.0), (1, -20.0), (2, -40.0), (0, -30.0))]
+    runs = [
+        record(seed=seed, **{"return": value})
+        for seed, value in ((0, -90.0), (1, -20.0), (2, -40.0), (0, -30.0))
+    ]
     runs += [record(seed=0, hyperparams={"n_timesteps": 1000, "gamma": 0.5})]
     text = report.write_report(runs, tmp_path / "runs.jsonl").read_text()
     lines = [line for line in text.splitlines() if "| happo | happo (earlier) |" in line]
@@ -135,14 +148,22 @@ def test_what_was_recorded_stays_readable(records: ModuleType, tmp_path: Path) -
 def test_curves_of_long_and_short_trainings_stand_together(records: ModuleType) -> None:
     report = importlib.import_module("report")
     runs = [
-        record(settings=settings, hyperparams=records.read_entries(settings)[SPREAD], n_timesteps=budget)
+        record(
+            settings=settings,
+            hyperparams=records.read_entries(settings)[SPREAD],
+            n_timesteps=budget,
+        )
         for settings, budget in (("happo", 10_000), ("happo_1m", 1_000), ("happo_harl", 1_000))
     ]
     axes = report.draw_curves(records.grouped(runs)).axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["HAPPO", "HAPPO_1M"]
     assert axes.get_xscale() == "log"
-    others = report.draw_curves(records.grouped([*runs[2:], record(hyperparams={"gamma": 0.5})])).axes[0]
-    assert [text.get_text() for text in others.get_legend().get_texts()] == ["HAPPO: happo_harl"], "all that are still there"
+    others = report.draw_curves(
+        records.grouped([*runs[2:], record(hyperparams={"gamma": 0.5})])
+    ).axes[0]
+    assert [text.get_text() for text in others.get_legend().get_texts()] == ["HAPPO: happo_harl"], (
+        "all that are still there"
+    )
 
 
 # ---------------------------------------------------------------- from a killed benchmark to a reproduced line
@@ -151,7 +172,17 @@ def test_curves_of_long_and_short_trainings_stand_together(records: ModuleType) 
 def call(folder: Path, *more: str) -> list[str]:
     """Arguments of a tiny benchmark."""
     return [
-        *("--algos", "happo", "--seeds", "0", "1", "--settings", str(folder / "tiny.yml"), "--eval-episodes", "4"),
+        *(
+            "--algos",
+            "happo",
+            "--seeds",
+            "0",
+            "1",
+            "--settings",
+            str(folder / "tiny.yml"),
+            "--eval-episodes",
+            "4",
+        ),
         *(
             "--log-folder",
             str(folder / "logs"),
@@ -194,14 +225,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     try:
         benchmark = importlib.import_module("benchmark")
         with contextlib.redirect_stdout(io.StringIO()) as told:
-            assert benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1  # one entry cannot be trained
+            assert (
+                benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1
+            )  # one entry cannot be trained
         (folder / "told.txt").write_text(told.getvalue())
     finally:
         sys.path.remove(str(ZOO))
     return folder
 
 
-def test_killed_and_resumed(finished: Path, benchmark: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture) -> None:
+def test_killed_and_resumed(
+    finished: Path, benchmark: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
     """All runs are there, each once, as in an unbroken benchmark; and nothing is left to do."""
     runs = records.read_records(finished / "runs.jsonl")
     assert [(run["algo"], run["env"], run["seed"], run["n_timesteps"]) for run in runs] == [
@@ -213,20 +248,33 @@ def test_killed_and_resumed(finished: Path, benchmark: ModuleType, records: Modu
     assert "2 runs, 2 of them finished before" in capsys.readouterr().out
     (run, _) = benchmark.plan(benchmark.make_parser().parse_args(call(finished, "--envs", SPREAD)))
     assert run.record_in(runs, 4) == runs[0]
-    assert run.record_in(runs, 5) is run.record_in(runs) is None, "more episodes were asked for than were played"
+    assert run.record_in(runs, 5) is run.record_in(runs) is None, (
+        "more episodes were asked for than were played"
+    )
     assert "| 100 | 0, 1 | 4 |" in (finished / "benchmark.md").read_text()
 
 
 def test_a_failed_run_stops_no_other(finished: Path) -> None:
     """It leaves its error in its log, the last line of it on the screen."""
-    assert len(re.findall(r"failed \(.*unexpected keyword argument 'n_agents'", (finished / "told.txt").read_text())) == 2
+    assert (
+        len(
+            re.findall(
+                r"failed \(.*unexpected keyword argument 'n_agents'",
+                (finished / "told.txt").read_text(),
+            )
+        )
+        == 2
+    )
     outputs = [path.read_text() for path in finished.glob("logs/*reference*/output.txt")]
     assert len(outputs) == 2
     assert all("n_agents" in output for output in outputs)
 
 
 def test_interrupted(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    benchmark: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     """Ctrl-C ends the runs that are under way, and says how to go on."""
     workers: list[Any] = []
@@ -244,26 +292,42 @@ def test_interrupted(
     assert not (tmp_path / "runs.jsonl").exists()
 
 
-def test_the_best_seed_is_shipped(finished: Path, records: ModuleType, benchmark: ModuleType) -> None:
+def test_the_best_seed_is_shipped(
+    finished: Path, records: ModuleType, benchmark: ModuleType
+) -> None:
     """Small, with what it takes to act, and never replaced by a worse one."""
     load_agent = importlib.import_module("exp_manager").load_agent
     (folder,) = finished.glob("agents/happo/*")
     runs = records.read_records(finished / "runs.jsonl")
     best = max(runs, key=lambda run: run["return"])
     assert json.loads((folder / "record.json").read_text()) == best
-    assert not any(optimizer.state for optimizer in [load_agent(folder, "cpu").model.policy.critic.optimizer])
+    assert not any(
+        optimizer.state for optimizer in [load_agent(folder, "cpu").model.policy.critic.optimizer]
+    )
     (trained,) = finished.glob(f"logs/*seed{best['seed']}/happo/*_1")
     observation = load_agent(folder).make_env(3, seed=1).reset()
-    actions, again = (load_agent(path, "cpu").model.predict(observation, deterministic=True)[0] for path in (folder, trained))
+    actions, again = (
+        load_agent(path, "cpu").model.predict(observation, deterministic=True)[0]
+        for path in (folder, trained)
+    )
     assert np.array_equal(actions, again)
     before = (folder / "record.json").stat().st_mtime_ns
     benchmark.main(call(finished, "--envs", SPREAD, "--ship"))
     assert (folder / "record.json").stat().st_mtime_ns == before
 
 
-def test_reproduce(finished: Path, reproduce: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture) -> None:
+def test_reproduce(
+    finished: Path, reproduce: ModuleType, records: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
     """The same seed gives the same result; a result that lies elsewhere is told."""
-    arguments = ["--results", str(finished / "runs.jsonl"), "--log-folder", str(finished / "again"), "--seed", "1"]
+    arguments = [
+        "--results",
+        str(finished / "runs.jsonl"),
+        "--log-folder",
+        str(finished / "again"),
+        "--seed",
+        "1",
+    ]
     assert reproduce.main([f"happo/{SPREAD}", *arguments]) == 0
     (again,) = records.read_records(finished / "again" / "results.jsonl")
     assert again["return"] == records.read_records(finished / "runs.jsonl")[1]["return"]
@@ -278,17 +342,31 @@ def test_reproduced_or_not(
     """Inside the interval of all seeds; which versions differ is told in any case."""
     for seed, recorded in enumerate((-40.0, -30.0, -20.0)):
         records.append_record(
-            record(seed=seed, hyperparams={"n_timesteps": 1000, "n_envs": 1}, **{"return": recorded}), tmp_path / "r"
+            record(
+                seed=seed, hyperparams={"n_timesteps": 1000, "n_envs": 1}, **{"return": recorded}
+            ),
+            tmp_path / "r",
         )
 
     def run_all(runs: Any, options: Any) -> list[Any]:
         assert [run.seed for run in runs] == [1]  # the middle one
-        new = record(seed=1, hyperparams=runs[0].hyperparams, versions={"python": "3.12"}, **{"return": value})
+        new = record(
+            seed=1,
+            hyperparams=runs[0].hyperparams,
+            versions={"python": "3.12"},
+            **{"return": value},
+        )
         records.append_record(new, options.results)
         return []
 
     monkeypatch.setattr(reproduce, "run_all", run_all)
-    arguments = [f"happo/{SPREAD}", "--results", str(tmp_path / "r"), "--log-folder", str(tmp_path / "again")]
+    arguments = [
+        f"happo/{SPREAD}",
+        "--results",
+        str(tmp_path / "r"),
+        "--log-folder",
+        str(tmp_path / "again"),
+    ]
     assert reproduce.main(arguments) == code
     assert "Differs: python 3.11 then, 3.12 now" in capsys.readouterr().out
 
@@ -312,14 +390,18 @@ def test_reproduced_or_not(
         (["--hyperparams", "policy_kwargs:{'activation_fn': nn.ReLU}"], "write it as a call"),
     ],
 )
-def test_wrong_names(benchmark: ModuleType, arguments: list[str], hint: str, capsys: pytest.CaptureFixture) -> None:
+def test_wrong_names(
+    benchmark: ModuleType, arguments: list[str], hint: str, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit) as error:
         benchmark.main(arguments)
     assert error.value.code == 2
     assert hint in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_an_entry_without_a_budget(benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_entry_without_a_budget(
+    benchmark: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     settings = tmp_path / "mine.yml"
     settings.write_text(f"{SPREAD}: {{n_envs: 2, learning_rate: 1e-3}}")
     with pytest.raises(SystemExit) as error:
@@ -338,18 +420,26 @@ def test_wrong_line(reproduce: ModuleType, capsys: pytest.CaptureFixture) -> Non
 def test_a_name_of_several_lines(reproduce: ModuleType, records: ModuleType) -> None:
     """The zoo's own settings of today, if they are among them; else it takes an id."""
     entry = records.read_entries("happo")[SPREAD]
-    groups = records.grouped([record(hyperparams=entry | changes) for changes in ({}, {"gamma": 0.1}, {"gamma": 0.2})])
+    groups = records.grouped(
+        [record(hyperparams=entry | changes) for changes in ({}, {"gamma": 0.1}, {"gamma": 0.2})]
+    )
     found = reproduce.find_group(f"happo/{SPREAD}", groups)
     assert found.runs[0]["hyperparams"] == entry
     assert reproduce.find_group(found.id, groups) == found
     others = [group for group in groups if group != found]
-    with pytest.raises(ValueError, match=f"several lines; give an id: {others[0].id}, {others[1].id}"):
+    with pytest.raises(
+        ValueError, match=f"several lines; give an id: {others[0].id}, {others[1].id}"
+    ):
         reproduce.find_group(f"happo/{SPREAD}", others)
 
 
 def test_settings_of_yesterday(reproduce: ModuleType) -> None:
     """Records with texts of values can be repeated only as long as the file says the same."""
-    old = record(hyperparams={"n_timesteps": "1000", "gamma": "0.123"}, commit="0ld", command="python zoo/figures.py")
+    old = record(
+        hyperparams={"n_timesteps": "1000", "gamma": "0.123"},
+        commit="0ld",
+        command="python zoo/figures.py",
+    )
     with pytest.raises(ValueError, match=r"check out 0ld and run `python zoo/figures\.py`"):
         reproduce.repeat_run(old, 0)
 
@@ -357,7 +447,10 @@ def test_settings_of_yesterday(reproduce: ModuleType) -> None:
 def test_settings_that_moved(reproduce: ModuleType, records: ModuleType) -> None:
     """A record of texts whose hyperparameters stand in another file today."""
     entry = records.read_entries("happo_1m")[SPREAD]
-    old = record(settings="happo", hyperparams={name: str(records.evaluated(value)) for name, value in entry.items()})
+    old = record(
+        settings="happo",
+        hyperparams={name: str(records.evaluated(value)) for name, value in entry.items()},
+    )
     assert reproduce.repeat_run(old, 0).hyperparams == entry
 
 
@@ -375,10 +468,14 @@ def test_settings_that_were_changed_on_the_command_line(
     assert records.same_entry(record(hyperparams=changed), best) is None
 
 
-def test_a_random_team_finds_the_users_own_environments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_random_team_finds_the_users_own_environments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As a trained one does: in the folder where the benchmark is called."""
     (tmp_path / "her_pkg").mkdir()
-    (tmp_path / "her_pkg" / "her_env_v0.py").write_text("from mpe2.simple_spread_v3 import parallel_env  # noqa")
+    (tmp_path / "her_pkg" / "her_env_v0.py").write_text(
+        "from mpe2.simple_spread_v3 import parallel_env  # noqa"
+    )
     (tmp_path / "her.yml").write_text("her_pkg/her_env_v0: {n_timesteps: 100}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -420,8 +517,12 @@ def test_film(finished: Path, tmp_path: Path) -> None:
         assert max(film.size) == gallery.PIXELS
 
 
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
-@pytest.mark.parametrize("quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "as recorded"])
+@pytest.mark.parametrize(
+    "folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}"
+)
+@pytest.mark.parametrize(
+    "quick", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["quick", "as recorded"]
+)
 def test_shipped_agents(folder: Path, quick: bool) -> None:
     """Each loads from the clone, is small, and plays as its record says."""
     runs, manager = (importlib.import_module(name) for name in ("runs", "exp_manager"))
@@ -431,7 +532,9 @@ def test_shipped_agents(folder: Path, quick: bool) -> None:
     of_images = "pistonball" in recorded["env"]  # a convolutional network for each agent
     assert sum(file.stat().st_size for file in folder.rglob("*")) < (4e6 if of_images else 1e6)
     team = manager.load_agent(folder, "cpu")
-    n_episodes = max(2, min(20, int(2000 / recorded["episode_length"]))) if quick else recorded["episodes"]
+    n_episodes = (
+        max(2, min(20, int(2000 / recorded["episode_length"]))) if quick else recorded["episodes"]
+    )
     env = team.make_env(min(n_episodes, runs.N_EVAL_ENVS), runs.EVAL_SEED + recorded["seed"])
     episodes = runs.evaluate(team.model, env, team.deterministic, n_episodes)
     env.close()

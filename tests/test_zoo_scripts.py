@@ -40,9 +40,17 @@ def is_png(path: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("actions", "reward"),
-    [((0, 0, 1, 1), 1.0), ((1, 1, 0, 0), 1.0), ((0, 1, 0, 1), 0.0), ((0, 0, 0, 0), 0.0), ((0, 1, 1, 1), 0.0)],
+    [
+        ((0, 0, 1, 1), 1.0),
+        ((1, 1, 0, 0), 1.0),
+        ((0, 1, 0, 1), 0.0),
+        ((0, 0, 0, 0), 0.0),
+        ((0, 1, 1, 1), 0.0),
+    ],
 )
-def test_only_two_halves_pay(proposition1: ModuleType, actions: tuple[int, ...], reward: float) -> None:
+def test_only_two_halves_pay(
+    proposition1: ModuleType, actions: tuple[int, ...], reward: float
+) -> None:
     env = proposition1.TwoHalves(4)
     env.reset()
     _, rewards, terminations, _, _ = env.step(dict(zip(env.possible_agents, actions, strict=True)))
@@ -52,7 +60,10 @@ def test_only_two_halves_pay(proposition1: ModuleType, actions: tuple[int, ...],
 
 def test_proposition_1(proposition1: ModuleType) -> None:
     """Sharing holds a team of four below the bound that HAPPO leaves far behind within seconds."""
-    happo, shared = (proposition1.train(team, 4, seed=0, n_timesteps=6_144) for team in ("HAPPO", "MAPPO, shared parameters"))
+    happo, shared = (
+        proposition1.train(team, 4, seed=0, n_timesteps=6_144)
+        for team in ("HAPPO", "MAPPO, shared parameters")
+    )
     assert happo.reached >= 0.95
     assert happo.solved_after <= 6_144
     assert all(value <= 2 / 2**4 + 1e-6 for _, value in shared.curve)
@@ -60,14 +71,33 @@ def test_proposition_1(proposition1: ModuleType) -> None:
 
 
 def test_proposition_1_writes_table_and_plot(proposition1: ModuleType, tmp_path: Path) -> None:
-    proposition1.main(["--n-agents", "2", "4", "--seeds", "0", "1", "--n-timesteps", "512", "--folder", str(tmp_path)])
+    proposition1.main(
+        [
+            "--n-agents",
+            "2",
+            "4",
+            "--seeds",
+            "0",
+            "1",
+            "--n-timesteps",
+            "512",
+            "--folder",
+            str(tmp_path),
+        ]
+    )
     assert is_png(tmp_path / "proposition1.png")
-    rows = re.findall(r"^\| (\d) \| (0\.\d+) \| (.+) \|$", (tmp_path / "proposition1.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| (\d) \| (0\.\d+) \| (.+) \|$",
+        (tmp_path / "proposition1.md").read_text(),
+        flags=re.MULTILINE,
+    )
     assert [(row[0], float(row[1])) for row in rows] == [("2", 0.5), ("4", 0.125)]
     assert all(len(row[2].split(" | ")) == len(proposition1.TEAMS) for row in rows)
 
 
-def test_proposition_1_needs_two_halves(proposition1: ModuleType, capsys: pytest.CaptureFixture) -> None:
+def test_proposition_1_needs_two_halves(
+    proposition1: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
     with pytest.raises(SystemExit):
         proposition1.main(["--n-agents", "4", "3"])
     assert "even numbers from 2" in capsys.readouterr().err
@@ -79,7 +109,16 @@ def test_proposition_1_needs_two_halves(proposition1: ModuleType, capsys: pytest
 def arguments(folder: Path, *seeds: int, budget: int = 2_000) -> list[str]:
     """Of ablations on spread, with results and report in ``folder``."""
     return [
-        *("--envs", SPREAD, "--seeds", *map(str, seeds), "--n-timesteps", str(budget), "--eval-episodes", "1"),
+        *(
+            "--envs",
+            SPREAD,
+            "--seeds",
+            *map(str, seeds),
+            "--n-timesteps",
+            str(budget),
+            "--eval-episodes",
+            "1",
+        ),
         *("--results", str(folder / "runs.jsonl"), "--folder", str(folder)),
     ]
 
@@ -96,7 +135,8 @@ def test_ablations(ablations: ModuleType, tmp_path: Path) -> None:
         "random": "random", "shared": "random", "fixed": "fixed", "greedy": "greedy"
     }  # fmt: skip
     policies = {
-        name: importlib.import_module("records").evaluated(run["hyperparams"]["policy_kwargs"]) for name, run in runs.items()
+        name: importlib.import_module("records").evaluated(run["hyperparams"]["policy_kwargs"])
+        for name, run in runs.items()
     }
     assert [name for name, policy in policies.items() if policy["share_parameters"]] == ["shared"]
     assert all(policy["net_arch"] == [128, 128] for policy in policies.values())
@@ -127,7 +167,10 @@ def trained(ablations: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 
 def test_ablations_resume(
-    ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ablations: ModuleType,
+    trained: list[tuple[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """An interrupted call goes on where it stopped, whole ones repeat nothing, and new seeds add to the old."""
     train = ablations.train_and_evaluate
@@ -151,7 +194,10 @@ def test_ablations_resume(
 
 
 def test_ablations_repeat_what_no_longer_holds(
-    ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ablations: ModuleType,
+    trained: list[tuple[str, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Runs with another budget or with hyperparameters of yesterday are neither taken for today's nor reported."""
     n_variants = len(ablations.VARIANTS)
@@ -166,13 +212,22 @@ def test_ablations_repeat_what_no_longer_holds(
     assert len(trained) == 3 * n_variants
 
 
-def test_ablations_compare_seeds(ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path) -> None:
+def test_ablations_compare_seeds(
+    ablations: ModuleType, trained: list[tuple[str, int]], tmp_path: Path
+) -> None:
     """A difference is told only where seeds do not overlap."""
     ablations.main(arguments(tmp_path, 0, 1, 2))
     report = (tmp_path / "ablations.md").read_text()
-    assert "| shared | 101.0 | 100.0, 101.0, 102.0 | +100.0; every seed is better than each of the others |" in report
-    assert "| greedy | 1.0 | 0.0, 1.0, 2.0 | +0.0; the seeds overlap: no difference shown |" in report
-    low, high = ([{"return": value} for value in values] for values in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)))
+    assert (
+        "| shared | 101.0 | 100.0, 101.0, 102.0 | +100.0; every seed is better than each of the others |"
+        in report
+    )
+    assert (
+        "| greedy | 1.0 | 0.0, 1.0, 2.0 | +0.0; the seeds overlap: no difference shown |" in report
+    )
+    low, high = (
+        [{"return": value} for value in values] for values in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    )
     assert ablations.compare(low, high) == "-3.0; every seed is worse than each of the others"
     assert ablations.compare(low, high[:2]) == "-2.5; too few seeds to tell"
 
@@ -183,7 +238,9 @@ def test_ablations_compare_seeds(ablations: ModuleType, trained: list[tuple[str,
 def test_curves_of_seeds_meet_where_both_exist() -> None:
     """Mean and band at every step that one curve has and all cover, straight lines between a curve's points."""
     axes = Figure().subplots()
-    importlib.import_module("plots").draw_seeds(axes, [[(0, 0.0), (10, 10.0)], [(5, 1.0), (10, 3.0), (20, 9.0)]], "both")
+    importlib.import_module("plots").draw_seeds(
+        axes, [[(0, 0.0), (10, 10.0)], [(5, 1.0), (10, 3.0), (20, 9.0)]], "both"
+    )
     (line,) = axes.lines
     assert np.asarray(line.get_data()).tolist() == [[5, 10], [3, 6.5]]
     (band,) = axes.collections
@@ -205,13 +262,34 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_speed(speed: ModuleType, tmp_path: Path) -> None:
     """All figures come from one run, and the parts are the whole."""
     settings = ["n_envs:2", "n_steps:16", "batch_size:32"]
-    speed.main(["--env", SPREAD, "--updates", "2", "--seconds", "0.2", "--json", str(tmp_path / "runs"), "-P", *settings])
+    speed.main(
+        [
+            "--env",
+            SPREAD,
+            "--updates",
+            "2",
+            "--seconds",
+            "0.2",
+            "--json",
+            str(tmp_path / "runs"),
+            "-P",
+            *settings,
+        ]
+    )
     run = json.loads((tmp_path / "runs").read_text())
-    assert run["ratio_to_raw"] == pytest.approx(run["steps_per_second"] / run["raw_steps_per_second"]["1"], abs=2e-3)
-    assert run["steps_per_second"] == pytest.approx(32 / run["seconds_per_update"]["mean"], rel=0.02)
-    assert {"environment", "inference", "update of agent_0", "update of agent_2", "update of the critic"} <= run[
-        "parts"
-    ].keys()
+    assert run["ratio_to_raw"] == pytest.approx(
+        run["steps_per_second"] / run["raw_steps_per_second"]["1"], abs=2e-3
+    )
+    assert run["steps_per_second"] == pytest.approx(
+        32 / run["seconds_per_update"]["mean"], rel=0.02
+    )
+    assert {
+        "environment",
+        "inference",
+        "update of agent_0",
+        "update of agent_2",
+        "update of the critic",
+    } <= run["parts"].keys()
     assert sum(run["parts"].values()) == pytest.approx(1.0, abs=1e-2)
     assert all(share >= 0 for share in run["parts"].values())
     assert run["peak_memory_mb"]["rss"] > run["peak_memory_mb"]["pss"] > 50

@@ -23,7 +23,19 @@ from optuna.trial import FrozenTrial, TrialState
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
 REAL = [
-    *("--env", SPREAD, "-n", "600", "--eval-episodes", "2", "--n-eval-envs", "1", "--num-threads", "1", "--no-optim-plots"),
+    *(
+        "--env",
+        SPREAD,
+        "-n",
+        "600",
+        "--eval-episodes",
+        "2",
+        "--n-eval-envs",
+        "1",
+        "--num-threads",
+        "1",
+        "--no-optim-plots",
+    ),
     *("--hyperparams", "n_envs:2", "n_steps:100", "batch_size:100", "n_epochs:1"),
 ]
 
@@ -54,7 +66,9 @@ def quick(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
     def install(interrupt_at: tuple[int, ...] = ()) -> list[int]:
         seeds: list[int] = []
 
-        def train(self: Any, entry: dict[str, Any], seed: int, report: Callable[[float, int], None]) -> float:
+        def train(
+            self: Any, entry: dict[str, Any], seed: int, report: Callable[[float, int], None]
+        ) -> float:
             seeds.append(seed)
             if len(seeds) in interrupt_at:
                 raise KeyboardInterrupt
@@ -72,22 +86,44 @@ def quick(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
 def finished(study: optuna.Study) -> dict[int, tuple[Any, ...]]:
     """What there is to compare of each slot's finished trial."""
     slots = importlib.import_module("study").slots(study.trials)
-    done = [(slot, trial) for slot, trial in zip(slots, study.trials, strict=True) if trial.state.is_finished()]
+    done = [
+        (slot, trial)
+        for slot, trial in zip(slots, study.trials, strict=True)
+        if trial.state.is_finished()
+    ]
     done = [(slot, trial) for slot, trial in done if trial.state != TrialState.FAIL]
     assert len({slot for slot, _ in done}) == len(done), "a slot has one finished trial"
-    return {slot: (trial.params, trial.state, trial.value, trial.intermediate_values) for slot, trial in done}
+    return {
+        slot: (trial.params, trial.state, trial.value, trial.intermediate_values)
+        for slot, trial in done
+    }
 
 
 # ---------------------------------------------------------------- broken and resumed
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_an_interrupted_study_ends_as_an_unbroken_one(tune: ModuleType, quick: Callable[..., list[int]], sampler: str) -> None:
-    arguments = ["--env", SPREAD, "--n-trials", "12", "--sampler", sampler, "--n-startup-trials", "4", "--n-seeds", "2"]
+def test_an_interrupted_study_ends_as_an_unbroken_one(
+    tune: ModuleType, quick: Callable[..., list[int]], sampler: str
+) -> None:
+    arguments = [
+        "--env",
+        SPREAD,
+        "--n-trials",
+        "12",
+        "--sampler",
+        sampler,
+        "--n-startup-trials",
+        "4",
+        "--n-seeds",
+        "2",
+    ]
     arguments += ["--n-evaluations", "2", "--no-optim-plots"]
     quick()
     unbroken = tune.main([*arguments, "--study-name", "unbroken"])
-    seeds = quick(interrupt_at=(4, 5, 11, 16))  # in a first and in a second seed, at once again, after the start
+    seeds = quick(
+        interrupt_at=(4, 5, 11, 16)
+    )  # in a first and in a second seed, at once again, after the start
     for _ in range(5):
         broken = tune.main([*arguments, "--study-name", "broken"])
     assert len(seeds) > 20
@@ -97,7 +133,9 @@ def test_an_interrupted_study_ends_as_an_unbroken_one(tune: ModuleType, quick: C
     states = {state for _, state, _, _ in finished(broken).values()}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}
     # More trials go on from there
-    assert finished(tune.main([*arguments, "--study-name", "broken", "--n-trials", "14"])).keys() == set(range(14))
+    assert finished(
+        tune.main([*arguments, "--study-name", "broken", "--n-trials", "14"])
+    ).keys() == set(range(14))
 
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
@@ -105,7 +143,17 @@ def test_a_study_interrupted_while_it_samples_ends_as_an_unbroken_one(
     tune: ModuleType, quick: Callable[..., list[int]], sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trial that does not have all its parameters yet is sampled again from the beginning."""
-    arguments = ["--env", SPREAD, "--n-trials", "5", "--sampler", sampler, "--n-startup-trials", "2", "--no-optim-plots"]
+    arguments = [
+        "--env",
+        SPREAD,
+        "--n-trials",
+        "5",
+        "--sampler",
+        sampler,
+        "--n-startup-trials",
+        "2",
+        "--no-optim-plots",
+    ]
     quick()
     unbroken = tune.main([*arguments, "--study-name", "unbroken"])
     suggest, calls = optuna.Trial.suggest_categorical, itertools.count()
@@ -119,17 +167,35 @@ def test_a_study_interrupted_while_it_samples_ends_as_an_unbroken_one(
     for _ in range(3):
         broken = tune.main([*arguments, "--study-name", "broken"])
     failed = [trial for trial in broken.trials if trial.state == TrialState.FAIL]
-    assert len(failed) == 2 and all(0 < len(trial.params) < len(broken.best_params) for trial in failed)
+    assert len(failed) == 2 and all(
+        0 < len(trial.params) < len(broken.best_params) for trial in failed
+    )
     assert finished(broken) == finished(unbroken)
 
 
 def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path) -> None:
-    arguments = [*REAL, "--n-trials", "3", "--sampler", "random", "--study-name", "it", "-f", str(tmp_path)]
+    arguments = [
+        *REAL,
+        "--n-trials",
+        "3",
+        "--sampler",
+        "random",
+        "--study-name",
+        "it",
+        "-f",
+        str(tmp_path),
+    ]
     killed = [*arguments, "--storage", f"sqlite:///{tmp_path}/killed.db"]
-    process = subprocess.Popen([sys.executable, str(ZOO / "tune.py"), *killed], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(ZOO / "tune.py"), *killed], stdout=subprocess.DEVNULL
+    )
     deadline = time.time() + 120
     trials: list[FrozenTrial] = []
-    while not (len(trials) > 1 and "worker" in trials[-1].user_attrs and trials[-1].state == TrialState.RUNNING):
+    while not (
+        len(trials) > 1
+        and "worker" in trials[-1].user_attrs
+        and trials[-1].state == TrialState.RUNNING
+    ):
         assert process.poll() is None and time.time() < deadline, trials
         time.sleep(0.02)
         if (tmp_path / "killed.db").exists():
@@ -146,13 +212,21 @@ def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path
     assert finished(resumed) == finished(unbroken)
 
 
-def test_processes_share_a_study(tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path) -> None:
+def test_processes_share_a_study(
+    tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path
+) -> None:
     """And try what one process alone would try."""
     arguments = ["--n-trials", "3", "--sampler", "random", "-f", str(tmp_path)]
-    together = tune.main([*REAL, *arguments, "--n-jobs", "2", "--study-name", "together", "--seed", "-1"])
+    together = tune.main(
+        [*REAL, *arguments, "--n-jobs", "2", "--study-name", "together", "--seed", "-1"]
+    )
     seed = together.user_attrs["settings"]["seed"]
     assert seed >= 0, "a random one, and one for all"
-    workers = {trial.user_attrs["worker"]["pid"] for trial in together.trials if trial.state == TrialState.COMPLETE}
+    workers = {
+        trial.user_attrs["worker"]["pid"]
+        for trial in together.trials
+        if trial.state == TrialState.COMPLETE
+    }
     assert os.getpid() not in workers
     quick()
     alone = tune.main([*REAL, *arguments, "--study-name", "alone", "--seed", str(seed)])
@@ -167,7 +241,10 @@ def test_processes_share_a_study(tune: ModuleType, quick: Callable[..., list[int
     [
         ({"host": "elsewhere", "pid": 1, "started": 0.0, "alive": 0.0}, True),
         ({"host": "elsewhere", "pid": 1, "started": 0.0, "alive": math.inf}, False),
-        ({"host": None, "pid": os.getpid(), "started": 0.0, "alive": math.inf}, True),  # another process had this id
+        (
+            {"host": None, "pid": os.getpid(), "started": 0.0, "alive": math.inf},
+            True,
+        ),  # another process had this id
         (None, False),  # it has only just begun
         ("killed when it began", True),
     ],
@@ -192,10 +269,14 @@ def test_only_trials_of_dead_workers_are_repeated(
     assert study.slots(it.trials) == ([0, 0] if lost else [0, 1])
     if lost:
         assert again.params == (trial.params if worker is not None else {})
-        assert "worker" not in again.user_attrs and ("entry" in again.user_attrs) == (worker is not None)
+        assert "worker" not in again.user_attrs and ("entry" in again.user_attrs) == (
+            worker is not None
+        )
 
 
-def test_living_trials_show_that_they_live(study: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_living_trials_show_that_they_live(
+    study: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(study, "SIGN_OF_LIFE", 0.01)
     it = optuna.create_study()
     trial = it.ask()
@@ -234,7 +315,9 @@ def test_a_race_for_the_last_slot_leaves_no_trial_too_many(study: ModuleType) ->
 
     def objective(trial: optuna.Trial) -> float:
         calls.append(trial.number)
-        if trial.number == 0:  # meanwhile, another worker takes the last slot, and a third one finds none
+        if (
+            trial.number == 0
+        ):  # meanwhile, another worker takes the last slot, and a third one finds none
             it.tell(it.ask(), 1.0)
             it.tell(it.ask(), state=TrialState.FAIL)
         return 0.0
@@ -248,13 +331,27 @@ def test_a_race_for_the_last_slot_leaves_no_trial_too_many(study: ModuleType) ->
 # ---------------------------------------------------------------- what a trial is worth
 
 
-@pytest.mark.parametrize(("objective", "expected"), [([], 1.0), (["--objective", "quantile", "--quantile", "0.25"], 0.5)])
+@pytest.mark.parametrize(
+    ("objective", "expected"), [([], 1.0), (["--objective", "quantile", "--quantile", "0.25"], 0.5)]
+)
 def test_objective_over_seeds(
     tune: ModuleType, quick: Callable[..., list[int]], objective: list[str], expected: float
 ) -> None:
     """Every trial gets the same seeds, and what is reported on the way is the objective so far."""
     seeds = quick()
-    arguments = ["--env", SPREAD, "--n-trials", "2", "--n-seeds", "3", "--n-evaluations", "2", "--pruner", "none", *objective]
+    arguments = [
+        "--env",
+        SPREAD,
+        "--n-trials",
+        "2",
+        "--n-seeds",
+        "3",
+        "--n-evaluations",
+        "2",
+        "--pruner",
+        "none",
+        *objective,
+    ]
     trials = tune.main([*arguments, "--no-optim-plots"]).trials
     assert seeds == [0, 1000, 2000] * 2
     for trial in trials:
@@ -266,7 +363,9 @@ def test_objective_over_seeds(
         assert trial.intermediate_values[6] == pytest.approx(trial.value)
 
 
-def test_hyperparameters_that_lead_nowhere_are_pruned(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hyperparameters_that_lead_nowhere_are_pruned(
+    tune: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def train(*_: Any) -> float:
         raise ValueError("NaN everywhere")
 
@@ -302,7 +401,9 @@ def test_evaluations_come_after_parts_of_the_training(tune: ModuleType) -> None:
 @pytest.mark.parametrize("algo", ["happo", "hatrpo", "haa2c", "mappo", "ippo"])
 @pytest.mark.parametrize("env", [SPREAD, "Pendulum-v1"])
 def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, env: str) -> None:
-    _, tuning, _ = tune._prepare(["--algo", algo, "--env", env, "--hyperparams", "gamma:0.9", "n_envs:4"])
+    _, tuning, _ = tune._prepare(
+        ["--algo", algo, "--env", env, "--hyperparams", "gamma:0.9", "n_envs:4"]
+    )
     samplers = importlib.import_module("hyperparams_opt")
     it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     entries = []
@@ -330,7 +431,10 @@ def test_what_is_fixed_is_not_searched(tune: ModuleType, algo: str) -> None:
     trial = study.ask()
     sampled = tuning._sample(trial)
     assert not {"n_steps", "gamma", "policy_kwargs"} & sampled.keys()
-    assert not {"rollout_pow", "one_minus_gamma", "net_arch", "activation_fn", "sharing"} & trial.params.keys()
+    assert (
+        not {"rollout_pow", "one_minus_gamma", "net_arch", "activation_fn", "sharing"}
+        & trial.params.keys()
+    )
     assert "max_grad_norm" in trial.params
     if algo != "haa2c":
         assert sampled["batch_size"] == 50 * 20 // trial.params["n_minibatches"]
@@ -341,8 +445,13 @@ def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
     samplers = importlib.import_module("hyperparams_opt")
     it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     sampled = [samplers.sample_happo_params(it.ask(), 0, 4, {})["ent_coef"] for _ in range(20)]
-    bonuses = [tuning._manager(0).configure({**tuning.base, "ent_coef": value})["ent_coef"] for value in sampled]
-    falling, staying = ([bonus for bonus in bonuses if callable(bonus) == falls] for falls in (True, False))
+    bonuses = [
+        tuning._manager(0).configure({**tuning.base, "ent_coef": value})["ent_coef"]
+        for value in sampled
+    ]
+    falling, staying = (
+        [bonus for bonus in bonuses if callable(bonus) == falls] for falls in (True, False)
+    )
     assert falling and staying
     assert all(1e-3 <= bonus(1.0) <= 0.2 and bonus(0.0) == 0 for bonus in falling)
     assert all(1e-4 <= bonus <= 0.05 for bonus in staying)
@@ -351,11 +460,24 @@ def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
 # ---------------------------------------------------------------- reports
 
 
-def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path) -> None:
+def test_the_best_trial_is_ready_to_be_used(
+    tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path
+) -> None:
     train = importlib.import_module("train")
     manager = importlib.import_module("exp_manager")
     quick()
-    arguments = ["--algo", "haa2c", "--env", SPREAD, "-f", str(tmp_path), "--n-trials", "5", "--sampler", "random"]
+    arguments = [
+        "--algo",
+        "haa2c",
+        "--env",
+        SPREAD,
+        "-f",
+        str(tmp_path),
+        "--n-trials",
+        "5",
+        "--sampler",
+        "random",
+    ]
     arguments += ["--hyperparams", "max_grad_norm:0.25", "n_envs:2", "--env-kwargs", "N:2"]
     study = tune.main([*arguments, "--pruner", "none"])
     folder = tmp_path / "haa2c" / "study_haa2c_mpe2-simple_spread_v3"
@@ -364,11 +486,26 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
     assert len((folder / "trials.csv").read_text().splitlines()) == 6
     (entry,) = yaml.safe_load((folder / "best.yml").read_text()).values()
     assert entry == study.best_trial.user_attrs["entry"]
-    assert entry["n_timesteps"] == study.user_attrs["settings"]["n_timesteps"], "the study's, not the entry's"
+    assert entry["n_timesteps"] == study.user_attrs["settings"]["n_timesteps"], (
+        "the study's, not the entry's"
+    )
     assert entry["max_grad_norm"] == 0.25, "what the command line fixes is not sampled"
     assert entry["joint_kwargs"] == 'dict(team_reward="sum")', "the rest is the entry's"
 
-    tiny = ["--algo", "haa2c", "--env", SPREAD, "-f", str(tmp_path), "-n", "1", "--eval-freq", "-1", "--verbose", "0"]
+    tiny = [
+        "--algo",
+        "haa2c",
+        "--env",
+        SPREAD,
+        "-f",
+        str(tmp_path),
+        "-n",
+        "1",
+        "--eval-freq",
+        "-1",
+        "--verbose",
+        "0",
+    ]
     of_study = ["--storage", str(folder / "journal.log"), "--study-name", study.study_name]
     worst: FrozenTrial = min(study.trials, key=lambda trial: trial.values[0])
     for more, expected in (
@@ -400,13 +537,20 @@ def test_the_best_trial_is_ready_to_be_used(tune: ModuleType, quick: Callable[..
         (["--n-trials", "0"], "--n-trials: must be at least 1, not 0"),
         (["--quantile", "25"], "--quantile must be in [0, 1]"),
         (
-            ["-params", "policy_kwargs:dict(critic_kwargs=dict(activation_fn=type('Mine', (nn.ReLU,), {})))"],
+            [
+                "-params",
+                "policy_kwargs:dict(critic_kwargs=dict(activation_fn=type('Mine', (nn.ReLU,), {})))",
+            ],
             "no valid expression",
         ),
     ],
 )
 def test_what_is_wrong_is_said_before_any_trial(
-    tune: ModuleType, quick: Callable[..., list[int]], capsys: pytest.CaptureFixture, arguments: list[str], message: str
+    tune: ModuleType,
+    quick: Callable[..., list[int]],
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    message: str,
 ) -> None:
     seeds = quick()
     with pytest.raises(SystemExit) as exit_:
@@ -421,7 +565,17 @@ def test_a_study_is_not_continued_with_other_settings(
     tune: ModuleType, quick: Callable[..., list[int]], capsys: pytest.CaptureFixture
 ) -> None:
     quick()
-    arguments = ["--env", SPREAD, "--n-trials", "1", "--study-name", "it", "--no-optim-plots", "--storage", "studies.log"]
+    arguments = [
+        "--env",
+        SPREAD,
+        "--n-trials",
+        "1",
+        "--study-name",
+        "it",
+        "--no-optim-plots",
+        "--storage",
+        "studies.log",
+    ]
     tune.main(arguments)
     with pytest.raises(SystemExit) as exit_:
         tune.main([*arguments, "-n", "500"])
@@ -444,15 +598,29 @@ def test_a_study_is_not_continued_with_other_settings(
     assert "'n_envs': 20" in capsys.readouterr().err
 
 
-def test_a_random_seed_is_drawn_once_for_a_study(tune: ModuleType, quick: Callable[..., list[int]]) -> None:
+def test_a_random_seed_is_drawn_once_for_a_study(
+    tune: ModuleType, quick: Callable[..., list[int]]
+) -> None:
     quick()
-    arguments = ["--env", SPREAD, "--study-name", "it", "--no-optim-plots", "--storage", "studies.log", "--seed", "-1"]
+    arguments = [
+        "--env",
+        SPREAD,
+        "--study-name",
+        "it",
+        "--no-optim-plots",
+        "--storage",
+        "studies.log",
+        "--seed",
+        "-1",
+    ]
     first = tune.main([*arguments, "--n-trials", "1"])
     assert len(tune.main([*arguments, "--n-trials", "2"]).trials) == 2
     assert first.user_attrs["settings"]["seed"] >= 0
 
 
-def test_storages_that_cannot_be_read(study: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_storages_that_cannot_be_read(
+    study: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     broken = tmp_path / "broken.log"
     broken.write_text("no journal\nat all\n")
     with pytest.raises(ValueError, match=r"broken\.log is no journal file"):
@@ -475,7 +643,10 @@ def test_storages_with_options(study: ModuleType) -> None:
     [
         (["--storage", "studies.log", "--study-name", "its"], "Did you mean 'it'?"),
         (["--storage", "studys.log", "--study-name", "it"], "there is no file studys.log"),
-        (["--storage", "sqlite:///nowhere/studies.db", "--study-name", "it"], "there is no file nowhere/studies.db"),
+        (
+            ["--storage", "sqlite:///nowhere/studies.db", "--study-name", "it"],
+            "there is no file nowhere/studies.db",
+        ),
         (
             ["--storage", "studies.log", "--study-name", "it", "--algo", "hatrpo"],
             "tuned happo on mpe2/simple_spread_v3, not hatrpo",
@@ -485,10 +656,26 @@ def test_storages_with_options(study: ModuleType) -> None:
     ],
 )
 def test_trials_that_are_not_there(
-    tune: ModuleType, quick: Callable[..., list[int]], capsys: pytest.CaptureFixture, arguments: list[str], message: str
+    tune: ModuleType,
+    quick: Callable[..., list[int]],
+    capsys: pytest.CaptureFixture,
+    arguments: list[str],
+    message: str,
 ) -> None:
     quick()
-    tune.main(["--env", SPREAD, "--n-trials", "1", "--study-name", "it", "--no-optim-plots", "--storage", "studies.log"])
+    tune.main(
+        [
+            "--env",
+            SPREAD,
+            "--n-trials",
+            "1",
+            "--study-name",
+            "it",
+            "--no-optim-plots",
+            "--storage",
+            "studies.log",
+        ]
+    )
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as exit_:
         importlib.import_module("train").main(["--env", SPREAD, *arguments])
@@ -497,8 +684,12 @@ def test_trials_that_are_not_there(
     assert sorted(Path().rglob("*")) == before, "nothing is made by asking for it"
 
 
-def test_interrupts_still_work_after_an_interrupted_study(tune: ModuleType, quick: Callable[..., list[int]]) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
+def test_interrupts_still_work_after_an_interrupted_study(
+    tune: ModuleType, quick: Callable[..., list[int]]
+) -> None:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which shells take from what they start in the background
     quick(interrupt_at=(1,))
     tune.main(["--env", SPREAD, "--n-trials", "1"])
     with pytest.raises(KeyboardInterrupt):

@@ -52,7 +52,9 @@ def variant_run(env_id: str, variant: str, seed: int, n_timesteps: int) -> Run:
     :return: The environment's entry with the variant's changes
     """
     changes = VARIANTS[variant]
-    policy_kwargs = read_entries(SETTINGS)[env_id].get("policy_kwargs", "dict()")  # the text of an expression
+    policy_kwargs = read_entries(SETTINGS)[env_id].get(
+        "policy_kwargs", "dict()"
+    )  # the text of an expression
     merged = f"dict({policy_kwargs}, **{changes['policy_kwargs']})"
     changes = changes | {"policy_kwargs": merged, "n_timesteps": n_timesteps}
     return make_run("happo", env_id, seed, SETTINGS, changes)
@@ -149,7 +151,11 @@ def report(runs: dict[tuple[str, str, int], Record], folder: Path) -> None:
     for env_id in dict.fromkeys(env_id for env_id, _, _ in runs):
         for ablation, labels in ABLATIONS.items():
             found = {
-                label: [run for (env, name, _), run in sorted(runs.items()) if (env, name) == (env_id, variant)]
+                label: [
+                    run
+                    for (env, name, _), run in sorted(runs.items())
+                    if (env, name) == (env_id, variant)
+                ]
                 for variant, label in labels.items()
             }
             groups = {label: group for label, group in found.items() if group}
@@ -177,7 +183,10 @@ def report(runs: dict[tuple[str, str, int], Record], folder: Path) -> None:
                     f"| {label} | {np.mean(returns):,.1f} | {', '.join(f'{value:,.1f}' for value in returns)} | {verdict} "
                     f"| {np.median([run['steps_per_second'] for run in group]):,.0f} |"
                 )
-    origins = {(run["commit"], ", ".join(" ".join(pair) for pair in run["versions"].items())) for run in runs.values()}
+    origins = {
+        (run["commit"], ", ".join(" ".join(pair) for pair in run["versions"].items()))
+        for run in runs.values()
+    }
     seeds, budgets = ({run[key] for run in runs.values()} for key in ("seed", "budget"))
     lines += [
         "",
@@ -196,24 +205,38 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: Its arguments; by default the process's
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--envs", nargs="+", default=list(ENVS), choices=ENVS)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-n", "--n-timesteps", type=int, default=N_TIMESTEPS, help="of each run")
     parser.add_argument("--eval-episodes", type=int, help="instead of the environment's own number")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="where the runs are written down")
-    parser.add_argument("--folder", type=Path, default=DOCS, help="where the plots and the tables go")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where the runs are written down"
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=DOCS, help="where the plots and the tables go"
+    )
     args = parser.parse_args(argv)
     # Seed by seed, so that an interrupted call leaves whole comparisons
-    wanted = [(env_id, variant, seed) for env_id in args.envs for seed in args.seeds for variant in args.variants]
+    wanted = [
+        (env_id, variant, seed)
+        for env_id in args.envs
+        for seed in args.seeds
+        for variant in args.variants
+    ]
     for key in wanted:
         if key in read_runs(args.results, args.n_timesteps):
             continue
         env_id, variant, seed = key
         run = train(env_id, variant, seed, args.n_timesteps, args.eval_episodes or ENVS[env_id])
         append_record(run, args.results)
-        print({name: run[name] for name in ("env", "variant", "seed", "return", "steps_per_second")}, flush=True)
+        print(
+            {name: run[name] for name in ("env", "variant", "seed", "return", "steps_per_second")},
+            flush=True,
+        )
     report(read_runs(args.results, args.n_timesteps), args.folder)
 
 

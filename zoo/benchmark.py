@@ -31,7 +31,15 @@ from typing import Any, NamedTuple
 
 from cli import StoreHyperparams, count, timesteps, usage_errors
 from exp_manager import AGENTS, TEAM_ALGOS
-from records import ENV_HYPERPARAMS, RESULTS, Record, append_record, read_entries, read_records, unknown
+from records import (
+    ENV_HYPERPARAMS,
+    RESULTS,
+    Record,
+    append_record,
+    read_entries,
+    read_records,
+    unknown,
+)
 from report import write_report
 from runs import Run, configured, default_settings, make_run, train_and_evaluate
 from shipping import ship
@@ -72,17 +80,29 @@ def plan(args: argparse.Namespace) -> list[Run]:
             raise ValueError(unknown("algorithm", algo, (*TEAM_ALGOS, "random")))
     settings = {algo: args.settings or default_settings(algo) for algo in args.algos}
     # RL Zoo's `default` is for environments without an entry
-    entries = {algo: [env for env in read_entries(name) if env != "default"] for algo, name in settings.items()}
+    entries = {
+        algo: [env for env in read_entries(name) if env != "default"]
+        for algo, name in settings.items()
+    }
     known = dict.fromkeys(env for own in entries.values() for env in own)
     for env in args.envs or ():
         if env not in known:
-            raise ValueError(f"{unknown('entry', env, known)} (looked in {', '.join(dict.fromkeys(settings.values()))})")
+            raise ValueError(
+                f"{unknown('entry', env, known)} (looked in {', '.join(dict.fromkeys(settings.values()))})"
+            )
     changes = dict(args.hyperparams)
     if args.n_timesteps is not None:
         changes["n_timesteps"] = args.n_timesteps
     env_changes = {name: value for name, value in changes.items() if name in ENV_HYPERPARAMS}
     return [
-        make_run(algo, env, seed, args.settings, env_changes if algo == "random" else changes, args.eval_episodes)
+        make_run(
+            algo,
+            env,
+            seed,
+            args.settings,
+            env_changes if algo == "random" else changes,
+            args.eval_episodes,
+        )
         for seed in args.seeds
         for algo in args.algos
         for env in args.envs or entries[algo]
@@ -99,7 +119,9 @@ def work(run: Run, folder: Path, results: Path, *args: Any) -> None:
     :param results: Where it is written down
     :param args: More of :func:`runs.train_and_evaluate`
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all processes; the first one ends the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
     folder.mkdir(parents=True)
@@ -136,7 +158,15 @@ def run_all(runs: Sequence[Run], options: RunOptions) -> list[Run]:
             while waiting and len(active) < options.n_jobs:
                 run = waiting.popleft()
                 folder = options.log_folder / run.name
-                args = run, folder, options.results, options.n_episodes, n_threads, vec_env, options.device
+                args = (
+                    run,
+                    folder,
+                    options.results,
+                    options.n_episodes,
+                    n_threads,
+                    vec_env,
+                    options.device,
+                )
                 process: BaseProcess = context.Process(target=work, args=args)
                 process.start()
                 active[process.sentinel] = process, run
@@ -145,11 +175,19 @@ def run_all(runs: Sequence[Run], options: RunOptions) -> list[Run]:
                 process, run = active.pop(sentinel)
                 process.join()
                 count = f"[{len(runs) - len(waiting) - len(active)}/{len(runs)}]"
-                record = run.record_in(read_records(options.results), options.n_episodes) if process.exitcode == 0 else None
+                record = (
+                    run.record_in(read_records(options.results), options.n_episodes)
+                    if process.exitcode == 0
+                    else None
+                )
                 if record is None:
                     failed.append(run)
                     output = options.log_folder / run.name / "output.txt"
-                    last = output.read_text(errors="replace").strip().rpartition("\n")[2] if output.is_file() else ""
+                    last = (
+                        output.read_text(errors="replace").strip().rpartition("\n")[2]
+                        if output.is_file()
+                        else ""
+                    )
                     print(f"{count} {run.name} failed ({last}): see {output}", flush=True)
                 else:
                     print(f"{count} {describe(record)}", flush=True)
@@ -176,11 +214,18 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Of the command line
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algos", nargs="+", default=list(TEAM_ALGOS), help="or random; by default all but random")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--algos", nargs="+", default=list(TEAM_ALGOS), help="or random; by default all but random"
+    )
     parser.add_argument("--envs", nargs="+", help="entries of the settings; by default all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--settings", help="file in zoo/hyperparams, or path of a YAML file; by default the algorithm's own")
+    parser.add_argument(
+        "--settings",
+        help="file in zoo/hyperparams, or path of a YAML file; by default the algorithm's own",
+    )
     parser.add_argument(
         "-params",
         "--hyperparams",
@@ -191,13 +236,32 @@ def make_parser() -> argparse.ArgumentParser:
         help="instead of the entry's",
     )
     parser.add_argument("-n", "--n-timesteps", type=timesteps, help="instead of the entry's")
-    parser.add_argument("--eval-episodes", type=count, help="by default as many as have 100,000 steps, but 50 to 500")
+    parser.add_argument(
+        "--eval-episodes",
+        type=count,
+        help="by default as many as have 100,000 steps, but 50 to 500",
+    )
     parser.add_argument("--n-jobs", type=count, default=1, help="runs at a time")
-    parser.add_argument("--num-threads", type=int, help="PyTorch's, of each run; by default the runs share the cores")
-    parser.add_argument("--device", default="cpu", help="PyTorch's; small teams are slower on an accelerator")
-    parser.add_argument("-f", "--log-folder", type=Path, default=LOGS, help="one folder per run goes there")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="the runs' records; table and curves go beside them")
-    parser.add_argument("--ship", action="store_true", help="put the best seeds' agents into zoo/agents")
+    parser.add_argument(
+        "--num-threads",
+        type=int,
+        help="PyTorch's, of each run; by default the runs share the cores",
+    )
+    parser.add_argument(
+        "--device", default="cpu", help="PyTorch's; small teams are slower on an accelerator"
+    )
+    parser.add_argument(
+        "-f", "--log-folder", type=Path, default=LOGS, help="one folder per run goes there"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        help="the runs' records; table and curves go beside them",
+    )
+    parser.add_argument(
+        "--ship", action="store_true", help="put the best seeds' agents into zoo/agents"
+    )
     parser.add_argument("--agents", type=Path, default=AGENTS, help=argparse.SUPPRESS)
     parser.add_argument("--table", action="store_true", help="train nothing, only write the table")
     return parser
@@ -215,7 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with usage_errors(parser, verbose=1):
         wanted = plan(args)
         for run in () if args.table else {(run.algo, run.env): run for run in wanted}.values():
-            with contextlib.suppress(ImportError):  # of a wrapper that is not installed: its run alone fails
+            with contextlib.suppress(
+                ImportError
+            ):  # of a wrapper that is not installed: its run alone fails
                 configured(run)
     failed: list[Run] = []
     if not args.table:
@@ -223,10 +289,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [run for run in wanted if run.record_in(records, args.eval_episodes) is None]
         print(f"{len(wanted)} runs, {len(wanted) - len(runs)} of them finished before", flush=True)
         try:
-            options = RunOptions(args.log_folder, args.results, args.eval_episodes, args.n_jobs, args.num_threads, args.device)
+            options = RunOptions(
+                args.log_folder,
+                args.results,
+                args.eval_episodes,
+                args.n_jobs,
+                args.num_threads,
+                args.device,
+            )
             failed = run_all(runs, options)
         except KeyboardInterrupt:
-            print("Interrupted. Finished runs are written down; the same command does the others.", flush=True)
+            print(
+                "Interrupted. Finished runs are written down; the same command does the others.",
+                flush=True,
+            )
             return 130
     if args.ship:
         for folder in ship(wanted, read_records(args.results), args.log_folder, args.agents):

@@ -20,7 +20,9 @@ class StoreKwargs(argparse.Action):
 
     keep_text = False
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         """
         :param parser: Of the command line
         :param namespace: Takes the dict
@@ -28,10 +30,15 @@ class StoreKwargs(argparse.Action):
         :param option_string: The option
         """
         try:
-            setattr(namespace, self.dest, dict(self._pair(*argument.split(":", 1)) for argument in values))
+            setattr(
+                namespace,
+                self.dest,
+                dict(self._pair(*argument.split(":", 1)) for argument in values),
+            )
         except Exception as error:  # whatever the user's expression raises
             raise argparse.ArgumentError(
-                self, f"expected name:value, the value a Python expression (text in quotes of its own), got {values}: {error}"
+                self,
+                f"expected name:value, the value a Python expression (text in quotes of its own), got {values}: {error}",
             ) from error
 
     def _pair(self, name: str, expression: str) -> tuple[str, Any]:
@@ -40,7 +47,9 @@ class StoreKwargs(argparse.Action):
             if is_expression(expression):
                 return name, expression
             if " at 0x" in str(value) or "<class" in str(value):
-                raise ValueError(f"{expression} cannot be written into a YAML file; write it as a call, such as dict(...)")
+                raise ValueError(
+                    f"{expression} cannot be written into a YAML file; write it as a call, such as dict(...)"
+                )
         return name, value
 
 
@@ -104,19 +113,39 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Gets the arguments that all scripts have
     """
-    parser.add_argument("--algo", type=algorithm, default="happo", help=f"one of {', '.join(TEAM_ALGOS)}")
     parser.add_argument(
-        "--env", type=environment_id, required=True, help="id of the environment, such as mpe2/simple_spread_v3"
+        "--algo", type=algorithm, default="happo", help=f"one of {', '.join(TEAM_ALGOS)}"
     )
     parser.add_argument(
-        "--env-kwargs", nargs="+", action=StoreKwargs, help="keyword arguments of the environment: name:value …"
+        "--env",
+        type=environment_id,
+        required=True,
+        help="id of the environment, such as mpe2/simple_spread_v3",
     )
-    parser.add_argument("--gym-packages", nargs="+", default=[], help="modules to import, which register environments")
-    parser.add_argument("--seed", type=int, default=-1, help="of everything random; negative for a random one")
+    parser.add_argument(
+        "--env-kwargs",
+        nargs="+",
+        action=StoreKwargs,
+        help="keyword arguments of the environment: name:value …",
+    )
+    parser.add_argument(
+        "--gym-packages",
+        nargs="+",
+        default=[],
+        help="modules to import, which register environments",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=-1, help="of everything random; negative for a random one"
+    )
     parser.add_argument("--device", default="auto", help="PyTorch's device: cpu, cuda, …")
-    parser.add_argument("--num-threads", type=int, default=-1, help="PyTorch's threads (-1 for the default)")
     parser.add_argument(
-        "--verbose", type=int, default=1, help="0: little output, 1: information, 2: with tracebacks of errors"
+        "--num-threads", type=int, default=-1, help="PyTorch's threads (-1 for the default)"
+    )
+    parser.add_argument(
+        "--verbose",
+        type=int,
+        default=1,
+        help="0: little output, 1: information, 2: with tracebacks of errors",
     )
 
 
@@ -124,16 +153,27 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Gets the arguments that all trainings have
     """
-    parser.add_argument("-n", "--n-timesteps", type=timesteps, default=-1, help="instead of the entry's")
+    parser.add_argument(
+        "-n", "--n-timesteps", type=timesteps, default=-1, help="instead of the entry's"
+    )
     parser.add_argument("-f", "--log-folder", default="logs", help="log folder")
     parser.add_argument(
-        "--eval-env-kwargs", nargs="+", action=StoreKwargs, help="of the environments for evaluation, if others"
+        "--eval-env-kwargs",
+        nargs="+",
+        action=StoreKwargs,
+        help="of the environments for evaluation, if others",
     )
     parser.add_argument(
-        "-params", "--hyperparams", nargs="+", action=StoreHyperparams, help="other hyperparameters: name:value …"
+        "-params",
+        "--hyperparams",
+        nargs="+",
+        action=StoreHyperparams,
+        help="other hyperparameters: name:value …",
     )
     parser.add_argument(
-        "-conf", "--conf-file", help="YAML file or Python module with the hyperparameters, or a file's name in zoo/hyperparams"
+        "-conf",
+        "--conf-file",
+        help="YAML file or Python module with the hyperparameters, or a file's name in zoo/hyperparams",
     )
     parser.add_argument("--n-eval-envs", type=count, default=1, help="environments for evaluation")
     parser.add_argument(
@@ -177,7 +217,9 @@ def usage_errors(parser: argparse.ArgumentParser, verbose: int) -> Iterator[None
     except Exception as error:  # of expressions and classes of the user's too
         if verbose > 1:
             raise
-        plain = isinstance(error, (ValueError, TypeError, AssertionError, ImportError, OSError, RuntimeError))
+        plain = isinstance(
+            error, (ValueError, TypeError, AssertionError, ImportError, OSError, RuntimeError)
+        )
         text = str(error) if plain else f"{type(error).__name__}: {error}"
         parser.exit(2, f"{parser.prog}: error: {text}\n")
 

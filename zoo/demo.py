@@ -81,7 +81,9 @@ def deterministic_returns(model: HAPPO, env: VecEnv, n_episodes: int) -> np.ndar
     return np.asarray(returns)
 
 
-def draw_learning_curve(path: Path, callback: EvalCallback, random_return: float, title: str) -> None:
+def draw_learning_curve(
+    path: Path, callback: EvalCallback, random_return: float, title: str
+) -> None:
     """
     Mean return against training steps, with the standard error over the episodes of each evaluation.
 
@@ -125,15 +127,27 @@ def film(path: Path, model: HAPPO, env_id: str, seed: int) -> None:
             observation, _, terminated, truncated, _ = env.step(action)
             done = terminated or truncated
     env.close()
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0)
+    frames[0].save(
+        path, save_all=True, append_images=frames[1:], duration=FRAME_MILLISECONDS, loop=0
+    )
 
 
 def main() -> None:
     """Train, compare, draw, film."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--env", default="mpe2/simple_spread_v3", help="any id that make_joint_env takes (%(default)s)")
-    parser.add_argument("--timesteps", type=int, default=200_000, help="environment steps of training (%(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--env",
+        default="mpe2/simple_spread_v3",
+        help="any id that make_joint_env takes (%(default)s)",
+    )
+    parser.add_argument(
+        "--timesteps", type=int, default=200_000, help="environment steps of training (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo"), help="folder for the results (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
@@ -141,10 +155,14 @@ def main() -> None:
     except (ValueError, ImportError) as error:
         parser.error(str(error))
     args.out.mkdir(parents=True, exist_ok=True)
-    th.set_num_threads(1)  # networks this small gain nothing from more, and lose much where other programs want the cores
+    th.set_num_threads(
+        1
+    )  # networks this small gain nothing from more, and lose much where other programs want the cores
 
     env = make_joint_vec_env(args.env, n_envs=N_ENVS, seed=args.seed, joint_kwargs=JOINT_KWARGS)
-    eval_env = make_joint_vec_env(args.env, n_envs=N_EVAL_ENVS, seed=EVAL_SEED, joint_kwargs=JOINT_KWARGS)
+    eval_env = make_joint_vec_env(
+        args.env, n_envs=N_EVAL_ENVS, seed=EVAL_SEED, joint_kwargs=JOINT_KWARGS
+    )
     model = HAPPO(
         env,
         n_steps=50,
@@ -157,7 +175,10 @@ def main() -> None:
         seed=args.seed,
     )
 
-    print(f"HAPPO learns {args.env}: {len(model.policies)} agents, {args.timesteps:,} steps ...", flush=True)
+    print(
+        f"HAPPO learns {args.env}: {len(model.policies)} agents, {args.timesteps:,} steps ...",
+        flush=True,
+    )
     single_env = make_joint_env(args.env, joint_kwargs=JOINT_KWARGS)
     returns = {"random team": random_returns(single_env, N_EVAL_EPISODES, EVAL_SEED)}
     returns["HAPPO before training"] = deterministic_returns(model, eval_env, N_EVAL_EPISODES)
@@ -173,19 +194,29 @@ def main() -> None:
     seconds = time.time() - start
     returns["HAPPO after training"] = deterministic_returns(model, eval_env, N_EVAL_EPISODES)
 
-    print(f"\nTrained in {seconds:.0f} s. Return of the team in {N_EVAL_EPISODES} episodes, mean and standard error:")
+    print(
+        f"\nTrained in {seconds:.0f} s. Return of the team in {N_EVAL_EPISODES} episodes, mean and standard error:"
+    )
     for name, values in returns.items():
         print(f"  {name:<22}{np.mean(values):9.1f} ± {np.std(values) / np.sqrt(len(values)):.1f}")
 
-    curve, animation, saved = args.out / "learning_curve.png", args.out / "trained_team.gif", args.out / "model.zip"
+    curve, animation, saved = (
+        args.out / "learning_curve.png",
+        args.out / "trained_team.gif",
+        args.out / "model.zip",
+    )
     model.save(saved)
-    draw_learning_curve(curve, callback, float(np.mean(returns["random team"])), f"HAPPO on {args.env}")
+    draw_learning_curve(
+        curve, callback, float(np.mean(returns["random team"])), f"HAPPO on {args.env}"
+    )
     print(f"Learning curve: {curve}\nThe model, for HAPPO.load: {saved}")
     try:
         film(animation, model, args.env, EVAL_SEED)
         print(f"The trained team: {animation}")
     except Exception as error:  # whatever the libraries that draw make of a missing display
-        print(f"There is no film, {args.env} cannot be drawn here ({type(error).__name__}: {error}).")
+        print(
+            f"There is no film, {args.env} cannot be drawn here ({type(error).__name__}: {error})."
+        )
         print("Without a display MuJoCo wants MUJOCO_GL=egl, others a virtual one (xvfb-run).")
 
 

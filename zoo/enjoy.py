@@ -77,7 +77,9 @@ def play(
     while shares.any() and (n_timesteps is None or steps < n_timesteps):
         if on_step is not None:
             on_step()
-        actions, state = model.predict(obs, state=state, episode_start=starts, deterministic=deterministic)
+        actions, state = model.predict(
+            obs, state=state, episode_start=starts, deterministic=deterministic
+        )
         obs, rewards, starts, infos = env.step(actions)
         steps += env.num_envs
         returns += rewards
@@ -86,7 +88,9 @@ def play(
         for index in np.flatnonzero(starts):
             if shares[index]:
                 shares[index] -= 1
-                yield Episode(float(returns[index]), agent_returns[index].copy(), int(lengths[index]))
+                yield Episode(
+                    float(returns[index]), agent_returns[index].copy(), int(lengths[index])
+                )
             returns[index], agent_returns[index], lengths[index] = 0.0, 0.0, 0
 
 
@@ -107,7 +111,10 @@ def write_film(path: Path, frames: Sequence[np.ndarray], fps: float, pixels: int
     if path.suffix == ".gif":
         # One palette for all frames and no dithering: what does not move then costs nothing
         palette = Image.fromarray(np.concatenate(small[:: len(small) // 4 or 1])).quantize(64)
-        first, *others = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in small)
+        first, *others = (
+            Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE)
+            for frame in small
+        )
         first.save(path, save_all=True, append_images=others, duration=1000 / fps, loop=0)
     else:
         imageio.imwrite(path, small, fps=fps, macro_block_size=2)
@@ -127,10 +134,21 @@ def find_model(args: argparse.Namespace) -> str:
         if (folder / name / "config.yml").is_file():  # a run's own
             return get_model_path(-1, str(folder), "", name, *choice)[1]
         runs = folder / args.algo
-        exists = (runs / f"{name}_{args.exp_id}").is_dir() if args.exp_id > 0 else get_latest_run_id(str(runs), name) > 0
+        exists = (
+            (runs / f"{name}_{args.exp_id}").is_dir()
+            if args.exp_id > 0
+            else get_latest_run_id(str(runs), name) > 0
+        )
         if exists or (args.exp_id < 0 and runs.is_dir()):
             return get_model_path(args.exp_id, str(folder), args.algo, name, *choice)[1]
-    there = sorted({path.name for folder in folders for path in (folder / args.algo).glob("*_*") if path.is_dir()})
+    there = sorted(
+        {
+            path.name
+            for folder in folders
+            for path in (folder / args.algo).glob("*_*")
+            if path.is_dir()
+        }
+    )
     near = nearest(f"{name}_1", there)
     run = f"run {args.exp_id}" if args.exp_id > 0 else "run"
     raise ValueError(
@@ -150,7 +168,10 @@ def print_statistics(episodes: Sequence[Episode], agents: Sequence[str]) -> None
     for label, values in (
         ("return of the team", [episode.team_return for episode in episodes]),
         ("sum over the agents", sums),
-        *((agent, [episode.agent_returns[index] for episode in episodes]) for index, agent in enumerate(agents)),
+        *(
+            (agent, [episode.agent_returns[index] for episode in episodes])
+            for index, agent in enumerate(agents)
+        ),
         ("length", [episode.length for episode in episodes]),
     ):
         print(f"  {label:<20} {np.mean(values):10.2f} +/- {np.std(values):.2f}")
@@ -160,26 +181,48 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: The command line: RL Zoo's flags, and a few more
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_arguments(parser)
     parser.set_defaults(seed=0)
-    parser.add_argument("-f", "--folder", type=Path, help="log folder, or a run's own; by default logs, then zoo/agents")
-    parser.add_argument("--exp-id", type=int, default=0, help="number of the run (0: the latest, -1: no folder of a run)")
-    parser.add_argument("--load-best", action="store_true", help="the best model instead of the last")
-    parser.add_argument("--load-checkpoint", type=whole_number, help="the checkpoint after so many timesteps")
+    parser.add_argument(
+        "-f",
+        "--folder",
+        type=Path,
+        help="log folder, or a run's own; by default logs, then zoo/agents",
+    )
+    parser.add_argument(
+        "--exp-id",
+        type=int,
+        default=0,
+        help="number of the run (0: the latest, -1: no folder of a run)",
+    )
+    parser.add_argument(
+        "--load-best", action="store_true", help="the best model instead of the last"
+    )
+    parser.add_argument(
+        "--load-checkpoint", type=whole_number, help="the checkpoint after so many timesteps"
+    )
     parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
-    parser.add_argument("-n", "--n-timesteps", type=whole_number, default=1000, help="timesteps (%(default)s)")
+    parser.add_argument(
+        "-n", "--n-timesteps", type=whole_number, default=1000, help="timesteps (%(default)s)"
+    )
     parser.add_argument("--n-episodes", type=count, help="episodes, instead of --n-timesteps")
     parser.add_argument("--n-envs", type=count, default=1, help="environments")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument(
-        "--deterministic", action="store_true", help="the most likely actions (default, if the entry says so)"
+        "--deterministic",
+        action="store_true",
+        help="the most likely actions (default, if the entry says so)",
     )
     actions.add_argument("--stochastic", action="store_true", help="sampled actions")
     parser.add_argument("--no-render", action="store_true", help="open no window")
     parser.add_argument("--record", type=Path, metavar="FILE", help="film to write: .gif or .mp4")
     parser.add_argument("--fps", type=float, help="of the film, by default the environment's")
-    parser.add_argument("--record-pixels", type=count, default=400, help="the film's longer side (%(default)s)")
+    parser.add_argument(
+        "--record-pixels", type=count, default=400, help="the film's longer side (%(default)s)"
+    )
     return parser
 
 
@@ -219,7 +262,9 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
         for episode in play(team.model, env, n_timesteps, args.n_episodes, deterministic, on_step):
             episodes.append(episode)
             if args.verbose > 0:
-                print(f"Episode {len(episodes)}: return {episode.team_return:.2f}, length {episode.length}")
+                print(
+                    f"Episode {len(episodes)}: return {episode.team_return:.2f}, length {episode.length}"
+                )
     if frames:
         fps = args.fps or env.get_attr("metadata")[0].get("render_fps", 10)
         with usage_errors(parser, args.verbose):
@@ -248,7 +293,9 @@ def draw(env: VecEnv, env_id: str, mode: str) -> np.ndarray | None:
             return None
         picture: Any = env.get_images()[0]
     except Exception as error:  # whatever the libraries that draw make of a missing display
-        raise ValueError(f"{env_id} cannot be drawn here ({type(error).__name__}: {error}). {_UNDRAWN}") from error
+        raise ValueError(
+            f"{env_id} cannot be drawn here ({type(error).__name__}: {error}). {_UNDRAWN}"
+        ) from error
     if np.ndim(picture) != 3:  # None, or whatever else
         raise ValueError(f"{env_id} cannot be filmed: it draws no pictures. {_UNDRAWN}")
     return np.asarray(picture)
@@ -256,7 +303,9 @@ def draw(env: VecEnv, env_id: str, mode: str) -> np.ndarray | None:
 
 def _render_mode(args: argparse.Namespace) -> str | None:
     """The environments', and what they need where there is no display."""
-    display = sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    display = sys.platform in ("darwin", "win32") or any(
+        os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY")
+    )
     if not display or args.no_render or args.record is not None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     # MuJoCo would load it when it is imported, even if nothing were drawn
@@ -269,7 +318,9 @@ def _render_mode(args: argparse.Namespace) -> str | None:
     return "human" if display and not args.no_render else None
 
 
-def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: str | None) -> VecEnv:
+def _make_env(
+    make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: str | None
+) -> VecEnv:
     kwargs = ({} if mode is None else {"render_mode": mode}) | (args.env_kwargs or {})
     try:
         env = make_env(args.n_envs, args.seed, **kwargs)
@@ -280,7 +331,9 @@ def _make_env(make_env: Callable[..., VecEnv], args: argparse.Namespace, mode: s
     modes = [] if args.record is None else env.get_attr("metadata")[0].get("render_modes", [])
     if modes and mode not in modes:
         env.close()
-        raise ValueError(f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes)}.")
+        raise ValueError(
+            f"{args.env} cannot be filmed: it draws no pictures, but {', '.join(modes)}."
+        )
     return env
 
 

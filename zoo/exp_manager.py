@@ -55,18 +55,46 @@ ALGOS.update(TEAM_ALGOS)
 
 PACKAGES = (
     *("torch", "stable-baselines3", "sb3-contrib", "rl-zoo3", "gymnasium", "pettingzoo", "numpy"),
-    *("mpe2", "gymnasium-robotics", "mujoco", "lbforaging", "rware", "supersuit", "vmas", "envpool"),
+    *(
+        "mpe2",
+        "gymnasium-robotics",
+        "mujoco",
+        "lbforaging",
+        "rware",
+        "supersuit",
+        "vmas",
+        "envpool",
+    ),
 )
 EVAL_SEED = 1_000_000  # far from the training seeds
 
 # Keys of an entry that are not the algorithm's: RL Zoo's, and those that only teams have
 _ZOO_KEYS = {
-    *("n_envs", "n_timesteps", "normalize", "frame_stack", "env_kwargs", "monitor_kwargs", "callback", "env_wrapper"),
+    *(
+        "n_envs",
+        "n_timesteps",
+        "normalize",
+        "frame_stack",
+        "env_kwargs",
+        "monitor_kwargs",
+        "callback",
+        "env_wrapper",
+    ),
     *("vec_env_wrapper", "joint_kwargs", "wrappers", "deterministic"),
 }
 _NORMALIZE_KWARGS = {*inspect.signature(VecNormalize.__init__).parameters} - {"self", "venv"}
 # What the algorithms take, but the command line sets
-_SET_ELSEWHERE = {"self", "args", "kwargs", "env", "seed", "device", "verbose", "tensorboard_log", "_init_setup_model"}
+_SET_ELSEWHERE = {
+    "self",
+    "args",
+    "kwargs",
+    "env",
+    "seed",
+    "device",
+    "verbose",
+    "tensorboard_log",
+    "_init_setup_model",
+}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 # What the expressions of entries may use
 _EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
@@ -118,7 +146,9 @@ class TeamExperimentManager(ExperimentManager):
                 f"{config} is neither a YAML file (.yml), nor one of {HYPERPARAMS}, nor a Python module."
                 + (f" Did you mean {near!r}?" if near else "")
             )
-        super().__init__(args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs)
+        super().__init__(
+            args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs
+        )
         self.vec_env_type = vec_env_type
         self.entry = entry
         self.joint_kwargs: dict[str, Any] | None = None
@@ -135,7 +165,9 @@ class TeamExperimentManager(ExperimentManager):
         """
         return ""
 
-    is_atari = is_minigrid = is_bullet = is_robotics_env = is_panda_gym = staticmethod(lambda env_id: False)
+    is_atari = is_minigrid = is_bullet = is_robotics_env = is_panda_gym = staticmethod(
+        lambda env_id: False
+    )
 
     # ---------------------------------------------------------------- hyperparameters
 
@@ -150,7 +182,9 @@ class TeamExperimentManager(ExperimentManager):
             if env_id not in entries and "default" not in entries:
                 near = nearest(env_id, entries)
                 hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(entries)}."
-                raise ValueError(f"{self.config} has neither an entry {env_id!r} nor a 'default'. {hint}")
+                raise ValueError(
+                    f"{self.config} has neither an entry {env_id!r} nor a 'default'. {hint}"
+                )
         hyperparams, saved = super().read_hyperparameters()
         if self.entry is not None:
             hyperparams = self.entry | (self.custom_hyperparams or {})
@@ -173,9 +207,13 @@ class TeamExperimentManager(ExperimentManager):
                 try:
                     start = float(value.removeprefix("lin_"))
                 except ValueError as error:
-                    raise ValueError(f"{key}: {value!r} is neither a number nor lin_<number>") from error
+                    raise ValueError(
+                        f"{key}: {value!r} is neither a number nor lin_<number>"
+                    ) from error
                 # SB3's own, so that saved agents load where there is no RL Zoo
-                hyperparams[key] = LinearSchedule(start, 0.0, 1.0) if value.startswith("lin_") else start
+                hyperparams[key] = (
+                    LinearSchedule(start, 0.0, 1.0) if value.startswith("lin_") else start
+                )
         return hyperparams
 
     def _preprocess_hyperparams(
@@ -209,7 +247,9 @@ class TeamExperimentManager(ExperimentManager):
         :param entry: Its keys and values as in YAML
         :return: Arguments of the algorithm; :meth:`create_envs` makes the environments
         """
-        hyperparams, self.env_wrapper, self.callbacks, self.vec_env_wrapper = self._preprocess_hyperparams(dict(entry))
+        hyperparams, self.env_wrapper, self.callbacks, self.vec_env_wrapper = (
+            self._preprocess_hyperparams(dict(entry))
+        )
         return hyperparams
 
     # ---------------------------------------------------------------- environments
@@ -237,7 +277,9 @@ class TeamExperimentManager(ExperimentManager):
             wrappers=[self.team_wrapper] if self.team_wrapper else None,
             **kwargs,
         )
-        if not any(env.env_is_wrapped(Monitor)):  # a simulator that runs many at a time without counting itself
+        if not any(
+            env.env_is_wrapped(Monitor)
+        ):  # a simulator that runs many at a time without counting itself
             env = VecMonitor(env)
         if self.vec_env_wrapper is not None:
             env = self.vec_env_wrapper(env)
@@ -259,12 +301,16 @@ class TeamExperimentManager(ExperimentManager):
             if statistics is not None:
                 action_space = env.action_space
                 env = VecNormalize.load(str(statistics), env)
-                env.action_space = action_space  # not that of its file, so that another one is noticed
+                env.action_space = (
+                    action_space  # not that of its file, so that another one is noticed
+                )
                 env.training = not eval_env
                 env.norm_reward = env.norm_reward and not eval_env
                 return env
             if self.normalize:
-                raise ValueError(f"The normalisation statistics of {self.trained_agent} are missing beside it.")
+                raise ValueError(
+                    f"The normalisation statistics of {self.trained_agent} are missing beside it."
+                )
         if self.normalize and self.normalize_kwargs.get("norm_obs", True):
             assert isinstance(env.observation_space, spaces.Dict)
             quantities = [
@@ -327,7 +373,9 @@ class TeamExperimentManager(ExperimentManager):
         :param model: Goes to the run's folder, with its normalisation statistics
         """
         print(f"Saving to {self.save_path}")
-        model.save(f"{self.params_path}.zip")  # the ending given: an id such as pettingzoo.sisl/... has a dot too
+        model.save(
+            f"{self.params_path}.zip"
+        )  # the ending given: an id such as pettingzoo.sisl/... has a dot too
         statistics = model.get_vec_normalize_env()
         if statistics is not None:
             statistics.save(os.path.join(self.params_path, "vecnormalize.pkl"))
@@ -399,9 +447,13 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
     folder = path.parent if path.suffix == ".zip" else path
     configs = list(folder.glob("*/config.yml"))
     if len(configs) != 1:
-        raise ValueError(f"{folder} is no folder of a run: it has {len(configs)} folders with a config.yml, not one.")
+        raise ValueError(
+            f"{folder} is no folder of a run: it has {len(configs)} folders with a config.yml, not one."
+        )
     config, args = (
-        yaml.load(configs[0].with_name(name).read_text(), yaml.UnsafeLoader)  # RL Zoo writes Python objects
+        yaml.load(
+            configs[0].with_name(name).read_text(), yaml.UnsafeLoader
+        )  # RL Zoo writes Python objects
         for name in ("config.yml", "args.yml")
     )
     if path.suffix != ".zip":
@@ -428,7 +480,9 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
         return manager.create_envs(n_envs, eval_env=True)
 
     model = TEAM_ALGOS[args["algo"]].load(path, device=device)
-    return TrainedTeam(model, make_env, manager.deterministic_eval, args["algo"], args["env"], dict(config))
+    return TrainedTeam(
+        model, make_env, manager.deterministic_eval, args["algo"], args["env"], dict(config)
+    )
 
 
 def find_statistics(model: Path, env_name: EnvironmentName) -> Path | None:
@@ -455,12 +509,16 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         near = nearest(path.name, [other.name for other in HYPERPARAMS.glob("*.yml")])
-        raise ValueError(f"There is no file {path}." + (f" Did you mean {HYPERPARAMS / near}?" if near else ""))
+        raise ValueError(
+            f"There is no file {path}." + (f" Did you mean {HYPERPARAMS / near}?" if near else "")
+        )
     try:
         entries = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+    if not isinstance(entries, dict) or not all(
+        isinstance(entry, dict) for entry in entries.values()
+    ):
         raise ValueError(f"{path} must have a mapping of hyperparameters for every environment id.")
     return entries
 
@@ -474,7 +532,9 @@ def check_algorithm(model: Path, algo: str) -> None:
     for path in model.parent.glob("*/args.yml"):
         trained = yaml.load(path.read_text(), yaml.UnsafeLoader)["algo"]
         if trained != algo:
-            raise ValueError(f"{model} was trained by {trained}, not by {algo}; pass --algo {trained}.")
+            raise ValueError(
+                f"{model} was trained by {trained}, not by {algo}; pass --algo {trained}."
+            )
 
 
 def check_keys(entry: Iterable[str], algo: str, where: str) -> None:
@@ -490,7 +550,11 @@ def check_keys(entry: Iterable[str], algo: str, where: str) -> None:
             near = nearest(key, known)
             raise ValueError(
                 f"{key!r} is no hyperparameter of {algo} (for {where})."
-                + (f" Did you mean {near!r}?" if near else f" There are {', '.join(sorted(known))}.")
+                + (
+                    f" Did you mean {near!r}?"
+                    if near
+                    else f" There are {', '.join(sorted(known))}."
+                )
             )
 
 
@@ -539,10 +603,14 @@ def team_wrapper(wrappers: Any) -> Callable[[Any], Any] | None:
         return get_wrapper_class({"wrappers": wrappers}, "wrappers")
     except ImportError as error:
         for wrapper in wrappers if isinstance(wrappers, list) else [wrappers]:
-            module, _, name = (wrapper if isinstance(wrapper, str) else next(iter(wrapper))).rpartition(".")
+            module, _, name = (
+                wrapper if isinstance(wrapper, str) else next(iter(wrapper))
+            ).rpartition(".")
             names = dir(importlib.import_module(module)) if is_module(module) else []
             if name not in names and (near := nearest(name, names)):
-                raise ImportError(f"wrappers: there is no {module}.{name}. Did you mean {module}.{near}?") from error
+                raise ImportError(
+                    f"wrappers: there is no {module}.{name}. Did you mean {module}.{near}?"
+                ) from error
         raise
 
 
@@ -596,10 +664,14 @@ def commit() -> str:
     :return: Of the working copy, with "-dirty" if its code was changed since, or "unknown"
     """
     try:
-        head = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ZOO, text=True, stderr=subprocess.DEVNULL)
+        head = subprocess.check_output(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ZOO, text=True, stderr=subprocess.DEVNULL
+        )
         # What runs write down, and agents that were shipped, change nothing
         outputs = (":!results.jsonl", ":!benchmark.md", ":!curves", ":!agents", ":!../docs/gallery")
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "..", *outputs], cwd=ZOO, check=False).returncode
+        changed = subprocess.run(
+            ["git", "diff", "--quiet", "HEAD", "--", "..", *outputs], cwd=ZOO, check=False
+        ).returncode
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return f"{head.strip()}-dirty" if changed else head.strip()

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: Its arguments; by default the process's
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--agents", type=Path, default=AGENTS, help="folder of the agents")
     parser.add_argument("--out", type=Path, default=GALLERY, help="folder for the GIFs")
     args = parser.parse_args(argv)
@@ -35,11 +37,33 @@ def main(argv: Sequence[str] | None = None) -> None:
         trained = yaml.safe_load(path.read_text())
         film = args.out / f"{trained['algo']}-{path.parent.name}.gif"
         # The bodies run out of the default camera's sight
-        camera = ["--env-kwargs", 'camera_name:"track"'] if trained["env"].startswith("mamujoco/") else []
+        camera = (
+            ["--env-kwargs", 'camera_name:"track"']
+            if trained["env"].startswith("mamujoco/")
+            else []
+        )
         command = [
             *(sys.executable, str(ZOO / "enjoy.py"), *camera),
-            *("--algo", trained["algo"], "--env", trained["env"], "--folder", str(args.agents), "--seed", str(SEED)),
-            *("--record", str(film), "--n-timesteps", str(N_FRAMES), "--record-pixels", str(PIXELS), "--verbose", "0"),
+            *(
+                "--algo",
+                trained["algo"],
+                "--env",
+                trained["env"],
+                "--folder",
+                str(args.agents),
+                "--seed",
+                str(SEED),
+            ),
+            *(
+                "--record",
+                str(film),
+                "--n-timesteps",
+                str(N_FRAMES),
+                "--record-pixels",
+                str(PIXELS),
+                "--verbose",
+                "0",
+            ),
         ]
         # Each in a process of its own: after one drawing library others may refuse to work. Why one has failed it says itself
         made = subprocess.run(command, check=False).returncode == 0

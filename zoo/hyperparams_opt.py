@@ -53,7 +53,10 @@ def _sample_team(
     def networks() -> dict[str, Any]:
         net_arch = trial.suggest_categorical("net_arch", list(NET_ARCHS))
         activation_fn = trial.suggest_categorical("activation_fn", list(ACTIVATIONS))
-        kwargs: dict[str, Any] = {"net_arch": NET_ARCHS[net_arch], "activation_fn": ACTIVATIONS[activation_fn]}
+        kwargs: dict[str, Any] = {
+            "net_arch": NET_ARCHS[net_arch],
+            "activation_fn": ACTIVATIONS[activation_fn],
+        }
         if additional_args.get("continuous"):
             kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
         return kwargs | {name: ask() for name, ask in (policy_kwargs or {}).items()}
@@ -63,7 +66,9 @@ def _sample_team(
         n_steps=n_steps,
         policy_kwargs=networks,
         gamma=lambda: _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
-        gae_lambda=lambda: _rounded(1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)),
+        gae_lambda=lambda: _rounded(
+            1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)
+        ),
         max_grad_norm=lambda: _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
         normalize=lambda: NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
     )
@@ -103,17 +108,23 @@ def sample_happo_params(
     :param policy_kwargs: For more keyword arguments of the policy, what asks for them
     :return: Hyperparameters of HAPPO
     """
-    return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13), policy_kwargs=policy_kwargs) | _sample(
+    return _sample_team(
+        trial, n_envs, additional_args, rollout_pow=(9, 13), policy_kwargs=policy_kwargs
+    ) | _sample(
         additional_args,
         learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
-        critic_learning_rate=lambda: _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        critic_learning_rate=lambda: _rounded(
+            trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)
+        ),
         n_epochs=lambda: trial.suggest_int("n_epochs", 2, 20, log=True),
         clip_range=lambda: trial.suggest_categorical("clip_range", [0.1, 0.2, 0.3]),
         ent_coef=lambda: _sample_ent_coef(trial),
     )
 
 
-def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_mappo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     """
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
@@ -124,7 +135,12 @@ def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
 
     def sharing(*kinds: str) -> bool:
         # Optuna gives the same answer to the same question of a trial
-        return trial.suggest_categorical("sharing", ["shared", "shared with agent's id", "each its own"]) in kinds
+        return (
+            trial.suggest_categorical(
+                "sharing", ["shared", "shared with agent's id", "each its own"]
+            )
+            in kinds
+        )
 
     more: dict[str, Callable[[], Any]] = {
         "share_parameters": lambda: sharing("shared", "shared with agent's id"),
@@ -133,7 +149,9 @@ def sample_mappo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     return sample_happo_params(trial, n_actions, n_envs, additional_args, more)
 
 
-def sample_hatrpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_hatrpo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     """
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
@@ -151,7 +169,9 @@ def sample_hatrpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addit
     )
 
 
-def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+def sample_haa2c_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
     """
     :param trial: Asked for values
     :param n_actions: Unused (RL Zoo's form)
@@ -159,10 +179,14 @@ def sample_haa2c_params(trial: optuna.Trial, n_actions: int, n_envs: int, additi
     :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
     :return: Hyperparameters of HAA2C: one pass of the actors over short rollouts, several of the critic
     """
-    return _sample_team(trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False) | _sample(
+    return _sample_team(
+        trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False
+    ) | _sample(
         additional_args,
         learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
-        critic_learning_rate=lambda: _rounded(trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)),
+        critic_learning_rate=lambda: _rounded(
+            trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)
+        ),
         batch_size=lambda: None,
         critic_n_epochs=lambda: trial.suggest_int("critic_n_epochs", 1, 15, log=True),
         ent_coef=lambda: _sample_ent_coef(trial),
@@ -180,7 +204,9 @@ TEAM_SAMPLERS: dict[str, Sampler] = {
 HYPERPARAMS_SAMPLER.update(TEAM_SAMPLERS)
 
 
-def as_entry(base: dict[str, Any], sampled: dict[str, Any], evaluated_policy_kwargs: dict[str, Any]) -> dict[str, Any]:
+def as_entry(
+    base: dict[str, Any], sampled: dict[str, Any], evaluated_policy_kwargs: dict[str, Any]
+) -> dict[str, Any]:
     """
     :param base: The entry that is tuned, as in YAML
     :param sampled: What takes the place of its values
@@ -190,7 +216,9 @@ def as_entry(base: dict[str, Any], sampled: dict[str, Any], evaluated_policy_kwa
     entry = base | sampled
     if "policy_kwargs" in sampled:
         entry["policy_kwargs"] = evaluated_policy_kwargs | sampled["policy_kwargs"]
-    return {key: expression(value) if isinstance(value, dict) else value for key, value in entry.items()}
+    return {
+        key: expression(value) if isinstance(value, dict) else value for key, value in entry.items()
+    }
 
 
 def expression(value: Any) -> str:

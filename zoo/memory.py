@@ -26,7 +26,9 @@ from sb3_happo import HAPPO
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 # RL Zoo's settings of RecurrentPPO for CartPole without velocities, at a constant learning rate
-SETTINGS: dict[str, Any] = dict(n_steps=128, batch_size=256, n_epochs=10, learning_rate=1e-3, gamma=0.99, ent_coef=0.0)
+SETTINGS: dict[str, Any] = dict(
+    n_steps=128, batch_size=256, n_epochs=10, learning_rate=1e-3, gamma=0.99, ent_coef=0.0
+)
 POLICY_KWARGS: dict[str, Any] = dict(net_arch=[64], activation_fn=th.nn.Tanh, lstm_hidden_size=64)
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "`RecurrentPPO`": (RecurrentPPO, {}),
@@ -42,7 +44,9 @@ class BlindCartPole(gym.ObservationWrapper):
         super().__init__(gym.make("CartPole-v1"))
         assert isinstance(self.env.observation_space, spaces.Box)
         self.observation_space = spaces.Box(
-            self.env.observation_space.low[::2], self.env.observation_space.high[::2], dtype=np.float32
+            self.env.observation_space.low[::2],
+            self.env.observation_space.high[::2],
+            dtype=np.float32,
         )
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
@@ -55,7 +59,9 @@ class BlindCartPole(gym.ObservationWrapper):
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("-n", "--n-timesteps", type=int, default=40_000)
     parser.add_argument("--eval-episodes", type=int, default=40)
@@ -67,12 +73,20 @@ def main() -> None:
         for name, (algorithm, more) in VARIANTS.items():
             env = make_vec_env(BlindCartPole, 8, seed=seed)
             model = algorithm(
-                "MlpLstmPolicy", env, seed=seed, device="cpu", policy_kwargs=POLICY_KWARGS.copy(), **SETTINGS, **more
+                "MlpLstmPolicy",
+                env,
+                seed=seed,
+                device="cpu",
+                policy_kwargs=POLICY_KWARGS.copy(),
+                **SETTINGS,
+                **more,
             )
             begin = time.process_time()
             model.learn(args.n_timesteps)
             seconds[name].append(time.process_time() - begin)
-            mean, _ = evaluate_policy(model, make_vec_env(BlindCartPole, 8, seed=1000 + seed), args.eval_episodes)
+            mean, _ = evaluate_policy(
+                model, make_vec_env(BlindCartPole, 8, seed=1000 + seed), args.eval_episodes
+            )
             returns[name].append(float(np.mean(mean)))
             print(f"seed {seed}, {name}: return {mean:.1f}, {seconds[name][-1]:.0f} s", flush=True)
     lines = [

@@ -21,6 +21,10 @@ def draw_seeds(axes: Axes, curves: Sequence[Curve], label: str) -> None:
     grid = np.unique(np.concatenate([curve[:, 0] for curve in points]))
     first, last = max(curve[0, 0] for curve in points), min(curve[-1, 0] for curve in points)
     grid = grid[(grid >= first) & (grid <= last)]
-    values = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in points])  # (n_seeds, n_points)
+    values = np.stack(
+        [np.interp(grid, curve[:, 0], curve[:, 1]) for curve in points]
+    )  # (n_seeds, n_points)
     (line,) = axes.plot(grid, values.mean(axis=0), label=label)
-    axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0)
+    axes.fill_between(
+        grid, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2, linewidth=0
+    )

@@ -59,7 +59,9 @@ class TwoHalves(ParallelEnv):
     def __init__(self, n_agents: int) -> None:
         self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
         self.agents: list[str] = []
-        self.observation_spaces = {agent: spaces.Box(0, 1, (1,), np.float32) for agent in self.possible_agents}
+        self.observation_spaces = {
+            agent: spaces.Box(0, 1, (1,), np.float32) for agent in self.possible_agents
+        }
         self.action_spaces = {agent: spaces.Discrete(2) for agent in self.possible_agents}
 
     def observation_space(self, agent: str) -> spaces.Space:
@@ -70,12 +72,16 @@ class TwoHalves(ParallelEnv):
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         self.agents = self.possible_agents[:]
-        return {agent: np.ones(1, np.float32) for agent in self.agents}, {agent: {} for agent in self.agents}
+        return {agent: np.ones(1, np.float32) for agent in self.agents}, {
+            agent: {} for agent in self.agents
+        }
 
     def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
         team, half = self.agents, len(self.agents) // 2
         played = [int(actions[agent]) for agent in team]
-        reward = float(len(set(played[:half])) == len(set(played[half:])) == 1 and played[0] != played[-1])
+        reward = float(
+            len(set(played[:half])) == len(set(played[half:])) == 1 and played[0] != played[-1]
+        )
         self.agents = []
         return (
             {agent: np.ones(1, np.float32) for agent in team},
@@ -100,9 +106,16 @@ class ExpectedReturn(BaseCallback):
         """Add a point."""
         policies = self.model.policies.values()  # type: ignore[attr-defined]
         with th.no_grad():
-            ones = np.array([float(policy.get_distribution(th.ones(1, 1)).distribution.probs[0, 1]) for policy in policies])
+            ones = np.array(
+                [
+                    float(policy.get_distribution(th.ones(1, 1)).distribution.probs[0, 1])
+                    for policy in policies
+                ]
+            )
         half = len(ones) // 2
-        right = np.concatenate([1 - ones[:half], ones[half:]])  # each agent's probability of its part in one of the two ways
+        right = np.concatenate(
+            [1 - ones[:half], ones[half:]]
+        )  # each agent's probability of its part in one of the two ways
         self.curve.append((self.model.num_timesteps, float(right.prod() + (1 - right).prod())))
 
     def _on_training_end(self) -> None:
@@ -144,7 +157,9 @@ def train(team: str, n_agents: int, seed: int, n_timesteps: int) -> Run:
     :return: What came out
     """
     algorithm, share = TEAMS[team]
-    env = make_joint_vec_env(TwoHalves, N_ENVS, seed, env_kwargs={"n_agents": n_agents}, vec_env_cls=JointDummyVecEnv)
+    env = make_joint_vec_env(
+        TwoHalves, N_ENVS, seed, env_kwargs={"n_agents": n_agents}, vec_env_cls=JointDummyVecEnv
+    )
     model = algorithm(
         env,
         learning_rate=LEARNING_RATE,
@@ -179,11 +194,18 @@ def draw(runs: dict[tuple[int, str], list[Run]], path: Path) -> None:
     for axes, n_agents in zip(panels, sizes, strict=True):
         for team in TEAMS:
             draw_seeds(axes, [run.curve for run in runs[n_agents, team]], team)
-        axes.axhline(bound(n_agents), color="black", linestyle=":", label="bound with shared parameters, $2/2^n$")
+        axes.axhline(
+            bound(n_agents),
+            color="black",
+            linestyle=":",
+            label="bound with shared parameters, $2/2^n$",
+        )
         axes.set(title=f"{n_agents} agents", xlabel="episodes", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("expected return")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
     figure.savefig(path, dpi=110)
 
 
@@ -213,7 +235,9 @@ def describe_steps(runs: Sequence[Run]) -> str:
     solved = [run.solved_after for run in runs if run.solved_after < float("inf")]
     if not solved:
         return "never"
-    return f"{np.median(solved):,.0f}" + (f" ({len(solved)} of {len(runs)} seeds)" if len(solved) < len(runs) else "")
+    return f"{np.median(solved):,.0f}" + (
+        f" ({len(solved)} of {len(runs)} seeds)" if len(solved) < len(runs) else ""
+    )
 
 
 def slowdown(runs: dict[tuple[int, str], list[Run]], n_agents: int) -> float:
@@ -222,7 +246,10 @@ def slowdown(runs: dict[tuple[int, str], list[Run]], n_agents: int) -> float:
     :param n_agents: In which game
     :return: Episodes that MAPPO without sharing needs, in multiples of HAPPO's (medians); NaN if one of them never got there
     """
-    own, happo = (np.median([run.solved_after for run in runs[n_agents, team]]) for team in ("MAPPO, not shared", "HAPPO"))
+    own, happo = (
+        np.median([run.solved_after for run in runs[n_agents, team]])
+        for team in ("MAPPO, not shared", "HAPPO")
+    )
     return float(own / happo) if np.isfinite([own, happo]).all() else float("nan")
 
 
@@ -233,8 +260,16 @@ def write(runs: dict[tuple[int, str], list[Run]], args: argparse.Namespace, path
     :param path: Of the Markdown file
     """
     sizes = list(dict.fromkeys(n_agents for n_agents, _ in runs))
-    shares = [run.reached / bound(n_agents) for (n_agents, team), group in runs.items() if TEAMS[team][1] for run in group]
-    solved = {team: [run.reached >= SOLVED for n_agents in sizes for run in runs[n_agents, team]] for team in TEAMS}
+    shares = [
+        run.reached / bound(n_agents)
+        for (n_agents, team), group in runs.items()
+        if TEAMS[team][1]
+        for run in group
+    ]
+    solved = {
+        team: [run.reached >= SOLVED for n_agents in sizes for run in runs[n_agents, team]]
+        for team in TEAMS
+    }
     versions = {"python": platform.python_version(), "sb3_happo": sb3_happo.__version__} | {
         name: metadata.version(name) for name in PACKAGES
     }
@@ -259,7 +294,11 @@ def write(runs: dict[tuple[int, str], list[Run]], args: argparse.Namespace, path
         *table(
             ["n", "bound 2/2^n", *TEAMS],
             [
-                [f"{n_agents}", f"{bound(n_agents):g}", *(describe_return(runs[n_agents, team]) for team in TEAMS)]
+                [
+                    f"{n_agents}",
+                    f"{bound(n_agents):g}",
+                    *(describe_return(runs[n_agents, team]) for team in TEAMS),
+                ]
                 for n_agents in sizes
             ],
         ),
@@ -270,7 +309,10 @@ def write(runs: dict[tuple[int, str], list[Run]], args: argparse.Namespace, path
         "",
         *table(
             ["n", *TEAMS],
-            [[f"{n_agents}", *(describe_steps(runs[n_agents, team]) for team in TEAMS)] for n_agents in sizes],
+            [
+                [f"{n_agents}", *(describe_steps(runs[n_agents, team]) for team in TEAMS)]
+                for n_agents in sizes
+            ],
         ),
         "",
         "## What it says",
@@ -305,22 +347,33 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: Its arguments; by default the process's
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n-agents", type=int, nargs="+", default=[2, 4, 6, 8], help="even numbers")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--n-agents", type=int, nargs="+", default=[2, 4, 6, 8], help="even numbers"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("-n", "--n-timesteps", type=int, default=N_TIMESTEPS)
     parser.add_argument("--folder", type=Path, default=DOCS, help="where the table and the plot go")
     args = parser.parse_args(argv)
     odd = [n_agents for n_agents in args.n_agents if n_agents < 2 or n_agents % 2]
     if odd:
-        parser.error(f"--n-agents takes even numbers from 2, so that the team has two halves, not {odd}")
+        parser.error(
+            f"--n-agents takes even numbers from 2, so that the team has two halves, not {odd}"
+        )
     th.set_num_threads(1)
     runs: dict[tuple[int, str], list[Run]] = {}
     for n_agents in args.n_agents:
         for team in TEAMS:
-            runs[n_agents, team] = [train(team, n_agents, seed, args.n_timesteps) for seed in args.seeds]
+            runs[n_agents, team] = [
+                train(team, n_agents, seed, args.n_timesteps) for seed in args.seeds
+            ]
             reached = [round(run.reached, 4) for run in runs[n_agents, team]]
-            print(f"n={n_agents} {team}: {reached} (bound with shared parameters {bound(n_agents):g})", flush=True)
+            print(
+                f"n={n_agents} {team}: {reached} (bound with shared parameters {bound(n_agents):g})",
+                flush=True,
+            )
     args.folder.mkdir(parents=True, exist_ok=True)
     draw(runs, args.folder / "proposition1.png")
     write(runs, args, args.folder / "proposition1.md")

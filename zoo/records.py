@@ -36,7 +36,9 @@ class Estimate(NamedTuple):
 
     def __str__(self) -> str:
         decimals = 1 if abs(self.iqm) >= 10 else 2
-        interval = "" if np.isnan(self.low) else f" [{self.low:,.{decimals}f}, {self.high:,.{decimals}f}]"
+        interval = (
+            "" if np.isnan(self.low) else f" [{self.low:,.{decimals}f}, {self.high:,.{decimals}f}]"
+        )
         return f"{self.iqm:,.{decimals}f}{interval}"
 
 
@@ -81,11 +83,19 @@ def read_entries(settings: str) -> dict[str, dict[str, Any]]:
     :return: Its entries as they stand there, by environment
     :raises ValueError: If there is no such file
     """
-    path = Path(settings) if settings.endswith((".yml", ".yaml")) else HYPERPARAMS / f"{settings}.yml"
+    path = (
+        Path(settings) if settings.endswith((".yml", ".yaml")) else HYPERPARAMS / f"{settings}.yml"
+    )
     if not path.exists():
         path = ZOO.parent / path  # as the zoo's own commands have it
     if not path.is_file():
-        raise ValueError(unknown("file of settings", settings, [file.stem for file in sorted(HYPERPARAMS.glob("*.yml"))]))
+        raise ValueError(
+            unknown(
+                "file of settings",
+                settings,
+                [file.stem for file in sorted(HYPERPARAMS.glob("*.yml"))],
+            )
+        )
     return exp_manager.read_entries(path)
 
 
@@ -111,7 +121,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(dict.fromkeys(known))
     near = nearest(name, names)
-    return f"There is no {kind} {name!r}. " + (f"Did you mean {near!r}?" if near else f"There are {', '.join(names)}.")
+    return f"There is no {kind} {name!r}. " + (
+        f"Did you mean {near!r}?" if near else f"There are {', '.join(names)}."
+    )
 
 
 def canonical(hyperparams: dict[str, Any], algo: str) -> str:
@@ -129,7 +141,9 @@ def canonical(hyperparams: dict[str, Any], algo: str) -> str:
 
 def _text(value: Any) -> str:
     text = str(evaluated(value))
-    return str(value) if " at 0x" in text else text  # an object without a text of its own, such as a function
+    return (
+        str(value) if " at 0x" in text else text
+    )  # an object without a text of its own, such as a function
 
 
 def same_entry(run: Record, settings: str) -> dict[str, Any] | None:
@@ -146,7 +160,10 @@ def same_entry(run: Record, settings: str) -> dict[str, Any] | None:
     if entry is None:
         return None
     changed = {change.partition("=")[0] for change in changes}
-    now, then = ({key: value for key, value in had.items() if key not in changed} for had in (entry, run["hyperparams"]))
+    now, then = (
+        {key: value for key, value in had.items() if key not in changed}
+        for had in (entry, run["hyperparams"])
+    )
     return entry if canonical(now, run["algo"]) == canonical(then, run["algo"]) else None
 
 
@@ -169,7 +186,9 @@ def read_records(path: Path = RESULTS) -> list[Record]:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:  # its process was killed while it wrote
-            warnings.warn(f"{path}, line {number} is broken; its run counts as not finished.", stacklevel=2)
+            warnings.warn(
+                f"{path}, line {number} is broken; its run counts as not finished.", stacklevel=2
+            )
     return records
 
 
@@ -218,6 +237,10 @@ def estimate(results: Sequence[float]) -> Estimate:
     if np.ptp(values) == 0:
         return Estimate(iqm, iqm, iqm)
     interval = stats.bootstrap(
-        (values,), partial(stats.trim_mean, proportiontocut=0.25), n_resamples=N_RESAMPLES, method="percentile", rng=0
+        (values,),
+        partial(stats.trim_mean, proportiontocut=0.25),
+        n_resamples=N_RESAMPLES,
+        method="percentile",
+        rng=0,
     ).confidence_interval
     return Estimate(iqm, float(interval.low), float(interval.high))

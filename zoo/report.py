@@ -51,11 +51,20 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     there = [
         (group.runs[0], curves)
         for group in groups
-        if (curves := [run["learning_curve"] for run in group.runs if run.get("learning_curve")]) and is_current(group.runs[0])
+        if (curves := [run["learning_curve"] for run in group.runs if run.get("learning_curve")])
+        and is_current(group.runs[0])
     ]
-    own = [(run, curves) for run, curves in there if run["settings"] in (run["algo"], f"{run['algo']}_1m")]
+    own = [
+        (run, curves)
+        for run, curves in there
+        if run["settings"] in (run["algo"], f"{run['algo']}_1m")
+    ]
     for run, curves in own or there:
-        draw_seeds(axes, curves, run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}")
+        draw_seeds(
+            axes,
+            curves,
+            run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}",
+        )
         budgets.append(run["n_timesteps"])
     for group in groups:
         if group.runs[0]["algo"] == "random":
@@ -64,7 +73,9 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
         return None
     if max(budgets) > 2 * min(budgets):
         axes.set_xscale("log")
-    axes.set(title=groups[0].runs[0]["env"], xlabel="joint steps", ylabel="return of training episodes")
+    axes.set(
+        title=groups[0].runs[0]["env"], xlabel="joint steps", ylabel="return of training episodes"
+    )
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -87,7 +98,10 @@ def table_line(group: Group) -> str:
     """
     run = group.runs[0]
     seeds = ", ".join(str(run["seed"]) for run in group.runs)
-    speed, wall = (np.median([run[field] for run in group.runs]) for field in ("steps_per_second", "wall_seconds"))
+    speed, wall = (
+        np.median([run[field] for run in group.runs])
+        for field in ("steps_per_second", "wall_seconds")
+    )
     trained = run["n_timesteps"] > 0
     cells = [
         f"`{group.id}`",
@@ -113,7 +127,9 @@ def origins(groups: Sequence[Group]) -> list[str]:
     lines = ["## Where each line comes from", ""]
     lines += ["| id | return of each seed | command | commit | versions |", "|---|---|---|---|---|"]
     for group in groups:
-        used = {numbers.setdefault(json.dumps(run["versions"]), len(numbers) + 1) for run in group.runs}
+        used = {
+            numbers.setdefault(json.dumps(run["versions"]), len(numbers) + 1) for run in group.runs
+        }
         # Runs of one command are written down one by one
         commands: dict[str, str] = {}
         for run in group.runs:

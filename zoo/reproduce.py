@@ -37,11 +37,19 @@ def find_group(name: str, groups: Sequence[Group]) -> Group:
             return group
     named = [group for group in groups if entry_name(group) == name]
     if not named:
-        raise ValueError(unknown("line", name, [*map(entry_name, groups), *(group.id for group in groups)]))
-    current = [group for group in named if group.runs[0]["settings"] == group.runs[0]["algo"] and is_current(group.runs[0])]
+        raise ValueError(
+            unknown("line", name, [*map(entry_name, groups), *(group.id for group in groups)])
+        )
+    current = [
+        group
+        for group in named
+        if group.runs[0]["settings"] == group.runs[0]["algo"] and is_current(group.runs[0])
+    ]
     candidates = current or named
     if len(candidates) > 1:
-        raise ValueError(f"{name} names several lines; give an id: {', '.join(group.id for group in candidates)}.")
+        raise ValueError(
+            f"{name} names several lines; give an id: {', '.join(group.id for group in candidates)}."
+        )
     return candidates[0]
 
 
@@ -70,8 +78,13 @@ def repeat_run(recorded: Record, seed: int) -> Run:
     :raises ValueError: If its settings can no longer be had
     """
     hyperparams = recorded["hyperparams"]
-    if all(isinstance(value, str) for value in hyperparams.values()):  # of before benchmark.py: texts of evaluated values
-        settings = [recorded["settings"], *(file.stem for file in sorted(HYPERPARAMS.glob("*.yml")))]
+    if all(
+        isinstance(value, str) for value in hyperparams.values()
+    ):  # of before benchmark.py: texts of evaluated values
+        settings = [
+            recorded["settings"],
+            *(file.stem for file in sorted(HYPERPARAMS.glob("*.yml"))),
+        ]
         entries = (same_entry(recorded, name) for name in settings)
         hyperparams = next((entry for entry in entries if entry is not None), None)
         if hyperparams is None:
@@ -79,7 +92,14 @@ def repeat_run(recorded: Record, seed: int) -> Run:
                 f"The settings {recorded['settings']!r} of this line are no longer in zoo/hyperparams, and its record has "
                 f"them as texts only; check out {recorded['commit']} and run `{recorded['command']}`."
             )
-    return Run(recorded["algo"], recorded["env"], recorded["settings"], seed, hyperparams, recorded["command"])
+    return Run(
+        recorded["algo"],
+        recorded["env"],
+        recorded["settings"],
+        seed,
+        hyperparams,
+        recorded["command"],
+    )
 
 
 def accepted(group: Group, recorded: Record) -> tuple[float, float]:
@@ -101,7 +121,11 @@ def differences(before: dict[str, str], now: dict[str, str]) -> list[str]:
     :param now: And of another one
     :return: What differs, in words; packages that only one of them names are left out
     """
-    return [f"{name} {before[name]} then, {now[name]} now" for name in before if now.get(name, before[name]) != before[name]]
+    return [
+        f"{name} {before[name]} then, {now[name]} now"
+        for name in before
+        if now.get(name, before[name]) != before[name]
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -111,12 +135,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: Its arguments; by default the process's
     :return: Exit code: 0 if the line was reproduced, else 1
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("entry", help="id of a line of zoo/benchmark.md, or <algorithm>/<environment>")
-    parser.add_argument("--seed", type=int, help="by default the recorded one whose result is in the middle")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "entry", help="id of a line of zoo/benchmark.md, or <algorithm>/<environment>"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="by default the recorded one whose result is in the middle"
+    )
     parser.add_argument("--num-threads", type=int, help="PyTorch's; by default one per core")
     parser.add_argument("--results", type=Path, default=RESULTS, help="what was recorded")
-    parser.add_argument("-f", "--log-folder", type=Path, default=Path("logs") / "reproduce", help="logs of the new run")
+    parser.add_argument(
+        "-f",
+        "--log-folder",
+        type=Path,
+        default=Path("logs") / "reproduce",
+        help="logs of the new run",
+    )
     args = parser.parse_args(argv)
     try:
         group = find_group(args.entry, grouped(read_records(args.results)))
@@ -126,14 +162,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
     print(f"Recorded: {describe(recorded)}", flush=True)
     results = args.log_folder / "results.jsonl"
-    options = RunOptions(args.log_folder, results, recorded["episodes"], n_jobs=1, n_threads=args.num_threads)
+    options = RunOptions(
+        args.log_folder, results, recorded["episodes"], n_jobs=1, n_threads=args.num_threads
+    )
     if run_all([run], options):
         return 1
     new = run.record_in(read_records(results), recorded["episodes"])
     assert new is not None
     low, high = accepted(group, recorded)
     reproduced = low <= new["return"] <= high
-    print(f"The return {new['return']:,.2f} {'lies' if reproduced else 'does not lie'} between {low:,.2f} and {high:,.2f}.")
+    print(
+        f"The return {new['return']:,.2f} {'lies' if reproduced else 'does not lie'} between {low:,.2f} and {high:,.2f}."
+    )
     before, now = (run["versions"] | {"commit": run["commit"]} for run in (recorded, new))
     for difference in differences(before, now):
         print(f"Differs: {difference}")

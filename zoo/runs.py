@@ -13,7 +13,14 @@ import train
 import yaml  # type: ignore[import-untyped]
 from cli import prepare
 from enjoy import Episode, play
-from exp_manager import EVAL_SEED, TeamExperimentManager, check_keys, is_expression, load_agent, versions
+from exp_manager import (
+    EVAL_SEED,
+    TeamExperimentManager,
+    check_keys,
+    is_expression,
+    load_agent,
+    versions,
+)
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
 from records import Record, canonical, evaluated, read_entries
@@ -64,10 +71,12 @@ class Run(NamedTuple):
         budget = 0 if self.algo == "random" else float(evaluated(self.hyperparams["n_timesteps"]))
         for run in reversed(records):
             if (
-                (run["algo"], run["env"], run["settings"], run["seed"]) == (self.algo, self.env, self.settings, self.seed)
+                (run["algo"], run["env"], run["settings"], run["seed"])
+                == (self.algo, self.env, self.settings, self.seed)
                 and run["n_timesteps"] >= budget
                 and run["episodes"] >= (n_episodes or EVAL_EPISODES[0])
-                and canonical(run["hyperparams"], self.algo) == canonical(self.hyperparams, self.algo)
+                and canonical(run["hyperparams"], self.algo)
+                == canonical(self.hyperparams, self.algo)
             ):
                 return run
         return None
@@ -86,12 +95,16 @@ class RandomTeam:
         self.action_space = action_space
         self.action_space.seed(seed)
 
-    def predict(self, observation: dict[str, np.ndarray], **_: Any) -> tuple[list[dict[str, Any]], None]:
+    def predict(
+        self, observation: dict[str, np.ndarray], **_: Any
+    ) -> tuple[list[dict[str, Any]], None]:
         """
         :param observation: Joint observation, each entry ``(n_envs, ...)``
         :return: ``{agent: action}`` for each environment, and no state
         """
-        return sample_actions(self.action_space, observation, len(next(iter(observation.values())))), None
+        return sample_actions(
+            self.action_space, observation, len(next(iter(observation.values())))
+        ), None
 
 
 def make_run(
@@ -117,7 +130,10 @@ def make_run(
         words += ["--settings", settings]
     if changes:
         words.append("--hyperparams")
-        words += [f"{name}:{value if is_expression(value) else repr(value)}" for name, value in changes.items()]
+        words += [
+            f"{name}:{value if is_expression(value) else repr(value)}"
+            for name, value in changes.items()
+        ]
     if n_episodes is not None:
         words += ["--eval-episodes", str(n_episodes)]
     return Run(
@@ -138,7 +154,9 @@ def default_settings(algo: str) -> str:
     return "happo" if algo == "random" else algo
 
 
-def evaluate(model: Any, env: VecEnv, deterministic: bool, n_episodes: int | None = None) -> list[Episode]:
+def evaluate(
+    model: Any, env: VecEnv, deterministic: bool, n_episodes: int | None = None
+) -> list[Episode]:
     """
     :param model: Anything with SB3's ``predict``
     :param env: Not in training
@@ -171,7 +189,12 @@ def learning_curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def train_and_evaluate(
-    run: Run, folder: Path, n_episodes: int | None = None, n_threads: int = 1, vec_env: str = "auto", device: str = "cpu"
+    run: Run,
+    folder: Path,
+    n_episodes: int | None = None,
+    n_threads: int = 1,
+    vec_env: str = "auto",
+    device: str = "cpu",
 ) -> Record:
     """
     Train a team as ``train.py`` does, load what it has saved, and evaluate it.
@@ -190,7 +213,10 @@ def train_and_evaluate(
     model: Any
     if run.algo == "random":
         manager = configured(run)
-        env, deterministic = manager.create_envs(N_EVAL_ENVS, eval_env=True), manager.deterministic_eval
+        env, deterministic = (
+            manager.create_envs(N_EVAL_ENVS, eval_env=True),
+            manager.deterministic_eval,
+        )
         model, n_timesteps, wall, curve = RandomTeam(env.action_space, run.seed), 0, 0.0, []
     else:
         config = folder / "hyperparams.yml"
@@ -199,14 +225,20 @@ def train_and_evaluate(
             algo=run.algo, env=run.env, seed=run.seed, conf_file=config, log_folder=folder, eval_freq=-1,
             num_threads=n_threads, vec_env=vec_env, device=device,
         )  # fmt: skip
-        argv = [word for name, value in arguments.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        argv = [
+            word
+            for name, value in arguments.items()
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
         start = time.time()
         trained = Path(train.main(argv).save_path)
         wall = time.time() - start
         model, make_env, deterministic, *_ = load_agent(trained, device)
         n_timesteps, curve = model.num_timesteps, learning_curve(trained)
         if n_timesteps < float(evaluated(run.hyperparams["n_timesteps"])):
-            raise RuntimeError(f"The training ended after {n_timesteps} steps; it must be run again.")
+            raise RuntimeError(
+                f"The training ended after {n_timesteps} steps; it must be run again."
+            )
         env = make_env(N_EVAL_ENVS, EVAL_SEED + run.seed)
     episodes = evaluate(model, env, deterministic, n_episodes)
     returns = [episode.team_return for episode in episodes]
@@ -244,6 +276,8 @@ def configured(run: Run) -> TeamExperimentManager:
     check_keys(run.hyperparams, algo, where)
     if "n_timesteps" not in run.hyperparams:
         raise ValueError(f"There is no n_timesteps for {where}; pass --n-timesteps.")
-    manager = TeamExperimentManager(argparse.Namespace(), algo, run.env, log_folder="", seed=run.seed, verbose=0)
+    manager = TeamExperimentManager(
+        argparse.Namespace(), algo, run.env, log_folder="", seed=run.seed, verbose=0
+    )
     manager.configure(run.hyperparams)
     return manager

@@ -14,11 +14,19 @@ from records import Record, canonical
 from runs import Run
 
 # What an agent needs neither to act nor to go on training
-LEFT_OUT = ("_last_obs", "_last_original_obs", "_last_episode_starts", "ep_info_buffer", "ep_success_buffer")
+LEFT_OUT = (
+    "_last_obs",
+    "_last_original_obs",
+    "_last_episode_starts",
+    "ep_info_buffer",
+    "ep_success_buffer",
+)
 RECORD = "record.json"
 
 
-def ship(runs: Sequence[Run], records: Sequence[Record], log_folder: Path, agents: Path) -> list[Path]:
+def ship(
+    runs: Sequence[Run], records: Sequence[Record], log_folder: Path, agents: Path
+) -> list[Path]:
     """
     Put the final agents of the best seeds into the zoo. An agent that is there already stays if it was trained with the same
     hyperparameters and is no worse.
@@ -34,13 +42,17 @@ def ship(runs: Sequence[Run], records: Sequence[Record], log_folder: Path, agent
         record = run.record_in(records, n_episodes=1)
         for trained in (log_folder / run.name / run.algo).glob("*_1"):
             folder = agents / run.algo / trained.name
-            if record is not None and (folder not in best or record["return"] > best[folder][0]["return"]):
+            if record is not None and (
+                folder not in best or record["return"] > best[folder][0]["return"]
+            ):
                 best[folder] = record, trained
     new = []
     for folder, (record, trained) in best.items():
         if (folder / RECORD).is_file():
             shipped = json.loads((folder / RECORD).read_text())
-            same = len({canonical(run["hyperparams"], run["algo"]) for run in (shipped, record)}) == 1
+            same = (
+                len({canonical(run["hyperparams"], run["algo"]) for run in (shipped, record)}) == 1
+            )
             if same and shipped["return"] >= record["return"]:
                 continue
         copy_agent(trained, folder, record)
@@ -67,15 +79,22 @@ def copy_agent(trained: Path, folder: Path, record: Record) -> None:
     details.mkdir(parents=True)
     saved = io.BytesIO()
     model.save(saved, exclude=LEFT_OUT)
-    with zipfile.ZipFile(saved) as full, zipfile.ZipFile(folder / f"{details.name}.zip", "w", zipfile.ZIP_DEFLATED) as small:
+    with (
+        zipfile.ZipFile(saved) as full,
+        zipfile.ZipFile(folder / f"{details.name}.zip", "w", zipfile.ZIP_DEFLATED) as small,
+    ):
         for name in full.namelist():
-            if name != "system_info.txt":  # of the machine that ships; versions.yml is of the one that trained
+            if (
+                name != "system_info.txt"
+            ):  # of the machine that ships; versions.yml is of the one that trained
                 small.writestr(name, full.read(name))
     for name in ("config.yml", "versions.yml", "vecnormalize.pkl"):
         if (configs.parent / name).is_file():
             shutil.copy(configs.parent / name, details)
     # RL Zoo's list of arguments, without the paths of where it was trained
-    arguments = {name: record[name] for name in ("algo", "env", "seed")} | dict.fromkeys(("env_kwargs", "eval_env_kwargs"))
+    arguments = {name: record[name] for name in ("algo", "env", "seed")} | dict.fromkeys(
+        ("env_kwargs", "eval_env_kwargs")
+    )
     (details / "args.yml").write_text(yaml.safe_dump(arguments))
     (details / "command.txt").write_text(record["command"] + "\n")
     (folder / RECORD).write_text(json.dumps(record) + "\n")

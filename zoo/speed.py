@@ -47,14 +47,24 @@ from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
 from sb3_happo.vec_env.vmas_vec_env import VmasVecEnv
 
 # What the environments get and not the algorithm
-ENV_KEYS = ("n_envs", "n_timesteps", "env_kwargs", "joint_kwargs", "normalize", "deterministic", "wrappers")
+ENV_KEYS = (
+    "n_envs",
+    "n_timesteps",
+    "env_kwargs",
+    "joint_kwargs",
+    "normalize",
+    "deterministic",
+    "wrappers",
+)
 MEGABYTE = 1e6
 
 
 # ---------------------------------------------------------------- the environment alone
 
 
-def step_alone(env_id: str, entry: dict[str, Any], seconds: float, start: Barrier, results: "mp.Queue[float]") -> None:
+def step_alone(
+    env_id: str, entry: dict[str, Any], seconds: float, start: Barrier, results: "mp.Queue[float]"
+) -> None:
     """
     Step an environment as its author made it, without anything of this package, with random actions.
 
@@ -84,7 +94,10 @@ def _team_step(env: Any) -> Callable[[], None]:
     parallel = callable(env.action_space)
     team = env.possible_agents if parallel else None
     many = [
-        {agent: env.action_space(agent).sample() for agent in team} if team else env.action_space.sample() for _ in range(100)
+        {agent: env.action_space(agent).sample() for agent in team}
+        if team
+        else env.action_space.sample()
+        for _ in range(100)
     ]
     env.reset(seed=0)
     count = 0
@@ -111,7 +124,11 @@ def _turn_step(env: Any) -> Callable[[], None]:
             env.reset()
         agent = env.agent_selection
         observation, _, terminated, truncated, info = env.last()
-        mask = observation.get("action_mask") if isinstance(observation, dict) else info.get("action_mask")
+        mask = (
+            observation.get("action_mask")
+            if isinstance(observation, dict)
+            else info.get("action_mask")
+        )
         env.step(None if terminated or truncated else env.action_space(agent).sample(mask))
 
     return step
@@ -139,7 +156,9 @@ def raw_rate(env_id: str, entry: dict[str, Any], n_processes: int, seconds: floa
     return rate
 
 
-def vectorised_raw_rate(env_id: str, entry: dict[str, Any], n_threads: int, seconds: float) -> float:
+def vectorised_raw_rate(
+    env_id: str, entry: dict[str, Any], n_threads: int, seconds: float
+) -> float:
     """
     :param env_id: An environment that is vectorised by itself
     :param entry: With its arguments and ``n_envs``
@@ -159,7 +178,9 @@ def vectorised_raw_rate(env_id: str, entry: dict[str, Any], n_threads: int, seco
         assert isinstance(venv, EnvPoolVecEnv)
         venv.reset()
         pool = venv.pool
-        matrices = np.random.default_rng(0).uniform(-0.4, 0.4, (10, n_envs, *pool.action_space.shape))
+        matrices = np.random.default_rng(0).uniform(
+            -0.4, 0.4, (10, n_envs, *pool.action_space.shape)
+        )
         step = lambda count: pool.step(matrices[count % 10])  # noqa: E731
     with torch_threads(n_threads), th.no_grad():
         step(0)
@@ -182,7 +203,9 @@ class Stopwatch:
         self.seconds: dict[str, float] = defaultdict(float)
         self._inner = [0.0]
 
-    def timed(self, function: Callable[..., Any], name: str | Callable[..., str]) -> Callable[..., Any]:
+    def timed(
+        self, function: Callable[..., Any], name: str | Callable[..., str]
+    ) -> Callable[..., Any]:
         """
         :param function: What to time
         :param name: Under which name, or a function of its arguments that gives it
@@ -197,7 +220,9 @@ class Stopwatch:
                 return function(*args, **kwargs)
             finally:
                 passed = time.perf_counter() - begin
-                self.seconds[name if isinstance(name, str) else name(*args)] += passed - self._inner.pop()
+                self.seconds[name if isinstance(name, str) else name(*args)] += (
+                    passed - self._inner.pop()
+                )
                 self._inner[-1] += passed
 
         return wrapper
@@ -276,7 +301,13 @@ def peak_memory(interval: float = 0.2) -> Iterator[dict[str, float]]:
             try:
                 rss = sum(process.memory_info().rss for process in tree) / MEGABYTE
                 if rss > 1.01 * peak["rss"]:  # to find the shared pages takes milliseconds
-                    pss = sum(getattr(process.memory_full_info(), "pss", float("nan")) for process in tree) / MEGABYTE
+                    pss = (
+                        sum(
+                            getattr(process.memory_full_info(), "pss", float("nan"))
+                            for process in tree
+                        )
+                        / MEGABYTE
+                    )
                     peak.update(rss=rss, pss=pss, processes=len(tree))
             except psutil.Error:
                 continue  # one of them has just ended
@@ -312,7 +343,10 @@ def make_training_env(env_id: str, entry: dict[str, Any]) -> VecEnv:
 
 
 def measure(
-    args: argparse.Namespace, entry: dict[str, Any], raw_entry: dict[str, Any], argv: Sequence[str] | None
+    args: argparse.Namespace,
+    entry: dict[str, Any],
+    raw_entry: dict[str, Any],
+    argv: Sequence[str] | None,
 ) -> dict[str, Any]:
     """
     :param args: Of the command line
@@ -335,7 +369,9 @@ def measure(
     env = make_training_env(args.env, entry)
     hyperparams = {key: value for key, value in entry.items() if key not in ENV_KEYS}
     policy = hyperparams.pop("policy", "MlpPolicy")
-    model = getattr(sb3_happo, args.algo.upper())(policy, env, seed=0, device=args.device, **hyperparams)
+    model = getattr(sb3_happo, args.algo.upper())(
+        policy, env, seed=0, device=args.device, **hyperparams
+    )
     attach(stopwatch, model)
     n_rows = model.n_steps * model.n_envs
     with peak_memory() as memory:
@@ -349,19 +385,27 @@ def measure(
     parts = {name: value / total for name, value in stopwatch.seconds.items()}
     rate = n_rows * len(seconds) / total
     raw_rates = {n: statistics.mean(rates) for n, rates in raw.items()}
-    collecting = sum(value for name, value in parts.items() if not name.startswith(("update", "factor", "batches", "logging")))
+    collecting = sum(
+        value
+        for name, value in parts.items()
+        if not name.startswith(("update", "factor", "batches", "logging"))
+    )
     found = versions()
     return {
         "env": args.env,
         "algo": args.algo,
-        "settings": " ".join([args.settings, *(f"{key}={value}" for key, value in args.overrides.items())]),
+        "settings": " ".join(
+            [args.settings, *(f"{key}={value}" for key, value in args.overrides.items())]
+        ),
         "n_envs": model.n_envs,
         "n_steps": model.n_steps,
         "vec_env": str(getattr(env.unwrapped, "choice", None) or type(env.unwrapped).__name__),
         "n_cores": n_cores,
         "raw_env": raw_id,
         "raw_steps_per_second": {str(n): round(value) for n, value in raw_rates.items()},
-        "raw_before_and_after": {str(n): [round(value) for value in rates] for n, rates in raw.items()},
+        "raw_before_and_after": {
+            str(n): [round(value) for value in rates] for n, rates in raw.items()
+        },
         "steps_per_second": round(rate),
         "ratio_to_raw": round(rate / raw_rates[n_cores], 3),
         "collection_ratio_to_raw": round(rate / collecting / raw_rates[n_cores], 3),
@@ -373,7 +417,10 @@ def measure(
         "updates": len(seconds),
         # What all cores would need for the steps of the bare environment, of what is spent in the vectorised one
         "bare_stepping": round(rate / raw_rates[n_cores], 4),
-        "parts": {name: round(value, 4) for name, value in sorted(parts.items(), key=lambda part: -part[1])}
+        "parts": {
+            name: round(value, 4)
+            for name, value in sorted(parts.items(), key=lambda part: -part[1])
+        }
         | {"the rest": round(1 - sum(parts.values()), 4)},
         "peak_memory_mb": {name: round(value) for name, value in memory.items()},
         "command": command_line("speed", argv),
@@ -412,7 +459,9 @@ def report(run: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- inference alone
 
 
-def measure_inference(counts: list[int], n_envs: int = 20, n_repeats: int = 300) -> dict[int, float]:
+def measure_inference(
+    counts: list[int], n_envs: int = 20, n_repeats: int = 300
+) -> dict[int, float]:
     """
     What a decision of the team costs, with 18 observations and 5 actions each, as on simple_spread.
 
@@ -429,7 +478,10 @@ def measure_inference(counts: list[int], n_envs: int = 20, n_repeats: int = 300)
         observation_space = spaces.Dict([*((agent, box) for agent in agents), ("state", box)])
         action_space = spaces.Dict([(agent, spaces.Discrete(5)) for agent in agents])
         policy = JointPolicy(observation_space, action_space, lambda _: 1e-3)
-        obs = {key: th.as_tensor(np.stack([space.sample()] * n_envs)) for key, space in observation_space.spaces.items()}
+        obs = {
+            key: th.as_tensor(np.stack([space.sample()] * n_envs))
+            for key, space in observation_space.spaces.items()
+        }
         teams[n] = RolloutTeam(policy), obs
     with torch_threads(1):
         for _ in range(n_repeats):
@@ -446,17 +498,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     :param argv: Its arguments; by default the process's
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--algo", default="happo", type=algorithm)
     parser.add_argument("--env", help="an entry of the settings")
     parser.add_argument("--raw-env", help="whose raw stepping to compare with; by default the same")
     parser.add_argument("--settings", default="happo_harl", help="file in zoo/hyperparams")
-    parser.add_argument("-P", dest="overrides", nargs="+", action=StoreHyperparams, default={}, metavar="NAME:VALUE")
-    parser.add_argument("--updates", type=int, default=10, help="how many to time, after two that are not timed")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of raw stepping, before and after, each way")
+    parser.add_argument(
+        "-P", dest="overrides", nargs="+", action=StoreHyperparams, default={}, metavar="NAME:VALUE"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=10, help="how many to time, after two that are not timed"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=4.0, help="of raw stepping, before and after, each way"
+    )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--inference", type=int, nargs="+", metavar="N", help="only time decisions of N equal agents")
-    parser.add_argument("--json", help="also append what was measured to this file, as one line of JSON; - for the screen")
+    parser.add_argument(
+        "--inference",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="only time decisions of N equal agents",
+    )
+    parser.add_argument(
+        "--json",
+        help="also append what was measured to this file, as one line of JSON; - for the screen",
+    )
     args = parser.parse_args(argv)
     run: dict[Any, Any]
     if args.inference:
@@ -466,7 +535,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--env is needed")
     else:
         with usage_errors(parser, verbose=0):
-            entry = read_entry(args.settings, args.env) | {name: evaluated(value) for name, value in args.overrides.items()}
+            entry = read_entry(args.settings, args.env) | {
+                name: evaluated(value) for name, value in args.overrides.items()
+            }
             raw_entry = read_entry(args.settings, args.raw_env) if args.raw_env else entry
         run = measure(args, entry, raw_entry, argv)
         print(report(run))

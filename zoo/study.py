@@ -53,7 +53,9 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
     scheme, separator, path = url.partition("://")
     if not separator:
         if not url.endswith(".log"):
-            raise ValueError(f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db")
+            raise ValueError(
+                f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db"
+            )
         _prepare_file(url, Path(url), create)
         try:
             return JournalStorage(JournalFileBackend(url))
@@ -62,12 +64,18 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
     database = scheme.partition("+")[0]
     if database not in DATABASES:
         near = nearest(database, DATABASES)
-        hint = f"did you mean {near}://?" if near else f"choose from {', '.join(DATABASES)}, or a journal file (….log)"
+        hint = (
+            f"did you mean {near}://?"
+            if near
+            else f"choose from {', '.join(DATABASES)}, or a journal file (….log)"
+        )
         raise ValueError(f"--storage {url}: there is no {scheme}://, {hint}")
     engine_kwargs = {}
     if database == "sqlite":
         if path.partition("?")[0] in ("", "/", "/:memory:"):
-            raise ValueError(f"--storage {url} would be lost with the process; give a file, such as sqlite:///study.db")
+            raise ValueError(
+                f"--storage {url} would be lost with the process; give a file, such as sqlite:///study.db"
+            )
         if not path.startswith("/file:"):  # SQLite's own URLs
             _prepare_file(url, Path(path.partition("?")[0].removeprefix("/")), create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing
@@ -76,8 +84,12 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
             return RDBStorage(url, engine_kwargs=engine_kwargs)
         except ImportError as error:
             driver = {"postgresql": "psycopg2-binary", "mysql": "mysqlclient"}.get(database, scheme)
-            raise ImportError(f"--storage {url} needs a driver of the database: pip install {driver} ({error})") from error
-        except sqlalchemy.exc.IntegrityError as error:  # another process was making the same new database
+            raise ImportError(
+                f"--storage {url} needs a driver of the database: pip install {driver} ({error})"
+            ) from error
+        except (
+            sqlalchemy.exc.IntegrityError
+        ) as error:  # another process was making the same new database
             last: Exception = error
             time.sleep(0.5 * (attempt + 1))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
@@ -100,7 +112,9 @@ def study_settings(url: str, study_name: str) -> dict[str, Any]:
     """
     try:
         storage = open_storage(url, create=False)
-        return optuna.load_study(study_name=study_name, storage=storage).user_attrs.get("settings", {})
+        return optuna.load_study(study_name=study_name, storage=storage).user_attrs.get(
+            "settings", {}
+        )
     except (ValueError, KeyError):
         return {}
 
@@ -124,10 +138,14 @@ class SlotSampler(BaseSampler):
         :param trial: About to be sampled
         """
         slot = slots(study.get_trials(deepcopy=False))[trial.number]
-        self.sampler = self.make(int(np.random.SeedSequence([self.seed, slot]).generate_state(1)[0]))
+        self.sampler = self.make(
+            int(np.random.SeedSequence([self.seed, slot]).generate_state(1)[0])
+        )
         self.sampler.before_trial(study, trial)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
         """
         :param study: The study
         :param trial: The trial
@@ -135,7 +153,9 @@ class SlotSampler(BaseSampler):
         """
         return self.sampler.infer_relative_search_space(study, trial)
 
-    def sample_relative(self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]) -> dict[str, Any]:
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
         """
         :param study: The study
         :param trial: The trial
@@ -145,7 +165,11 @@ class SlotSampler(BaseSampler):
         return self.sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """
         :param study: The study
@@ -156,7 +180,9 @@ class SlotSampler(BaseSampler):
         """
         return self.sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
         """
         :param study: The study
         :param trial: That has ended
@@ -199,14 +225,20 @@ def best_entry(study: Study, n_trials: int) -> tuple[FrozenTrial, dict[str, Any]
     :return: The best of its completed trials, and its entry
     :raises ValueError: If none is complete
     """
-    complete = [trial for trial in finished_trials(study, n_trials).values() if trial.state == TrialState.COMPLETE]
+    complete = [
+        trial
+        for trial in finished_trials(study, n_trials).values()
+        if trial.state == TrialState.COMPLETE
+    ]
     if not complete:
         raise ValueError(f"No trial of the study {study.study_name!r} is complete.")
     best = max(complete, key=lambda trial: trial.values[0])
     return best, best.user_attrs[ENTRY]
 
 
-def trial_entry(url: str, study_name: str | None, number: int | None, algo: str, env: str) -> dict[str, Any]:
+def trial_entry(
+    url: str, study_name: str | None, number: int | None, algo: str, env: str
+) -> dict[str, Any]:
     """
     What ``train.py`` takes from a study.
 
@@ -223,7 +255,8 @@ def trial_entry(url: str, study_name: str | None, number: int | None, algo: str,
     if study_name not in names:
         near = nearest(study_name or "", names)
         raise ValueError(
-            f"{url} has no study {study_name!r}." + (f" Did you mean {near!r}?" if near else f" It has {', '.join(names)}.")
+            f"{url} has no study {study_name!r}."
+            + (f" Did you mean {near!r}?" if near else f" It has {', '.join(names)}.")
         )
     study = optuna.load_study(study_name=study_name, storage=storage)
     settings = study.user_attrs.get("settings", {"algo": algo, "env": env})
@@ -236,7 +269,9 @@ def trial_entry(url: str, study_name: str | None, number: int | None, algo: str,
         return best_entry(study, len(study.trials))[1]
     trials = study.get_trials()
     if not 0 <= number < len(trials) or ENTRY not in trials[number].user_attrs:
-        raise ValueError(f"The study {study_name!r} has no trial {number} with hyperparameters; it has {len(trials)} trials.")
+        raise ValueError(
+            f"The study {study_name!r} has no trial {number} with hyperparameters; it has {len(trials)} trials."
+        )
     return trials[number].user_attrs[ENTRY]
 
 
@@ -252,7 +287,11 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     trials = study.get_trials(deepcopy=False)
     latest = dict(zip(slots(trials), trials, strict=True))
-    taken = {slot for slot, trial in zip(slots(trials), trials, strict=True) if trial.state != TrialState.FAIL}
+    taken = {
+        slot
+        for slot, trial in zip(slots(trials), trials, strict=True)
+        if trial.state != TrialState.FAIL
+    }
     for slot, trial in latest.items():
         if slot not in taken and slot < n_trials:
             # Before the entry is noted some may still be missing, which after the given ones would be sampled differently
@@ -286,7 +325,9 @@ def work(study: Study, objective: Callable[[optuna.Trial], float], n_trials: int
         of_slots = list(zip(slots(trials), trials, strict=True))
         waiting = any(trial.state == TrialState.WAITING for _, trial in of_slots)
         if not waiting and len({slot for slot, _ in of_slots if slot < n_trials}) == n_trials:
-            time.sleep(_POLL)  # others run the last ones; should they be lost, they are repeated here
+            time.sleep(
+                _POLL
+            )  # others run the last ones; should they be lost, they are repeated here
             continue
         trial = study.ask()
         if _is_superfluous(study, trial.number, n_trials):
@@ -295,7 +336,9 @@ def work(study: Study, objective: Callable[[optuna.Trial], float], n_trials: int
         _run(study, trial, objective, n_trials)
 
 
-def _run(study: Study, trial: optuna.Trial, objective: Callable[[optuna.Trial], float], n_trials: int) -> None:
+def _run(
+    study: Study, trial: optuna.Trial, objective: Callable[[optuna.Trial], float], n_trials: int
+) -> None:
     value: float | None = None
     state = TrialState.COMPLETE
     start = time.time()
@@ -313,13 +356,19 @@ def _run(study: Study, trial: optuna.Trial, objective: Callable[[optuna.Trial], 
         raise
     told = study.tell(trial, value, state, skip_if_finished=True)
     if told.state == TrialState.FAIL:
-        print(f"Trial {trial.number} was taken for lost by another worker, and is repeated.", flush=True)
+        print(
+            f"Trial {trial.number} was taken for lost by another worker, and is repeated.",
+            flush=True,
+        )
         return
     done = len(finished_trials(study, n_trials))
     what = f"{state.name.lower()}{'' if told.value is None else f' with {told.value:.4g}'}"
     error = trial.user_attrs.get("error")
     what += f" ({error})" if error else ""
-    print(f"Trial {trial.number} {what} after {time.time() - start:.0f} s; {done} of {n_trials} have finished.", flush=True)
+    print(
+        f"Trial {trial.number} {what} after {time.time() - start:.0f} s; {done} of {n_trials} have finished.",
+        flush=True,
+    )
 
 
 def _is_superfluous(study: Study, number: int, n_trials: int) -> bool:
@@ -367,13 +416,22 @@ class SignsOfLife:
         self.trial = trial
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._go_on, daemon=True)
-        self._worker = {"host": platform.node(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+        self._worker = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+        }
 
     def __enter__(self) -> None:
         self._note()
         self._thread.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -381,7 +439,9 @@ class SignsOfLife:
         while not self._ended.wait(SIGN_OF_LIFE):
             try:
                 self._note()
-            except optuna.exceptions.UpdateFinishedTrialError:  # taken for lost, when this machine slept or was cut off
+            except (
+                optuna.exceptions.UpdateFinishedTrialError
+            ):  # taken for lost, when this machine slept or was cut off
                 return
 
     def _note(self) -> None:

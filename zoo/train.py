@@ -15,7 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cli import add_common_arguments, add_training_arguments, command_line, count, prepare, usage_errors, whole_number
+from cli import (
+    add_common_arguments,
+    add_training_arguments,
+    command_line,
+    count,
+    prepare,
+    usage_errors,
+    whole_number,
+)
 from exp_manager import TeamExperimentManager
 from huggingface_sb3 import EnvironmentName
 from study import trial_entry
@@ -25,22 +33,41 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: The command line: RL Zoo's flags
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_arguments(parser)
     add_training_arguments(parser)
-    parser.add_argument("-i", "--trained-agent", default="", help="model (.zip) to continue training")
-    parser.add_argument("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
-    parser.add_argument("--log-interval", type=int, default=-1, help="updates between logs (-1: default, -2: no logs)")
     parser.add_argument(
-        "--eval-freq", type=whole_number, default=25_000, help="evaluate every so many timesteps (negative: never)"
+        "-i", "--trained-agent", default="", help="model (.zip) to continue training"
+    )
+    parser.add_argument("-tb", "--tensorboard-log", default="", help="folder for TensorBoard")
+    parser.add_argument(
+        "--log-interval",
+        type=int,
+        default=-1,
+        help="updates between logs (-1: default, -2: no logs)",
+    )
+    parser.add_argument(
+        "--eval-freq",
+        type=whole_number,
+        default=25_000,
+        help="evaluate every so many timesteps (negative: never)",
     )
     parser.add_argument("--eval-episodes", type=count, default=5, help="episodes of an evaluation")
     parser.add_argument(
-        "--save-freq", type=whole_number, default=-1, help="save the model every so many timesteps (negative: never)"
+        "--save-freq",
+        type=whole_number,
+        default=-1,
+        help="save the model every so many timesteps (negative: never)",
     )
     parser.add_argument("-P", "--progress", action="store_true", help="show a progress bar")
-    parser.add_argument("-uuid", "--uuid", action="store_true", help="give the run's folder a unique name")
-    parser.add_argument("--storage", help="storage of a study (see tune.py) from which to take hyperparameters")
+    parser.add_argument(
+        "-uuid", "--uuid", action="store_true", help="give the run's folder a unique name"
+    )
+    parser.add_argument(
+        "--storage", help="storage of a study (see tune.py) from which to take hyperparameters"
+    )
     parser.add_argument("--study-name", help="the study")
     parser.add_argument("--trial-id", type=int, help="its trial; by default the best one")
     parser.add_argument("--track", action="store_true", help="track the run with Weights & Biases")
@@ -62,15 +89,23 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
     args = parser.parse_args(argv)
     args.command = command_line("train", argv)
     with usage_errors(parser, args.verbose):
-        if args.trained_agent and not (args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()):
-            raise ValueError(f"There is no trained agent {args.trained_agent}; it must be a .zip file that exists.")
+        if args.trained_agent and not (
+            args.trained_agent.endswith(".zip") and Path(args.trained_agent).is_file()
+        ):
+            raise ValueError(
+                f"There is no trained agent {args.trained_agent}; it must be a .zip file that exists."
+            )
         if args.storage is None and (args.study_name is not None or args.trial_id is not None):
-            raise ValueError("--study-name and --trial-id choose from a study; say with --storage where it is.")
+            raise ValueError(
+                "--study-name and --trial-id choose from a study; say with --storage where it is."
+            )
         prepare(args)
         entry = None
         if args.storage is not None:
             entry = trial_entry(args.storage, args.study_name, args.trial_id, args.algo, args.env)
-            print(f"Hyperparameters of the study {args.study_name!r}, instead of the file's: {entry}")
+            print(
+                f"Hyperparameters of the study {args.study_name!r}, instead of the file's: {entry}"
+            )
         print("=" * 10, args.env, "=" * 10)
         print(f"Seed: {args.seed}")
         run = _track(args) if args.track else None

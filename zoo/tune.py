@@ -27,7 +27,14 @@ import matplotlib as mpl
 import numpy as np
 import optuna
 import yaml  # type: ignore[import-untyped]
-from cli import add_common_arguments, add_training_arguments, command_line, count, prepare, usage_errors
+from cli import (
+    add_common_arguments,
+    add_training_arguments,
+    command_line,
+    count,
+    prepare,
+    usage_errors,
+)
 from exp_manager import EVAL_SEED, TEAM_ALGOS, TeamExperimentManager
 from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
@@ -35,7 +42,15 @@ from hyperparams_opt import TEAM_SAMPLERS, as_entry
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
-from study import ENTRY, SlotSampler, best_entry, finished_trials, open_storage, study_settings, work
+from study import (
+    ENTRY,
+    SlotSampler,
+    best_entry,
+    finished_trials,
+    open_storage,
+    study_settings,
+    work,
+)
 
 mpl.use("Agg")
 
@@ -76,7 +91,9 @@ class Evaluations(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         """After an update, whatever the length of the rollouts."""
-        n_over = min(self.num_timesteps * self.n_parts // self.model._total_timesteps, self.n_parts - 1)
+        n_over = min(
+            self.num_timesteps * self.n_parts // self.model._total_timesteps, self.n_parts - 1
+        )
         if n_over > self.n_over:
             self.n_over = n_over
             self.evaluate(n_over)
@@ -101,7 +118,9 @@ class Tuning:
         self.policy_kwargs = arguments.get("policy_kwargs", {})
         self.n_envs = manager.n_envs
         args.n_timesteps = self.base["n_timesteps"] = manager.n_timesteps
-        manager.configure(as_entry(self.base, {"policy_kwargs": {}}, self.policy_kwargs))  # as the trials have it
+        manager.configure(
+            as_entry(self.base, {"policy_kwargs": {}}, self.policy_kwargs)
+        )  # as the trials have it
         if args.n_evaluations is None:
             args.n_evaluations = max(1, manager.n_timesteps // 100_000)
         manager.n_evaluations = args.n_evaluations
@@ -111,7 +130,9 @@ class Tuning:
         try:
             TEAM_ALGOS[args.algo](env=env, device=args.device, **arguments)
             assert isinstance(env.action_space, spaces.Dict)
-            self.continuous = any(isinstance(space, spaces.Box) for space in env.action_space.spaces.values())
+            self.continuous = any(
+                isinstance(space, spaces.Box) for space in env.action_space.spaces.values()
+            )
         finally:
             env.close()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -125,7 +146,9 @@ class Tuning:
         :raises ValueError: If it is another one's, or the storage is wrong
         """
         args = self.args
-        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # multivariate TPE
+        warnings.filterwarnings(
+            "ignore", category=optuna.exceptions.ExperimentalWarning
+        )  # multivariate TPE
         study = optuna.create_study(
             storage=open_storage(args.storage),
             study_name=args.study_name,
@@ -143,7 +166,9 @@ class Tuning:
         before = unknown | study.user_attrs.get("settings", settings)
         elsewhere = self.searched | ({"env_kwargs"} if args.env_kwargs else set())
         for saved in (settings, before):
-            saved["entry"] = {name: value for name, value in saved["entry"].items() if name not in elsewhere}
+            saved["entry"] = {
+                name: value for name, value in saved["entry"].items() if name not in elsewhere
+            }
         if before != settings:
             changes = [
                 f"{name} was {before.get(name)}, now {settings[name]}"
@@ -169,7 +194,9 @@ class Tuning:
         finals: list[float] = []
 
         def report(value: float, part: int) -> None:
-            trial.report(self.summary([*finals, value]), len(finals) * self.args.n_evaluations + part)
+            trial.report(
+                self.summary([*finals, value]), len(finals) * self.args.n_evaluations + part
+            )
             if trial.should_prune():
                 raise optuna.TrialPruned
 
@@ -183,16 +210,24 @@ class Tuning:
         return self.summary(finals)
 
     def _sample(self, trial: optuna.Trial) -> dict[str, Any]:
-        return TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, {"continuous": self.continuous, "fixed": self.fixed})
+        return TEAM_SAMPLERS[self.args.algo](
+            trial, 0, self.n_envs, {"continuous": self.continuous, "fixed": self.fixed}
+        )
 
     def summary(self, values: Sequence[float]) -> float:
         """
         :param values: One of each seed
         :return: Their mean or quantile
         """
-        return float(np.mean(values) if self.args.objective == "mean" else np.quantile(values, self.args.quantile))
+        return float(
+            np.mean(values)
+            if self.args.objective == "mean"
+            else np.quantile(values, self.args.quantile)
+        )
 
-    def train(self, entry: dict[str, Any], seed: int, report: Callable[[float, int], None]) -> float:
+    def train(
+        self, entry: dict[str, Any], seed: int, report: Callable[[float, int], None]
+    ) -> float:
         """
         :param entry: The hyperparameters
         :param seed: Of the run
@@ -208,13 +243,19 @@ class Tuning:
                 manager.create_envs(self.args.n_eval_envs, eval_env=True),
             ]
             env, eval_env = envs
-            model = TEAM_ALGOS[self.args.algo](env=env, seed=seed, device=self.args.device, **arguments)
+            model = TEAM_ALGOS[self.args.algo](
+                env=env, seed=seed, device=self.args.device, **arguments
+            )
 
             def evaluate(part: int) -> float:
                 sync_envs_normalization(env, eval_env)
                 eval_env.seed(seed + EVAL_SEED)  # every trial plays the same episodes
                 returns, _ = evaluate_policy(
-                    model, eval_env, self.args.eval_episodes, manager.deterministic_eval, return_episode_rewards=True
+                    model,
+                    eval_env,
+                    self.args.eval_episodes,
+                    manager.deterministic_eval,
+                    return_episode_rewards=True,
                 )
                 value = float(np.mean(returns))
                 report(value, part)
@@ -302,29 +343,60 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: The command line: RL Zoo's flags, and a few more
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_arguments(parser)
     add_training_arguments(parser)
     # Trials side by side use the cores better than workers of one
     parser.set_defaults(seed=0, n_eval_envs=5, vec_env="dummy")
-    parser.add_argument("--n-trials", type=count, default=100, help="trials that the study has in the end (%(default)s)")
-    parser.add_argument("--n-jobs", type=count, default=1, help="processes that run trials (%(default)s)")
+    parser.add_argument(
+        "--n-trials",
+        type=count,
+        default=100,
+        help="trials that the study has in the end (%(default)s)",
+    )
+    parser.add_argument(
+        "--n-jobs", type=count, default=1, help="processes that run trials (%(default)s)"
+    )
     parser.add_argument("--study-name", help="by default <algo>_<env>")
     parser.add_argument(
-        "--storage", help="URL of a database, or Optuna's journal file (….log); by default one in the log folder"
+        "--storage",
+        help="URL of a database, or Optuna's journal file (….log); by default one in the log folder",
     )
     parser.add_argument("--sampler", choices=["tpe", "random"], default="tpe", help="(%(default)s)")
-    parser.add_argument("--pruner", choices=["median", "halving", "none"], default="median", help="(%(default)s)")
     parser.add_argument(
-        "--n-startup-trials", type=int, default=10, help="random trials before the sampler and the pruner start"
+        "--pruner", choices=["median", "halving", "none"], default="median", help="(%(default)s)"
     )
-    parser.add_argument("--n-evaluations", type=count, help="evaluations of a training; by default one per 100,000 timesteps")
-    parser.add_argument("--eval-episodes", type=count, default=20, help="episodes of an evaluation (%(default)s)")
-    parser.add_argument("--n-seeds", type=count, default=1, help="trainings of a trial, each with its own seed (%(default)s)")
     parser.add_argument(
-        "--objective", choices=["mean", "quantile"], default="mean", help="of the seeds' returns (%(default)s)"
+        "--n-startup-trials",
+        type=int,
+        default=10,
+        help="random trials before the sampler and the pruner start",
     )
-    parser.add_argument("--quantile", type=float, default=0.25, help="for --objective quantile (%(default)s)")
+    parser.add_argument(
+        "--n-evaluations",
+        type=count,
+        help="evaluations of a training; by default one per 100,000 timesteps",
+    )
+    parser.add_argument(
+        "--eval-episodes", type=count, default=20, help="episodes of an evaluation (%(default)s)"
+    )
+    parser.add_argument(
+        "--n-seeds",
+        type=count,
+        default=1,
+        help="trainings of a trial, each with its own seed (%(default)s)",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=["mean", "quantile"],
+        default="mean",
+        help="of the seeds' returns (%(default)s)",
+    )
+    parser.add_argument(
+        "--quantile", type=float, default=0.25, help="for --objective quantile (%(default)s)"
+    )
     parser.add_argument("--no-optim-plots", action="store_true", help="draw nothing")
     return parser
 
@@ -340,7 +412,9 @@ def _prepare(argv: Sequence[str] | None) -> tuple[argparse.Namespace, Tuning, op
             args.num_threads = max((os.cpu_count() or 1) // args.n_jobs, 1)
         args.study_name = args.study_name or f"{args.algo}_{EnvironmentName(args.env)}"
         args.folder = (
-            Path(args.log_folder) / args.algo / re.sub(r'[<>:"/\\|?*]', "-", f"study_{args.study_name}")
+            Path(args.log_folder)
+            / args.algo
+            / re.sub(r'[<>:"/\\|?*]', "-", f"study_{args.study_name}")
         )  # for Windows
         args.storage = args.storage or str(args.folder / "journal.log")
         if args.seed < 0:  # a random one, once
@@ -366,7 +440,10 @@ def main(argv: Sequence[str] | None = None) -> optuna.Study:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     args, tuning, study = _prepare(argv)
-    print(f"Study {args.study_name!r} in {args.storage}. Ctrl-C loses nothing: the same command goes on.", flush=True)
+    print(
+        f"Study {args.study_name!r} in {args.storage}. Ctrl-C loses nothing: the same command goes on.",
+        flush=True,
+    )
     failed = False
     try:
         if args.n_jobs == 1:
@@ -390,7 +467,9 @@ def _work_in_processes(argv: Sequence[str], n_jobs: int) -> bool:
     try:
         for worker in workers:
             worker.join()
-    except KeyboardInterrupt:  # a terminal sends it to all; who sends it to this process alone means all
+    except (
+        KeyboardInterrupt
+    ):  # a terminal sends it to all; who sends it to this process alone means all
         for worker in workers:
             if worker.is_alive() and worker.pid is not None:
                 os.kill(worker.pid, signal.SIGINT)

@@ -77,7 +77,10 @@ class MultiAgentRolloutBuffer:
         if policy.read_by_critic:
             memories = policy.for_critic({}, policy.initial_states(1).pi)[MEMORIES]
             self.observations[MEMORIES] = zeros(memories.shape[1])
-        self.actions = {agent: zeros(sum(leaf.n_actions for leaf in actor.leaves)) for agent, actor in policies.items()}
+        self.actions = {
+            agent: zeros(sum(leaf.n_actions for leaf in actor.leaves))
+            for agent, actor in policies.items()
+        }
         self.log_probs = {agent: zeros() for agent in policies}
         self.active = zeros(len(policies), dtype=th.bool)
         self.rewards = zeros(n_values)
@@ -156,7 +159,9 @@ class MultiAgentRolloutBuffer:
         :param dones: Whether the last step ended an episode, ``(n_envs,)``
         """
         next_values = last_values
-        next_continues = 1.0 - th.as_tensor(dones, dtype=th.float32, device=self.device).unsqueeze(1)
+        next_continues = 1.0 - th.as_tensor(dones, dtype=th.float32, device=self.device).unsqueeze(
+            1
+        )
         advantage = th.zeros_like(last_values)
         for step in reversed(range(self.buffer_size)):
             target = self.rewards[step] + self.gamma * next_values * next_continues
@@ -181,7 +186,9 @@ class MultiAgentRolloutBuffer:
         :param agent: An agent
         :return: Rows at which it was alive and on turn, or None for all of them
         """
-        active = self.active[..., self.policy.agents.index(agent)].flatten()  # (n_steps, n_envs) -> (n_rows,)
+        active = self.active[
+            ..., self.policy.agents.index(agent)
+        ].flatten()  # (n_steps, n_envs) -> (n_rows,)
         return None if bool(active.all()) else active.nonzero().flatten()
 
     def agent_advantages(self, agent: str) -> th.Tensor:
@@ -217,7 +224,9 @@ class MultiAgentRolloutBuffer:
         )
         return data._replace(rows=rows, sequences=sequences)
 
-    def _sequences(self, states: list[th.Tensor], active_rows: th.Tensor | None = None) -> tuple[th.Tensor, Sequences]:
+    def _sequences(
+        self, states: list[th.Tensor], active_rows: th.Tensor | None = None
+    ) -> tuple[th.Tensor, Sequences]:
         """
         Lay out the rollout in sequences, each of one environment and within one chunk and one episode.
 
@@ -226,9 +235,13 @@ class MultiAgentRolloutBuffer:
         :return: These rows, in the order of the sequences, and the sequences
         """
         numbers = (self.begins.flatten().cumsum(0) - 1).view_as(self.begins)
-        owners = numbers.where(self.begins, -1).cummax(dim=0).values.flatten()  # until the environment's next one begins
+        owners = (
+            numbers.where(self.begins, -1).cummax(dim=0).values.flatten()
+        )  # until the environment's next one begins
         rows, batch_sizes, present = pack(owners if active_rows is None else owners[active_rows])
-        return rows if active_rows is None else active_rows[rows], Sequences(batch_sizes, th.cat(states)[present])
+        return rows if active_rows is None else active_rows[rows], Sequences(
+            batch_sizes, th.cat(states)[present]
+        )
 
     def critic_data(self) -> CriticBatch:
         """
@@ -245,7 +258,9 @@ class MultiAgentRolloutBuffer:
         )
         if not self.policy.critic.recurrent:
             return data
-        rows, sequences = self._sequences([states.vf for states in self.states if states.vf is not None])
+        rows, sequences = self._sequences(
+            [states.vf for states in self.states if states.vf is not None]
+        )
         return take(data, rows)._replace(sequences=sequences)
 
 
@@ -305,7 +320,9 @@ def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
         yield take(batch, rows)
 
 
-def joint_minibatches(data: dict[str, ActorBatch], batch_size: int | None) -> Iterator[dict[str, ActorBatch]]:
+def joint_minibatches(
+    data: dict[str, ActorBatch], batch_size: int | None
+) -> Iterator[dict[str, ActorBatch]]:
     """
     Minibatches of several agents side by side. An agent that was active less often has fewer of them.
 
@@ -313,7 +330,9 @@ def joint_minibatches(data: dict[str, ActorBatch], batch_size: int | None) -> It
     :param batch_size: Rows of each agent per minibatch; None for all at once
     :return: An iterator over dicts of the agents that have rows left
     """
-    iterators = {agent: minibatches(rows, batch_size) for agent, rows in data.items() if len(rows.advantages)}
+    iterators = {
+        agent: minibatches(rows, batch_size) for agent, rows in data.items() if len(rows.advantages)
+    }
     while iterators:
         drawn = ((agent, next(iterator, None)) for agent, iterator in iterators.items())
         batch = {agent: rows for agent, rows in drawn if rows is not None}

@@ -10,7 +10,14 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_happo.common.memory import Memory, RecurrentKind, select, single_steps
-from sb3_happo.common.networks import NetArch, TeamModel, ValueNorm, default_features_extractor, make_mlp, make_optimizer
+from sb3_happo.common.networks import (
+    NetArch,
+    TeamModel,
+    ValueNorm,
+    default_features_extractor,
+    make_mlp,
+    make_optimizer,
+)
 from sb3_happo.common.type_aliases import CriticBatch, Sequences
 from sb3_happo.envs.spaces import AGENT_STATES, STATE
 
@@ -81,12 +88,26 @@ class ValueNet(TeamModel):
         self.features_extractor = self.make_features_extractor()
         features_dim = self.features_extractor.features_dim
         self.memory = (
-            Memory(recurrent, features_dim, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs)
+            Memory(
+                recurrent,
+                features_dim,
+                lstm_hidden_size,
+                n_lstm_layers,
+                input_layer_norm,
+                lstm_kwargs,
+            )
             if recurrent
             else None
         )
         self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "vf", activation_fn, input_layer_norm, layer_norm, n_remembered, self.memory
+            self.features_extractor,
+            net_arch,
+            "vf",
+            activation_fn,
+            input_layer_norm,
+            layer_norm,
+            n_remembered,
+            self.memory,
         )
         self.head = nn.Linear(latent_dim, 1)
 
@@ -175,10 +196,17 @@ class Critic(nn.Module):
             hidden_size)``, or None without memory
         """
         memory = self.networks[0].memory
-        return None if memory is None else memory.initial_state(batch_size * self.n_values).unflatten(0, (-1, self.n_values))
+        return (
+            None
+            if memory is None
+            else memory.initial_state(batch_size * self.n_values).unflatten(0, (-1, self.n_values))
+        )
 
     def evaluate(
-        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+        self,
+        observations: dict[str, th.Tensor],
+        sequences: Sequences | None = None,
+        active: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: Joint observation, of which the critic's own keys are read, each ``(batch, ...)``
@@ -204,16 +232,22 @@ class Critic(nn.Module):
         """
         return self.evaluate(batch.observations, batch.sequences, batch.active)[0]
 
-    def step(self, observations: dict[str, th.Tensor], states: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor | None]:
+    def step(
+        self, observations: dict[str, th.Tensor], states: th.Tensor | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
         :param states: Memory before it; None for a critic without memory, or at the start of an episode
         :return: Values in units of reward, ``(batch, n_values)``, and the memory after it
         """
-        values, states = self.evaluate(observations, None if states is None else single_steps(states))
+        values, states = self.evaluate(
+            observations, None if states is None else single_steps(states)
+        )
         return (values if self.value_norm is None else self.value_norm.denormalize(values)), states
 
-    def predict_values(self, observations: dict[str, th.Tensor], states: th.Tensor | None = None) -> th.Tensor:
+    def predict_values(
+        self, observations: dict[str, th.Tensor], states: th.Tensor | None = None
+    ) -> th.Tensor:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
         :param states: Memory before it; None for a critic without memory, or at the start of an episode
@@ -264,29 +298,48 @@ class CentralizedCritic(Critic):
             # One agent's row is what the network sees
             space = spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
         elif keys != [STATE]:
-            space = spaces.Dict([(key.removeprefix(STATE + "/"), observation_space.spaces[key]) for key in keys])
+            space = spaces.Dict(
+                [(key.removeprefix(STATE + "/"), observation_space.spaces[key]) for key in keys]
+            )
         self._state_keys = keys
         n_values = n_agents if self.agent_specific else 1
         network = ValueNet(space, n_remembered=sum((n_remembered or {}).values()), **kwargs)
         keys = [*keys, MEMORIES] if n_remembered else keys
-        super().__init__([network], keys, n_values, int(normalize_value), lr_schedule, optimizer_class, optimizer_kwargs)
+        super().__init__(
+            [network],
+            keys,
+            n_values,
+            int(normalize_value),
+            lr_schedule,
+            optimizer_class,
+            optimizer_kwargs,
+        )
 
     def evaluate(
-        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+        self,
+        observations: dict[str, th.Tensor],
+        sequences: Sequences | None = None,
+        active: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         state: Any = observations[self._state_keys[0]]
         remembered = observations[MEMORIES] if MEMORIES in self.keys else None
         if self.agent_specific:
             state = state.flatten(end_dim=1)  # (batch, n_agents, dim) -> (batch * n_agents, dim)
-            remembered = None if remembered is None else remembered.repeat_interleave(self.n_values, dim=0)
+            remembered = (
+                None if remembered is None else remembered.repeat_interleave(self.n_values, dim=0)
+            )
         elif self._state_keys != [STATE]:
             state = {key.removeprefix(STATE + "/"): observations[key] for key in self._state_keys}
         if sequences is not None:
             # The agents' sequences run side by side: packed order stays packed order
-            sequences = Sequences(sequences.batch_sizes * self.n_values, sequences.states.flatten(end_dim=1))
+            sequences = Sequences(
+                sequences.batch_sizes * self.n_values, sequences.states.flatten(end_dim=1)
+            )
         active = None if active is None else active.flatten()
         values, states = self.networks[0].evaluate(state, sequences, active, remembered)
-        return values.reshape(-1, self.n_values), None if states is None else states.unflatten(0, (-1, self.n_values))
+        return values.reshape(-1, self.n_values), None if states is None else states.unflatten(
+            0, (-1, self.n_values)
+        )
 
 
 class LocalCritics(Critic):
@@ -313,7 +366,9 @@ class LocalCritics(Critic):
         **kwargs: Any,
     ) -> None:
         self._own_keys = {
-            agent: [f"{agent}/{key}" for key in space.spaces] if isinstance(space, spaces.Dict) else [agent]
+            agent: [f"{agent}/{key}" for key in space.spaces]
+            if isinstance(space, spaces.Dict)
+            else [agent]
             for agent, space in observation_spaces.items()
         }
         self._n_remembered = [(n_remembered or {}).get(agent, 0) for agent in observation_spaces]
@@ -321,21 +376,40 @@ class LocalCritics(Critic):
             ValueNet(space, n_remembered=size, **kwargs)
             for space, size in zip(observation_spaces.values(), self._n_remembered, strict=True)
         ]
-        keys = [key for own in self._own_keys.values() for key in own] + ([MEMORIES] if n_remembered else [])
+        keys = [key for own in self._own_keys.values() for key in own] + (
+            [MEMORIES] if n_remembered else []
+        )
         n_norms = len(networks) if normalize_value else 0
-        super().__init__(networks, keys, len(networks), n_norms, lr_schedule, optimizer_class, optimizer_kwargs)
+        super().__init__(
+            networks, keys, len(networks), n_norms, lr_schedule, optimizer_class, optimizer_kwargs
+        )
 
     def evaluate(
-        self, observations: dict[str, th.Tensor], sequences: Sequences | None = None, active: th.Tensor | None = None
+        self,
+        observations: dict[str, th.Tensor],
+        sequences: Sequences | None = None,
+        active: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         values, states = [], []
-        memories = observations[MEMORIES].split(self._n_remembered, dim=1) if MEMORIES in self.keys else None
-        for index, ((agent, keys), network) in enumerate(zip(self._own_keys.items(), self.networks, strict=True)):
+        memories = (
+            observations[MEMORIES].split(self._n_remembered, dim=1)
+            if MEMORIES in self.keys
+            else None
+        )
+        for index, ((agent, keys), network) in enumerate(
+            zip(self._own_keys.items(), self.networks, strict=True)
+        ):
             own: Any = {key.removeprefix(agent + "/"): observations[key] for key in keys}
-            mine = None if sequences is None else Sequences(sequences.batch_sizes, sequences.states[:, index])
+            mine = (
+                None
+                if sequences is None
+                else Sequences(sequences.batch_sizes, sequences.states[:, index])
+            )
             present = None if active is None else active[:, index]
             remembered = None if memories is None else memories[index]
-            value, state = network.evaluate(observations[agent] if keys == [agent] else own, mine, present, remembered)
+            value, state = network.evaluate(
+                observations[agent] if keys == [agent] else own, mine, present, remembered
+            )
             values.append(value)
             states.append(state)
         return th.cat(values, dim=1), None if states[0] is None else th.stack(states, dim=1)

@@ -103,7 +103,10 @@ def make_action_distribution(action_space: spaces.Space, masked: bool = False) -
 
 
 def set_parameters(
-    distribution: Distribution, params: th.Tensor, log_std: th.Tensor | None, action_masks: th.Tensor | None = None
+    distribution: Distribution,
+    params: th.Tensor,
+    log_std: th.Tensor | None,
+    action_masks: th.Tensor | None = None,
 ) -> Distribution:
     """
     Give a distribution of :func:`make_action_distribution` its parameters.
@@ -156,7 +159,10 @@ class HybridDistribution(Distribution):
         return nn.Linear(latent_dim, sum(self._n_params))
 
     def proba_distribution(
-        self, params: th.Tensor, log_std: th.Tensor | None = None, action_masks: th.Tensor | None = None
+        self,
+        params: th.Tensor,
+        log_std: th.Tensor | None = None,
+        action_masks: th.Tensor | None = None,
     ) -> "HybridDistribution":
         """
         Set the parameters of every part.
@@ -166,7 +172,11 @@ class HybridDistribution(Distribution):
         :param action_masks: ``(batch, n_choices)``, the masks of the discrete parts one after the other
         :return: self
         """
-        masks = [None] * len(self.parts) if action_masks is None else action_masks.split(self._n_choices, dim=1)
+        masks = (
+            [None] * len(self.parts)
+            if action_masks is None
+            else action_masks.split(self._n_choices, dim=1)
+        )
         start = 0
         for part, leaf, leaf_params, mask in zip(
             self.parts, self.leaves, params.split(self._n_params, dim=1), masks, strict=True
@@ -232,7 +242,10 @@ class HybridDistribution(Distribution):
         return self.proba_distribution(params, log_std, action_masks).get_actions(deterministic)
 
     def log_prob_from_params(
-        self, params: th.Tensor, log_std: th.Tensor | None = None, action_masks: th.Tensor | None = None
+        self,
+        params: th.Tensor,
+        log_std: th.Tensor | None = None,
+        action_masks: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         :param params: ``(batch, n_params)``
@@ -280,10 +293,14 @@ def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
     if isinstance(old, HybridDistribution):
         assert isinstance(new, HybridDistribution)
-        return th.stack([kl_divergence(*parts) for parts in zip(old.parts, new.parts, strict=True)]).sum(dim=0)
+        return th.stack(
+            [kl_divergence(*parts) for parts in zip(old.parts, new.parts, strict=True)]
+        ).sum(dim=0)
     divergences = [
         # A Gaussian's and a Bernoulli's dimensions come apart, (batch, n); a Categorical has none
-        sum_independent_dims(th.distributions.kl_divergence(*heads).unsqueeze(1).flatten(start_dim=1))
+        sum_independent_dims(
+            th.distributions.kl_divergence(*heads).unsqueeze(1).flatten(start_dim=1)
+        )
         for heads in zip(_heads(old), _heads(new), strict=True)
     ]
     return th.stack(divergences).sum(dim=0)

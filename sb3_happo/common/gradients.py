@@ -56,7 +56,9 @@ def add_up(
         loss, figures = contribution(part)
         return th.autograd.grad(loss, learning, allow_unused=True), figures.detach()
 
-    results = list(map(work, parts) if executor is None or len(parts) == 1 else executor.map(work, parts))
+    results = list(
+        map(work, parts) if executor is None or len(parts) == 1 else executor.map(work, parts)
+    )
     for param, *gradients in zip(learning, *(gradients for gradients, _ in results), strict=True):
         given = [gradient for gradient in gradients if gradient is not None]
         param.grad = sum(given[1:], given[0]) if given else None

@@ -34,13 +34,17 @@ _ELEMENTWISE = (
 def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
     """What two policies must have in common to be stacked; None for a policy that can only be evaluated by itself."""
     plain = type(policy) is AgentPolicy and type(policy.features_extractor) is FlattenExtractor
-    if not plain or not all(isinstance(layer, (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)) for layer in policy.body):
+    if not plain or not all(
+        isinstance(layer, (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)) for layer in policy.body
+    ):
         return None
     boxes = [leaf.space for leaf in policy.leaves if isinstance(leaf.space, spaces.Box)]
     return (
         str(policy.observation_space),
         str(policy.action_space),
-        *((box.low.tobytes(), box.high.tobytes()) for box in boxes),  # which NumPy may print rounded
+        *(
+            (box.low.tobytes(), box.high.tobytes()) for box in boxes
+        ),  # which NumPy may print rounded
         str(policy.memory),
         str(policy.body),
         str(policy.head),
@@ -58,7 +62,9 @@ def _tanh(x: th.Tensor) -> th.Tensor:
     return th.sigmoid(x + x).mul_(2.0).sub_(1.0) if x.device.type == "cpu" else x.tanh()
 
 
-def _choose(logits: th.Tensor, masks: th.Tensor | None, deterministic: bool) -> tuple[th.Tensor, th.Tensor]:
+def _choose(
+    logits: th.Tensor, masks: th.Tensor | None, deterministic: bool
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Draw from categorical distributions, in less than half of the time that ``th.distributions.Categorical`` takes.
 
@@ -68,7 +74,9 @@ def _choose(logits: th.Tensor, masks: th.Tensor | None, deterministic: bool) -> 
     :return: Choices and their log-probabilities, both ``(batch,)``
     """
     if masks is not None:
-        logits = logits.masked_fill(masks == 0, -1e8)  # as in sb3-contrib's distributions, of which the update's are made
+        logits = logits.masked_fill(
+            masks == 0, -1e8
+        )  # as in sb3-contrib's distributions, of which the update's are made
     log_probs = logits.log_softmax(dim=1)
     if deterministic:
         choices = log_probs.argmax(dim=1)
@@ -109,9 +117,15 @@ class StackedPolicies:
         weights = th.stack([cast(nn.Linear, layer).weight.detach() for layer in layers])
         # Linear: (n_agents, out, in) -> (n_agents, in, out), for the product with (n_agents, n_envs, in); as a view, for laid
         # out anew the few columns of the head would take three times as long to multiply
-        weights = weights.transpose(1, 2) if isinstance(layers[0], nn.Linear) else weights.unsqueeze(1)
+        weights = (
+            weights.transpose(1, 2) if isinstance(layers[0], nn.Linear) else weights.unsqueeze(1)
+        )
         biases = th.stack([cast(nn.Linear, layer).bias.detach() for layer in layers]).unsqueeze(1)
-        if isinstance(layers[0], nn.Linear) and self.layers and isinstance(self.layers[-1][0], nn.LayerNorm):
+        if (
+            isinstance(layers[0], nn.Linear)
+            and self.layers
+            and isinstance(self.layers[-1][0], nn.LayerNorm)
+        ):
             # The normalisation's scale and shift, (n_agents, 1, in), become part of the product after it
             norm, scale, shift = self.layers[-1]
             assert scale is not None and shift is not None
@@ -136,7 +150,11 @@ class StackedPolicies:
         """
         n_envs = len(observations[0])
         leader = self.leader
-        flat = preprocess_obs(th.cat(list(observations)), leader.observation_space, normalize_images=leader.normalize_images)
+        flat = preprocess_obs(
+            th.cat(list(observations)),
+            leader.observation_space,
+            normalize_images=leader.normalize_images,
+        )
         assert isinstance(flat, th.Tensor)
         x = flat.reshape(self.n_agents, n_envs, -1)
         if self.ids is not None:
@@ -161,11 +179,17 @@ class StackedPolicies:
         if isinstance(leader.action_space, spaces.Discrete):
             actions, log_probs = _choose(params, joined, deterministic)
         else:
-            log_std = None if self.log_std is None else self.log_std.repeat_interleave(n_envs, dim=0)
+            log_std = (
+                None if self.log_std is None else self.log_std.repeat_interleave(n_envs, dim=0)
+            )
             distribution = set_parameters(self.distribution, params, log_std, joined)
             actions = distribution.get_actions(deterministic=deterministic)
             log_probs = distribution.log_prob(actions)
-        return AgentStep(actions.reshape(self.n_agents, n_envs, -1), log_probs.reshape(self.n_agents, n_envs), after)
+        return AgentStep(
+            actions.reshape(self.n_agents, n_envs, -1),
+            log_probs.reshape(self.n_agents, n_envs),
+            after,
+        )
 
 
 class RolloutTeam:
@@ -213,7 +237,11 @@ class RolloutTeam:
         log_probs: dict[str, th.Tensor] = {}
         pi: dict[str, th.Tensor] = {}
         for agents, stack in self.stacks.items():
-            masks = [policy.action_masks(obs, agent) for agent in agents] if stack.leader.masked else None
+            masks = (
+                [policy.action_masks(obs, agent) for agent in agents]
+                if stack.leader.masked
+                else None
+            )
             before = [states.pi[agent] for agent in agents if agent in states.pi]
             together = stack([obs[agent] for agent in agents], masks, before)  # type: ignore[arg-type]
             actions.update(zip(agents, together.actions.unbind(), strict=True))
@@ -238,12 +266,16 @@ class RolloutTeam:
         """
         joint = np.empty(len(step.values), self.policy.action_dtype)
         for agents, stack in self.stacks.items():
-            raw = th.stack([step.actions[agent] for agent in agents]).flatten(end_dim=1).cpu().numpy()
+            raw = (
+                th.stack([step.actions[agent] for agent in agents]).flatten(end_dim=1).cpu().numpy()
+            )
             together = stack.leader.to_env_actions(raw).reshape(len(agents), len(joint), -1)
             for agent, own in zip(agents, together, strict=True):
                 joint[agent] = own.reshape(joint[agent].shape)
         for agent in self.singles:
-            self.policy.policies[agent].to_env_actions(step.actions[agent].cpu().numpy(), out=joint[agent])
+            self.policy.policies[agent].to_env_actions(
+                step.actions[agent].cpu().numpy(), out=joint[agent]
+            )
         return joint
 
     def to_env_tensors(self, step: JointStep) -> dict[str, th.Tensor]:
@@ -253,4 +285,7 @@ class RolloutTeam:
         :param step: The decision
         :return: For each agent, whose action space is plain, ``(n_envs, ...)``
         """
-        return {agent: policy.to_env_tensor(step.actions[agent]) for agent, policy in self.policy.policies.items()}
+        return {
+            agent: policy.to_env_tensor(step.actions[agent])
+            for agent, policy in self.policy.policies.items()
+        }

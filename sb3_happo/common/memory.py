@@ -47,9 +47,13 @@ class Memory(nn.Module):
             raise ValueError(f"recurrent must be 'lstm', 'gru' or None, not {kind!r}")
         unknown = sorted(set(kwargs or {}) - {"bias", "dropout"})
         if unknown:
-            raise ValueError(f"lstm_kwargs may hold 'bias' and 'dropout', not {unknown}; nothing else fits a policy's memory.")
+            raise ValueError(
+                f"lstm_kwargs may hold 'bias' and 'dropout', not {unknown}; nothing else fits a policy's memory."
+            )
         self.norm: nn.LayerNorm | None = nn.LayerNorm(input_size) if input_layer_norm else None
-        self.rnn = _LAYERS[kind](int(input_size), hidden_size, n_layers, **(kwargs or {}))  # SB3 may count in NumPy's integers
+        self.rnn = _LAYERS[kind](
+            int(input_size), hidden_size, n_layers, **(kwargs or {})
+        )  # SB3 may count in NumPy's integers
         self.hidden_size = hidden_size
         self.state_shape = (2 if kind == "lstm" else 1, n_layers, hidden_size)
 
@@ -69,8 +73,14 @@ class Memory(nn.Module):
         """
         if self.norm is not None:
             features = self.norm(features)
-        n_rows, n_steps, n_sequences = len(features), len(sequences.batch_sizes), len(sequences.states)
-        parts = sequences.states.permute(1, 2, 0, 3).contiguous().unbind()  # each (n_layers, n_sequences, hidden_size)
+        n_rows, n_steps, n_sequences = (
+            len(features),
+            len(sequences.batch_sizes),
+            len(sequences.states),
+        )
+        parts = (
+            sequences.states.permute(1, 2, 0, 3).contiguous().unbind()
+        )  # each (n_layers, n_sequences, hidden_size)
         before = parts[0] if len(parts) == 1 else parts
         if _twice.get() or n_steps * n_sequences > (1 + _MOST_PADDING) * n_rows:
             with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and not _twice.get()):
@@ -82,10 +92,14 @@ class Memory(nn.Module):
         else:
             steps = th.arange(n_steps).repeat_interleave(sequences.batch_sizes).to(features.device)
             cells = steps * n_sequences + owners_of(sequences)
-            padded = features.new_zeros(n_steps * n_sequences, features.shape[1]).index_copy(0, cells, features)
+            padded = features.new_zeros(n_steps * n_sequences, features.shape[1]).index_copy(
+                0, cells, features
+            )
             output, after = self.rnn(padded.reshape(n_steps, n_sequences, -1), before)
             output = output.flatten(end_dim=1)[cells]
-        states = th.stack([after] if len(parts) == 1 else after)  # (n_parts, n_layers, n_sequences, hidden_size)
+        states = th.stack(
+            [after] if len(parts) == 1 else after
+        )  # (n_parts, n_layers, n_sequences, hidden_size)
         return output, states.permute(2, 0, 1, 3)
 
 
@@ -116,7 +130,10 @@ class StackedMemory:
         self.norm: tuple[th.Tensor, th.Tensor] | None = None
         if leader.norm is not None:
             norms = [memory.norm for memory in memories if memory.norm is not None]
-            weight, bias = (th.stack([getattr(norm, name).detach() for norm in norms]) for name in ("weight", "bias"))
+            weight, bias = (
+                th.stack([getattr(norm, name).detach() for norm in norms])
+                for name in ("weight", "bias")
+            )
             self.norm = weight.unsqueeze(1), bias.unsqueeze(1)
         self.is_lstm = isinstance(leader.rnn, nn.LSTM)
         self.layers: list[tuple[th.Tensor, ...]] = []
@@ -147,7 +164,10 @@ class StackedMemory:
                 after[:, :, 1, layer] = cell
                 x = read.sigmoid() * cell.tanh()
             else:
-                (reset, keep, new), (reset_hidden, keep_hidden, new_hidden) = inner.chunk(3, dim=2), outer.chunk(3, dim=2)
+                (reset, keep, new), (reset_hidden, keep_hidden, new_hidden) = (
+                    inner.chunk(3, dim=2),
+                    outer.chunk(3, dim=2),
+                )
                 new = (new + (reset + reset_hidden).sigmoid() * new_hidden).tanh()
                 x = th.lerp(new, hidden, (keep + keep_hidden).sigmoid())
             after[:, :, 0, layer] = x
@@ -179,7 +199,9 @@ def pack(owners: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     by_owner = owners.argsort(stable=True)
     time = th.empty_like(owners)
     firsts = lengths.cumsum(0) - lengths
-    time[by_owner] = th.arange(len(owners), device=owners.device) - firsts.repeat_interleave(lengths)
+    time[by_owner] = th.arange(len(owners), device=owners.device) - firsts.repeat_interleave(
+        lengths
+    )
     rows = (time * len(present) + place[owners]).argsort()
     return rows, time.bincount().cpu(), present[longest_first]
 

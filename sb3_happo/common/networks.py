@@ -8,7 +8,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+)
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -178,8 +183,12 @@ class ValueNorm(nn.Module):
         returns = returns.double().reshape(-1, n_values)
         present = th.ones_like(returns) if active is None else active.double().reshape(-1, n_values)
         count = present.sum(dim=0)
-        batch_moments = th.stack([(returns * present).sum(dim=0), (returns**2 * present).sum(dim=0)]) / count.clamp(min=1)
-        step = (1 - self.decay) * (count > 0).double()  # a column without a single return keeps its statistics
+        batch_moments = th.stack(
+            [(returns * present).sum(dim=0), (returns**2 * present).sum(dim=0)]
+        ) / count.clamp(min=1)
+        step = (1 - self.decay) * (
+            count > 0
+        ).double()  # a column without a single return keeps its statistics
         self.moments.lerp_(batch_moments, step)
         self.weight.lerp_(th.ones_like(self.weight), step)
         mean, square = self.moments / self.weight.clamp(min=1e-12)

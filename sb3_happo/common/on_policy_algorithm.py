@@ -21,7 +21,13 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, is_vecenv_wrapped, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecNormalize,
+    VecTransposeImage,
+    is_vecenv_wrapped,
+    unwrap_vec_normalize,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -181,7 +187,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _sort_out(self, policy: Any, env: Any) -> tuple[type[BasePolicy], Any]:
         """Both ``HAPPO(env)`` and ``HAPPO("MlpPolicy", env)``: tell the policy from the environment."""
-        if env is None and not (isinstance(policy, type) or (isinstance(policy, str) and policy in self.policy_aliases)):
+        if env is None and not (
+            isinstance(policy, type) or (isinstance(policy, str) and policy in self.policy_aliases)
+        ):
             policy, env = "MlpPolicy", policy
         if isinstance(policy, str):
             if policy not in self.policy_aliases:
@@ -218,13 +226,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _check_batch_sizes(self, n_envs: int) -> None:
         n_rows = n_envs * self.n_steps
         if n_rows < 2:
-            raise ValueError(f"`n_steps * n_envs` must be greater than 1; here n_steps={self.n_steps} and n_envs={n_envs}.")
+            raise ValueError(
+                f"`n_steps * n_envs` must be greater than 1; here n_steps={self.n_steps} and n_envs={n_envs}."
+            )
         sizes = {"batch_size": self.batch_size, "critic_batch_size": self.critic_batch_size}
         if self.critic_batch_size == self.batch_size:  # one warning is enough
             del sizes["critic_batch_size"]
         for name, size in sizes.items():
             if size is not None and size < 2:
-                raise ValueError(f"`{name}` must be greater than 1, not {size}: a single sample cannot be normalised.")
+                raise ValueError(
+                    f"`{name}` must be greater than 1, not {size}: a single sample cannot be normalised."
+                )
             if size is not None and size < n_rows and n_rows % size:
                 warnings.warn(
                     f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last minibatch of every epoch "
@@ -254,7 +266,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        rate = self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
+        rate = (
+            self.learning_rate if self.critic_learning_rate is None else self.critic_learning_rate
+        )
         self.critic_lr_schedule = FloatSchedule(rate)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
@@ -269,9 +283,12 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.policy = self.policy.to(self.device)
         # SB3's console logger cuts keys at 36 characters, and refuses two that look alike then
         self._log_names = {
-            agent: agent if len(agent) <= 16 else f"{agent[:12]}~{index}" for index, agent in enumerate(self.agents)
+            agent: agent if len(agent) <= 16 else f"{agent[:12]}~{index}"
+            for index, agent in enumerate(self.agents)
         }
-        buffer_class: type[MultiAgentRolloutBuffer] = self.rollout_buffer_class or MultiAgentRolloutBuffer  # type: ignore[assignment]
+        buffer_class: type[MultiAgentRolloutBuffer] = (
+            self.rollout_buffer_class or MultiAgentRolloutBuffer
+        )  # type: ignore[assignment]
         self.rollout_buffer = buffer_class(
             self.n_steps,
             self.policy,
@@ -356,10 +373,20 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         n_threads = th.get_num_threads()
         keep_freed_memory()
         convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
-        with torch_threads(n_threads if convolutions else 1), ThreadPoolExecutor(1 if convolutions else n_threads) as executor:
+        with (
+            torch_threads(n_threads if convolutions else 1),
+            ThreadPoolExecutor(1 if convolutions else n_threads) as executor,
+        ):
             self._executor = executor
             try:
-                return super().learn(int(total_timesteps), callback, log_interval, name, reset_num_timesteps, progress_bar)
+                return super().learn(
+                    int(total_timesteps),
+                    callback,
+                    log_interval,
+                    name,
+                    reset_num_timesteps,
+                    progress_bar,
+                )
             finally:
                 self._executor = None
 
@@ -371,12 +398,18 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._last_active = self._present("active", np.ones(self.n_envs, dtype=bool), None)
             self._own_values.zero_()
             self._last_states = self.policy.initial_states(self.n_envs)
-            self._check_step(self._to_tensors(self._last_obs), th.zeros(self.n_envs, 1, device=self.device), [])
+            self._check_step(
+                self._to_tensors(self._last_obs), th.zeros(self.n_envs, 1, device=self.device), []
+            )
         return result
 
     @torch_threads(1)
     def collect_rollouts(  # type: ignore[override]
-        self, env: VecEnv, callback: BaseCallback, rollout_buffer: MultiAgentRolloutBuffer, n_rollout_steps: int
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: MultiAgentRolloutBuffer,
+        n_rollout_steps: int,
     ) -> bool:
         """
         Let the team act for ``n_rollout_steps`` and keep what happened.
@@ -392,7 +425,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         rollout_buffer.reset()
         team = RolloutTeam(self.policy)
         # A simulator made of tensors, unless a wrapper stands in between, keeps all on its device
-        to_env_actions: Callable[[JointStep], Any] = team.to_env_tensors if takes_tensors(env) else team.to_env_actions
+        to_env_actions: Callable[[JointStep], Any] = (
+            team.to_env_tensors if takes_tensors(env) else team.to_env_actions
+        )
         obs = self._to_tensors(self._last_obs)
         callback.on_rollout_start()
 
@@ -411,7 +446,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             states = self.policy.keep_memory(self._last_states, step.states, self._last_active)
             if self.critic.n_values > 1:
-                self._own_values = step.values.where(self._as_flags(self._last_active), self._own_values)
+                self._own_values = step.values.where(
+                    self._as_flags(self._last_active), self._own_values
+                )
             self._bootstrap_time_limits(returns, dones, infos, states)
             rollout_buffer.add(
                 obs,
@@ -436,7 +473,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             last_values = self.policy.predict_values(obs, self._last_states)
         if self.critic.n_values > 1:
             waiting = self._present("waiting_agents", dones, infos)
-            last_values = self._values_to_come(last_values, self._own_values, self._last_active, waiting)
+            last_values = self._values_to_come(
+                last_values, self._own_values, self._last_active, waiting
+            )
         rollout_buffer.compute_returns_and_advantage(last_values, dones)
 
         callback.update_locals(locals())
@@ -446,7 +485,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _to_tensors(self, obs: Mapping[str, np.ndarray | th.Tensor]) -> dict[str, th.Tensor]:
         return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}
 
-    def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
+    def _split_rewards(
+        self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]
+    ) -> th.Tensor:
         """
         What each of the critic's values is the value of: here, the team's reward for all of them.
 
@@ -471,7 +512,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         cut = [
             int(index)
             for index in np.flatnonzero(dones)
-            if infos[index].get("TimeLimit.truncated", False) and infos[index].get("terminal_observation") is not None
+            if infos[index].get("TimeLimit.truncated", False)
+            and infos[index].get("terminal_observation") is not None
         ]
         if not cut:
             return
@@ -483,14 +525,23 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._check_finite(stacked, cut)
         with th.no_grad():
             pi = {agent: before[cut] for agent, before in states.pi.items()}
-            values = self.policy.predict_values(stacked, RNNStates(pi, None if states.vf is None else states.vf[cut]))
+            values = self.policy.predict_values(
+                stacked, RNNStates(pi, None if states.vf is None else states.vf[cut])
+            )
         if self.critic.n_values > 1:
-            flags = [self._stack(name, [infos[index].get(name) for index in cut]) for name in ("active", "waiting_agents")]
+            flags = [
+                self._stack(name, [infos[index].get(name) for index in cut])
+                for name in ("active", "waiting_agents")
+            ]
             values = self._values_to_come(values, self._own_values[cut], *flags)
         rewards[cut] += self.gamma * values
 
     def _values_to_come(
-        self, values: th.Tensor, own_values: th.Tensor, active: np.ndarray | None, waiting: np.ndarray | None
+        self,
+        values: th.Tensor,
+        own_values: th.Tensor,
+        active: np.ndarray | None,
+        waiting: np.ndarray | None,
     ) -> th.Tensor:
         """
         With a value for each agent, the critic knows only steps at which the agent was active. Of who waits, what it said when
@@ -519,12 +570,16 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :param active: Who is active in it, ``(n, n_agents)``
         :return: ``(n, 1)`` or ``(n, n_values)``
         """
-        return (values * active).sum(dim=1, keepdim=True) / active.sum(dim=1, keepdim=True).clamp(min=1)
+        return (values * active).sum(dim=1, keepdim=True) / active.sum(dim=1, keepdim=True).clamp(
+            min=1
+        )
 
     def _as_flags(self, flags: np.ndarray | None) -> th.Tensor:
         return th.as_tensor(True if flags is None else flags, device=self.device)
 
-    def _present(self, name: str, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> np.ndarray | None:
+    def _present(
+        self, name: str, dones: np.ndarray, infos: list[dict[str, Any]] | None
+    ) -> np.ndarray | None:
         """
         Who is there in the observations that the team answers next.
 
@@ -534,7 +589,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: ``(n_envs, n_agents)``, or None where all are active, or nobody is waiting
         """
         assert self.env is not None
-        if is_vecenv_wrapped(self.env, VecTeamOfOne):  # what a single-agent environment calls "active" is something else
+        if is_vecenv_wrapped(
+            self.env, VecTeamOfOne
+        ):  # what a single-agent environment calls "active" is something else
             return None
         flags: list[np.ndarray | None] = [info.get(name) for info in infos or [{}] * len(dones)]
         if dones.any():
@@ -549,7 +606,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         usual = np.full(len(self.agents), name == "active")
         return np.stack([usual if flag is None else flag for flag in flags])
 
-    def _check_step(self, obs: dict[str, th.Tensor], rewards: th.Tensor, infos: list[dict[str, Any]]) -> None:
+    def _check_step(
+        self, obs: dict[str, th.Tensor], rewards: th.Tensor, infos: list[dict[str, Any]]
+    ) -> None:
         """
         :param obs: What the environment returned
         :param rewards: What will be learned from, ``(n_envs, ...)``
@@ -562,10 +621,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             if index is not None:
                 own = zip(self.agents, infos[index].get("agent_rewards", ()), strict=False)
                 blamed = [agent for agent, reward in own if not np.isfinite(reward)]
-                self._refuse_number(f"the reward of {', '.join(map(repr, blamed))}" if blamed else "the team's reward", index)
+                self._refuse_number(
+                    f"the reward of {', '.join(map(repr, blamed))}"
+                    if blamed
+                    else "the team's reward",
+                    index,
+                )
         for agent, policy in self.policies.items():
             if policy.masked:
-                rows = policy.rows_without_choice(obs[f"{agent}/{ACTION_MASK}"].cpu().numpy()[..., -policy.n_choices :])
+                rows = policy.rows_without_choice(
+                    obs[f"{agent}/{ACTION_MASK}"].cpu().numpy()[..., -policy.n_choices :]
+                )
                 if len(rows):
                     raise ValueError(
                         f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, after {self.num_timesteps} "
@@ -595,7 +661,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Fit the critic to the TD(lambda) returns (the last line of the pseudocode)."""
         data = self.rollout_buffer.critic_data()
         targets = self._critic_targets(data)
-        schedule = self.lr_schedule if self.critic_learning_rate is None else self.critic_lr_schedule
+        schedule = (
+            self.lr_schedule if self.critic_learning_rate is None else self.critic_lr_schedule
+        )
         rate = schedule(self._current_progress_remaining)
         update_learning_rate(self.critic.optimizer, rate)
         params = list(self.critic.parameters())
@@ -603,9 +671,15 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         batch_size = self.batch_size if self.critic_batch_size is None else self.critic_batch_size
         for _ in range(self.n_epochs if self.critic_n_epochs is None else self.critic_n_epochs):
             for batch in minibatches(targets, batch_size):
-                n_values = batch.returns.numel() if batch.active is None else max(1, int(batch.active.sum()))
+                n_values = (
+                    batch.returns.numel()
+                    if batch.active is None
+                    else max(1, int(batch.active.sum()))
+                )
 
-                def contribution(piece: CriticBatch, n_values: int = n_values) -> tuple[th.Tensor, th.Tensor]:
+                def contribution(
+                    piece: CriticBatch, n_values: int = n_values
+                ) -> tuple[th.Tensor, th.Tensor]:
                     loss = self._value_losses(piece).sum() / n_values
                     return self.vf_coef * loss, loss
 
@@ -613,9 +687,13 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 nn.utils.clip_grad_norm_(params, self.max_grad_norm)
                 self.critic.optimizer.step()
         # With a value for each agent, of the steps at which it was there: of others nothing is learned
-        returns, values = (of if data.active is None else of[data.active] for of in (data.returns, data.old_values))
+        returns, values = (
+            of if data.active is None else of[data.active] for of in (data.returns, data.old_values)
+        )
         variance = returns.var()
-        explained = 1 - (returns - values).var() / variance if variance > 0 else th.tensor(float("nan"))
+        explained = (
+            1 - (returns - values).var() / variance if variance > 0 else th.tensor(float("nan"))
+        )
         self.logger.record("train/value_loss", th.stack(losses).mean().item())
         self.logger.record("train/explained_variance", explained.item())
         self.logger.record("train/critic_learning_rate", rate)
@@ -625,7 +703,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         norm = self.critic.value_norm
         if norm is None:
             return data
-        old_values = norm.normalize(data.old_values)  # what the network said, before the statistics move
+        old_values = norm.normalize(
+            data.old_values
+        )  # what the network said, before the statistics move
         norm.update(data.returns, data.active)
         return data._replace(old_values=old_values, returns=norm.normalize(data.returns))
 
@@ -659,11 +739,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         # Memories belong to the running environments, as in sb3-contrib's RecurrentPPO
         excluded = [*super()._excluded_save_params(), "_executor", "_last_states", "_own_values"]
         # A simulator's tensors may be on a device that is not there when they are loaded
-        return [*excluded, "_last_obs"] if self.env is not None and takes_tensors(self.env) else excluded
+        return (
+            [*excluded, "_last_obs"]
+            if self.env is not None and takes_tensors(self.env)
+            else excluded
+        )
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         # Agents that share parameters share the optimiser too
-        optimizers = [f"policy.actors.{self.agents.index(group[0])}.optimizer" for group in self.policy.groups]
+        optimizers = [
+            f"policy.actors.{self.agents.index(group[0])}.optimizer" for group in self.policy.groups
+        ]
         return ["policy", "policy.critic.optimizer", *optimizers], []
 
     def get_env(self) -> VecEnv | None:
@@ -719,7 +805,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 path.seek(0)
             assert data is not None
             check_env_of_model(env, data["observation_space"], data["action_space"])
-        return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)
+        return super().load(
+            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+        )
 
 
 def check_channel_order(observation_space: spaces.Space) -> None:
@@ -729,7 +817,9 @@ def check_channel_order(observation_space: spaces.Space) -> None:
         none
     """
     assert isinstance(observation_space, spaces.Dict)
-    images = {key: space for key, space in observation_space.spaces.items() if is_image_space(space)}
+    images = {
+        key: space for key, space in observation_space.spaces.items() if is_image_space(space)
+    }
     first = [key for key, space in images.items() if is_image_space_channels_first(space)]  # type: ignore[arg-type]
     if first and len(first) < len(images):
         last = [key for key in images if key not in first]
@@ -754,7 +844,9 @@ def all_finite(values: Sequence[th.Tensor]) -> bool:
     :return: True if there is neither NaN nor infinity in them; False may also be an overflow
     """
     # The sum is quicker than looking at every number, and one answer for all of them is all that leaves the device
-    return bool(th.stack([value.sum() for value in values if value.is_floating_point()]).isfinite().all())
+    return bool(
+        th.stack([value.sum() for value in values if value.is_floating_point()]).isfinite().all()
+    )
 
 
 def first_not_finite(values: th.Tensor) -> int | None:
@@ -766,7 +858,9 @@ def first_not_finite(values: th.Tensor) -> int | None:
     return int(rows[0]) if len(rows) else None
 
 
-def check_env_of_model(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+def check_env_of_model(
+    env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space
+) -> None:
     """
     :param env: A vectorised joint environment
     :param observation_space: What the model was made for
@@ -774,7 +868,9 @@ def check_env_of_model(env: VecEnv, observation_space: spaces.Space, action_spac
     :raises ValueError: If they differ, saying where
     """
     assert isinstance(observation_space, spaces.Dict) and isinstance(action_space, spaces.Dict)
-    assert isinstance(env.observation_space, spaces.Dict) and isinstance(env.action_space, spaces.Dict)
+    assert isinstance(env.observation_space, spaces.Dict) and isinstance(
+        env.action_space, spaces.Dict
+    )
     if tuple(env.action_space.spaces) != tuple(action_space.spaces):
         raise ValueError(
             f"The model was trained for the team {list(action_space.spaces)}, but this environment has "

@@ -16,9 +16,21 @@ from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
 
 from sb3_happo.common.critics import MEMORIES, CentralizedCritic, Critic, LocalCritics, ValueNet
-from sb3_happo.common.distributions import action_leaves, make_action_distribution, set_parameters, starts_of_choices
+from sb3_happo.common.distributions import (
+    action_leaves,
+    make_action_distribution,
+    set_parameters,
+    starts_of_choices,
+)
 from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
-from sb3_happo.common.networks import NetArch, TeamModel, default_features_extractor, initialise, make_mlp, make_optimizer
+from sb3_happo.common.networks import (
+    NetArch,
+    TeamModel,
+    default_features_extractor,
+    initialise,
+    make_mlp,
+    make_optimizer,
+)
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
 from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE, flatten_mask, joint_action_dtype
 from sb3_happo.names import check_names
@@ -143,12 +155,27 @@ class AgentPolicy(BasePolicy, TeamModel):
         n_ids = 0 if agent_id is None else agent_id[1]
         n_inputs = self.features_extractor.features_dim + n_ids
         self.memory = (
-            Memory(recurrent, n_inputs, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs) if recurrent else None
+            Memory(
+                recurrent, n_inputs, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs
+            )
+            if recurrent
+            else None
         )
         self.body, latent_dim = make_mlp(
-            self.features_extractor, net_arch, "pi", activation_fn, input_layer_norm, layer_norm, n_ids, self.memory
+            self.features_extractor,
+            net_arch,
+            "pi",
+            activation_fn,
+            input_layer_norm,
+            layer_norm,
+            n_ids,
+            self.memory,
         )
-        one_hot = None if agent_id is None else nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
+        one_hot = (
+            None
+            if agent_id is None
+            else nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
+        )
         self.one_hot: th.Tensor | None
         self.register_buffer("one_hot", one_hot, persistent=False)
         self.head = nn.Linear(latent_dim, sum(leaf.n_params for leaf in self.leaves))
@@ -156,30 +183,56 @@ class AgentPolicy(BasePolicy, TeamModel):
         self.optimizer = make_optimizer(self, lr_schedule, optimizer_class, optimizer_kwargs)
 
     def _build_log_std(self) -> None:
-        n_continuous = sum(leaf.n_actions for leaf in self.leaves if isinstance(leaf.space, spaces.Box))
+        n_continuous = sum(
+            leaf.n_actions for leaf in self.leaves if isinstance(leaf.space, spaces.Box)
+        )
         self.log_std: th.Tensor | None = None
         if not n_continuous:
             return
         if self.log_std_form == "parameter":
             self.log_std = nn.Parameter(th.full((n_continuous,), float(self.log_std_init)))
         elif self.log_std_form == "sigmoid":
-            self.log_std = nn.Parameter(th.full((n_continuous,), (1.0 + self.log_std_init) * self.std_x_coef))
+            self.log_std = nn.Parameter(
+                th.full((n_continuous,), (1.0 + self.log_std_init) * self.std_x_coef)
+            )
         elif self.log_std_form == "constant":
             del self.log_std
             self.register_buffer("log_std", th.full((n_continuous,), float(self.log_std_init)))
         else:
-            raise ValueError(f"log_std_form must be 'parameter', 'sigmoid' or 'constant', not {self.log_std_form!r}")
+            raise ValueError(
+                f"log_std_form must be 'parameter', 'sigmoid' or 'constant', not {self.log_std_form!r}"
+            )
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         names = [
-            *("net_arch", "activation_fn", "ortho_init", "output_gain", "input_layer_norm", "layer_norm", "log_std_init"),
-            *("log_std_form", "std_x_coef", "std_y_coef", "rescale_actions", "masked", "agent_id", "optimizer_class"),
+            *(
+                "net_arch",
+                "activation_fn",
+                "ortho_init",
+                "output_gain",
+                "input_layer_norm",
+                "layer_norm",
+                "log_std_init",
+            ),
+            *(
+                "log_std_form",
+                "std_x_coef",
+                "std_y_coef",
+                "rescale_actions",
+                "masked",
+                "agent_id",
+                "optimizer_class",
+            ),
             *("features_extractor_class", "features_extractor_kwargs", "optimizer_kwargs"),
             *("recurrent", "lstm_hidden_size", "n_lstm_layers", "lstm_kwargs"),
         ]
         # As in SB3, a policy that was saved alone acts, and does not learn on
-        return data | {name: getattr(self, name) for name in names} | {"lr_schedule": self._dummy_schedule}
+        return (
+            data
+            | {name: getattr(self, name) for name in names}
+            | {"lr_schedule": self._dummy_schedule}
+        )
 
     def share_parameters_with(self, other: "AgentPolicy") -> None:
         """
@@ -205,7 +258,11 @@ class AgentPolicy(BasePolicy, TeamModel):
     def _features(self, obs: PyTorchObs) -> th.Tensor:
         assert self.features_extractor is not None
         features = self.extract_features(obs, self.features_extractor)
-        return features if self.one_hot is None else th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+        return (
+            features
+            if self.one_hot is None
+            else th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+        )
 
     def remember(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """
@@ -217,7 +274,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         """
         assert self.memory is not None
         features = self._features(obs)
-        return self.memory(features, single_steps(self.memory.initial_state(len(features)) if states is None else states))[1]
+        return self.memory(
+            features,
+            single_steps(self.memory.initial_state(len(features)) if states is None else states),
+        )[1]
 
     def _run(
         self, obs: PyTorchObs, action_masks: th.Tensor | None, sequences: Sequences | None
@@ -235,7 +295,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         return set_parameters(distribution, params, self.effective_log_std(), action_masks), states
 
     def get_distribution(
-        self, obs: PyTorchObs, action_masks: th.Tensor | None = None, sequences: Sequences | None = None
+        self,
+        obs: PyTorchObs,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
     ) -> Distribution:
         """
         The distribution over raw actions.
@@ -262,7 +325,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         :param action_masks: ``(batch, n_choices)``
         :return: Raw actions, log-probabilities, and the memory after the step
         """
-        distribution, states = self._run(obs, action_masks, None if states is None else single_steps(states))
+        distribution, states = self._run(
+            obs, action_masks, None if states is None else single_steps(states)
+        )
         actions = distribution.get_actions(deterministic=deterministic)
         return AgentStep(actions.reshape(len(actions), -1), distribution.log_prob(actions), states)
 
@@ -303,14 +368,18 @@ class AgentPolicy(BasePolicy, TeamModel):
         :param actions: Raw actions, ``(batch, action_dim)``
         :return: Log-probability of each whole action, ``(batch,)``
         """
-        return distribution.log_prob(actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions)
+        return distribution.log_prob(
+            actions.flatten() if isinstance(self.action_space, spaces.Discrete) else actions
+        )
 
     def evaluate_batch(self, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
         """
         :param batch: Rows of a rollout
         :return: Log-probability of each whole action and entropy of its distribution, both ``(batch,)``
         """
-        return self.evaluate_actions(batch.observations, batch.actions, batch.action_masks, batch.sequences)
+        return self.evaluate_actions(
+            batch.observations, batch.actions, batch.action_masks, batch.sequences
+        )
 
     def batch_distribution(self, batch: ActorBatch) -> Distribution:
         """
@@ -320,7 +389,10 @@ class AgentPolicy(BasePolicy, TeamModel):
         return self.get_distribution(batch.observations, batch.action_masks, batch.sequences)
 
     def _predict(
-        self, observation: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
+        self,
+        observation: PyTorchObs,
+        deterministic: bool = False,
+        action_masks: th.Tensor | None = None,
     ) -> th.Tensor:
         return self.forward(observation, deterministic, action_masks)[0]
 
@@ -359,17 +431,23 @@ class AgentPolicy(BasePolicy, TeamModel):
             state = tuple(step.states.permute(1, 2, 0, 3).cpu().numpy())
         return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
 
-    def _state_tensor(self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> th.Tensor | None:
+    def _state_tensor(
+        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
+    ) -> th.Tensor | None:
         """The memory, ``(batch, n_parts, n_layers, hidden_size)``, of what :meth:`predict` was given."""
         if self.memory is None or state is None:
             return None
-        states = th.as_tensor(np.stack(state), dtype=th.float32, device=self.device).permute(2, 0, 1, 3)
+        states = th.as_tensor(np.stack(state), dtype=th.float32, device=self.device).permute(
+            2, 0, 1, 3
+        )
         if episode_start is None:
             return states
         starts = th.as_tensor(np.asarray(episode_start, dtype=bool).reshape(-1), device=self.device)
         return states.masked_fill(starts.reshape(-1, 1, 1, 1), 0.0)
 
-    def split_mask(self, observation: Any) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
+    def split_mask(
+        self, observation: Any
+    ) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray | None]:
         """
         :param observation: Own observation as the environment gives it, or as a joint environment does, or PettingZoo's
             ``{"observation": ..., "action_mask": ...}``
@@ -379,7 +457,11 @@ class AgentPolicy(BasePolicy, TeamModel):
         if isinstance(observation, dict) and ACTION_MASK in observation:
             mask = observation[ACTION_MASK]
             rest = {key: value for key, value in observation.items() if key != ACTION_MASK}
-            own_keys = self.observation_space.spaces if isinstance(self.observation_space, spaces.Dict) else ()
+            own_keys = (
+                self.observation_space.spaces
+                if isinstance(self.observation_space, spaces.Dict)
+                else ()
+            )
             wrapped = list(rest) == ["observation"] and "observation" not in own_keys
             observation = rest["observation"] if wrapped else rest
         return flat_observation(observation), mask
@@ -397,7 +479,9 @@ class AgentPolicy(BasePolicy, TeamModel):
             raise ValueError(
                 "This agent was trained with action masks; pass `action_masks=`, or an observation with the key 'action_mask'."
             )
-        if isinstance(action_masks, (dict, tuple, list)):  # nested, as the environment may give it; or a list of masks
+        if isinstance(
+            action_masks, (dict, tuple, list)
+        ):  # nested, as the environment may give it; or a list of masks
             with suppress(ValueError):
                 action_masks = flatten_mask(self.action_space, action_masks)
         masks = np.asarray(action_masks)
@@ -408,7 +492,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         # Behind VecFrameStack older masks stand before the present one
         masks = masks[..., -self.n_choices :].reshape(-1, self.n_choices)
         if len(self.rows_without_choice(masks)):
-            raise ValueError("The action mask allows no action at all; at least one choice must be legal.")
+            raise ValueError(
+                "The action mask allows no action at all; at least one choice must be legal."
+            )
         # A copy of what is read-only, such as the mask of an agent that is absent: PyTorch warns of others
         return th.as_tensor(masks if masks.flags.writeable else masks.copy(), device=self.device)
 
@@ -442,10 +528,14 @@ class AgentPolicy(BasePolicy, TeamModel):
             space = leaf.space
             if isinstance(space, spaces.Box):
                 if self.rescale_actions:
-                    columns = space.low + 0.5 * (columns.clip(-1.0, 1.0) + 1.0) * (space.high - space.low)
+                    columns = space.low + 0.5 * (columns.clip(-1.0, 1.0) + 1.0) * (
+                        space.high - space.low
+                    )
                 np.clip(columns, space.low, space.high, out=field, casting="same_kind")
             elif isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-                np.add(columns.astype(np.int64), np.reshape(space.start, field.shape[1:]), out=field)
+                np.add(
+                    columns.astype(np.int64), np.reshape(space.start, field.shape[1:]), out=field
+                )
             else:
                 field[...] = columns
         return out
@@ -461,7 +551,9 @@ class AgentPolicy(BasePolicy, TeamModel):
         space = leaf.space
         columns = actions.reshape(-1, *(space.shape or ()))
         if isinstance(space, spaces.Box):
-            low, high = (th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high))
+            low, high = (
+                th.as_tensor(bound, device=actions.device) for bound in (space.low, space.high)
+            )
             if self.rescale_actions:
                 columns = low + 0.5 * (columns.clamp(-1.0, 1.0) + 1.0) * (high - low)
             return columns.clamp(low, high)
@@ -508,7 +600,9 @@ def unbatch(space: spaces.Space, action: Any) -> Any:
     if isinstance(space, spaces.Dict):
         return {key: unbatch(subspace, action[key]) for key, subspace in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
-        return tuple(unbatch(subspace, action[str(index)]) for index, subspace in enumerate(space.spaces))
+        return tuple(
+            unbatch(subspace, action[str(index)]) for index, subspace in enumerate(space.spaces)
+        )
     return action
 
 
@@ -524,7 +618,11 @@ def flat_observation(observation: Any) -> Any:
     flat: dict[str, Any] = {}
     for key, value in observation.items():
         inner = flat_observation(value)
-        flat.update({f"{key}/{name}": part for name, part in inner.items()} if isinstance(inner, dict) else {str(key): inner})
+        flat.update(
+            {f"{key}/{name}": part for name, part in inner.items()}
+            if isinstance(inner, dict)
+            else {str(key): inner}
+        )
     return flat
 
 
@@ -552,7 +650,9 @@ def agent_keys(observation_space: spaces.Dict, agents: tuple[str, ...]) -> dict[
     return keys
 
 
-def agent_observation_space(observation_space: spaces.Dict, keys: list[str], agent: str) -> spaces.Space:
+def agent_observation_space(
+    observation_space: spaces.Dict, keys: list[str], agent: str
+) -> spaces.Space:
     """
     :param observation_space: Joint observation space
     :param keys: The agent's own entries (see :func:`agent_keys`)
@@ -561,7 +661,9 @@ def agent_observation_space(observation_space: spaces.Dict, keys: list[str], age
     """
     if keys == [agent]:
         return observation_space.spaces[agent]
-    return spaces.Dict([(key.removeprefix(agent + "/"), observation_space.spaces[key]) for key in keys])
+    return spaces.Dict(
+        [(key.removeprefix(agent + "/"), observation_space.spaces[key]) for key in keys]
+    )
 
 
 class JointPolicy(BasePolicy):
@@ -639,7 +741,10 @@ class JointPolicy(BasePolicy):
         kwargs["recurrent"] = recurrent
         self._keys = agent_keys(observation_space, self.agents)
         self._mask_keys = {agent: f"{agent}/{ACTION_MASK}" for agent in self.agents}
-        own_spaces = {agent: agent_observation_space(observation_space, self._keys[agent], agent) for agent in self.agents}
+        own_spaces = {
+            agent: agent_observation_space(observation_space, self._keys[agent], agent)
+            for agent in self.agents
+        }
         self.groups = self._make_groups(share_parameters, own_spaces, agent_kwargs)
         #: Of agents with a learning rate of their own
         self.lr_schedules: dict[str, Schedule] = {}
@@ -658,34 +763,52 @@ class JointPolicy(BasePolicy):
                         action_space.spaces[agent],
                         self.lr_schedules.get(agent, lr_schedule),
                         masked=self._mask_keys[agent] in observation_space.spaces,
-                        agent_id=(index, len(group)) if append_agent_id and len(group) > 1 else None,
+                        agent_id=(index, len(group))
+                        if append_agent_id and len(group) > 1
+                        else None,
                         **own_kwargs,
                     )
                 if index:
                     self.policies[agent].share_parameters_with(self.policies[group[0]])
         self.policies = {agent: self.policies[agent] for agent in self.agents}
-        self.actors = nn.ModuleList(self.policies.values())  # by index: an agent's name need not be a legal module name
+        self.actors = nn.ModuleList(
+            self.policies.values()
+        )  # by index: an agent's name need not be a legal module name
         shared = {key: value for key, value in kwargs.items() if key in _CRITIC_KWARGS}
         if not enable_critic_lstm:
             shared["recurrent"] = None
-        known = {*inspect.signature(ValueNet.__init__).parameters} - {"self", "observation_space", "n_remembered"}
+        known = {*inspect.signature(ValueNet.__init__).parameters} - {
+            "self",
+            "observation_space",
+            "n_remembered",
+        }
         known |= {"normalize_value", "optimizer_class", "optimizer_kwargs"}
         check_names(critic_kwargs or {}, known, "policy_kwargs['critic_kwargs']")
-        critic_kwargs = {"net_arch": net_arch, "normalize_value": normalize_value} | shared | (critic_kwargs or {})
+        critic_kwargs = (
+            {"net_arch": net_arch, "normalize_value": normalize_value}
+            | shared
+            | (critic_kwargs or {})
+        )
         #: Agents whose memories the critic reads
         self.read_by_critic: list[str] = []
         if shared_lstm:
-            self.read_by_critic = [agent for agent, policy in self.policies.items() if policy.memory is not None]
+            self.read_by_critic = [
+                agent for agent, policy in self.policies.items() if policy.memory is not None
+            ]
             if critic_kwargs.get("recurrent") is not None or not self.read_by_critic:
                 raise ValueError(
                     "shared_lstm=True: the critic reads the actors' memories instead of having one of its own. Give it none "
                     "(enable_critic_lstm=False) and some actors one (MlpLstmPolicy), or leave shared_lstm away."
                 )
-            sizes = {agent: self.policies[agent].memory.hidden_size for agent in self.read_by_critic}  # type: ignore[union-attr]
+            sizes = {
+                agent: self.policies[agent].memory.hidden_size for agent in self.read_by_critic
+            }  # type: ignore[union-attr]
             critic_kwargs["n_remembered"] = sizes
         rate = critic_lr_schedule or lr_schedule
         seen = "the agents' observations" if local_critics else f"the state, of {observation_space}"
-        with _name_extractor(critic_kwargs, f"the critic, {seen}", "policy_kwargs['critic_kwargs']"):
+        with _name_extractor(
+            critic_kwargs, f"the critic, {seen}", "policy_kwargs['critic_kwargs']"
+        ):
             self.critic: Critic = (
                 LocalCritics(own_spaces, rate, **critic_kwargs)
                 if local_critics
@@ -702,7 +825,8 @@ class JointPolicy(BasePolicy):
         """The agents that share parameters, in the order of their first ones; most groups are one agent."""
         assert isinstance(self.action_space, spaces.Dict)
         forms = {
-            agent: (own_spaces[agent], self.action_space.spaces[agent], agent_kwargs.get(agent, {})) for agent in self.agents
+            agent: (own_spaces[agent], self.action_space.spaces[agent], agent_kwargs.get(agent, {}))
+            for agent in self.agents
         }
         groups: list[list[str]] = []
         for agent in self.agents if share_parameters is True else ():
@@ -724,7 +848,9 @@ class JointPolicy(BasePolicy):
         named = [agent for group in groups for agent in group]
         if len(named) != len(set(named)):
             raise ValueError(f"policy_kwargs['share_parameters'] names an agent twice: {groups}")
-        return [tuple(group) for group in groups] + [(agent,) for agent in self.agents if agent not in named]
+        return [tuple(group) for group in groups] + [
+            (agent,) for agent in self.agents if agent not in named
+        ]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         spaces_ = dict(observation_space=self.observation_space, action_space=self.action_space)
@@ -734,12 +860,18 @@ class JointPolicy(BasePolicy):
             agent: {name: value for name, value in overrides.items() if name != "learning_rate"}
             for agent, overrides in self._init_kwargs["agent_kwargs"].items()
         }
-        own = {"share_parameters": groups, "agent_kwargs": agent_kwargs, "lr_schedule": self._dummy_schedule}
+        own = {
+            "share_parameters": groups,
+            "agent_kwargs": agent_kwargs,
+            "lr_schedule": self._dummy_schedule,
+        }
         return spaces_ | self._init_kwargs | own
 
     def _check_agent(self, agent: str, where: str) -> None:
         if agent not in self.agents:
-            raise ValueError(f"Unknown agent {agent!r} in {where}; this team has {', '.join(map(repr, self.agents))}.")
+            raise ValueError(
+                f"Unknown agent {agent!r} in {where}; this team has {', '.join(map(repr, self.agents))}."
+            )
 
     def _split_by_agent(self, observation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Sort the entries of an observation, joint or per agent, into own observations and action masks."""
@@ -779,7 +911,9 @@ class JointPolicy(BasePolicy):
         if ACTIVE not in observation or ACTIVE not in self.observation_space.spaces:
             return None
         # Behind VecFrameStack older ones stand before the present one
-        active = np.asarray(observation[ACTIVE], dtype=bool)[..., -len(self.agents) :].reshape(-1, len(self.agents))
+        active = np.asarray(observation[ACTIVE], dtype=bool)[..., -len(self.agents) :].reshape(
+            -1, len(self.agents)
+        )
         return dict(zip(self.agents, active.T, strict=True))
 
     def agent_observation(self, observations: dict[str, th.Tensor], agent: str) -> PyTorchObs:
@@ -808,11 +942,17 @@ class JointPolicy(BasePolicy):
         :param n_envs: Number of environments
         :return: What the team remembers at the start of an episode: zeros
         """
-        memories = {agent: policy.memory for agent, policy in self.policies.items() if policy.memory is not None}
+        memories = {
+            agent: policy.memory
+            for agent, policy in self.policies.items()
+            if policy.memory is not None
+        }
         pi = {agent: memory.initial_state(n_envs) for agent, memory in memories.items()}
         return RNNStates(pi, self.critic.initial_state(n_envs))
 
-    def for_critic(self, obs: dict[str, th.Tensor], after: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    def for_critic(
+        self, obs: dict[str, th.Tensor], after: dict[str, th.Tensor]
+    ) -> dict[str, th.Tensor]:
         """
         :param obs: Joint observation, each entry ``(n_envs, ...)``
         :param after: What agents remember after it, as if all were active
@@ -821,9 +961,15 @@ class JointPolicy(BasePolicy):
         if not self.read_by_critic:
             return obs
         # Of an LSTM's two parts the output, of several layers the last, as the hidden layers of the actor get it
-        return obs | {MEMORIES: th.cat([after[agent][:, 0, -1] for agent in self.read_by_critic], dim=1).detach()}
+        return obs | {
+            MEMORIES: th.cat(
+                [after[agent][:, 0, -1] for agent in self.read_by_critic], dim=1
+            ).detach()
+        }
 
-    def keep_memory(self, before: RNNStates, after: RNNStates, active: np.ndarray | None) -> RNNStates:
+    def keep_memory(
+        self, before: RNNStates, after: RNNStates, active: np.ndarray | None
+    ) -> RNNStates:
         """
         An agent that is dead or not on turn keeps its memory as it is, and so does its column of the critic's.
 
@@ -836,13 +982,21 @@ class JointPolicy(BasePolicy):
             return after
         here = th.as_tensor(active, device=self.device)
         columns = dict(zip(self.agents, here.unbind(dim=1), strict=True))
-        pi = {agent: where(columns[agent], states, before.pi[agent]) for agent, states in after.pi.items()}
+        pi = {
+            agent: where(columns[agent], states, before.pi[agent])
+            for agent, states in after.pi.items()
+        }
         vf = after.vf
         if before.vf is not None and vf is not None and self.critic.n_values > 1:
             vf = where(here, vf, before.vf)
         return RNNStates(pi, vf)
 
-    def forward(self, obs: dict[str, th.Tensor], deterministic: bool = False, states: RNNStates | None = None) -> JointStep:
+    def forward(
+        self,
+        obs: dict[str, th.Tensor],
+        deterministic: bool = False,
+        states: RNNStates | None = None,
+    ) -> JointStep:
         """
         One decision of the whole team.
 
@@ -854,7 +1008,10 @@ class JointPolicy(BasePolicy):
         before = RNNStates({}, None) if states is None else states
         steps = {
             agent: policy.step(
-                self.agent_observation(obs, agent), before.pi.get(agent), deterministic, self.action_masks(obs, agent)
+                self.agent_observation(obs, agent),
+                before.pi.get(agent),
+                deterministic,
+                self.action_masks(obs, agent),
             )
             for agent, policy in self.policies.items()
         }
@@ -867,7 +1024,9 @@ class JointPolicy(BasePolicy):
             RNNStates(pi, vf),
         )
 
-    def predict_values(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> th.Tensor:
+    def predict_values(
+        self, obs: dict[str, th.Tensor], states: RNNStates | None = None
+    ) -> th.Tensor:
         """
         :param obs: Joint observation, of which the critic reads its keys
         :param states: What the team remembers; None at the start of an episode, or without memory
@@ -875,7 +1034,9 @@ class JointPolicy(BasePolicy):
         """
         before = RNNStates({}, None) if states is None else states
         after = {
-            agent: self.policies[agent].remember(self.agent_observation(obs, agent), before.pi.get(agent))
+            agent: self.policies[agent].remember(
+                self.agent_observation(obs, agent), before.pi.get(agent)
+            )
             for agent in self.read_by_critic
         }
         return self.critic.predict_values(self.for_critic(obs, after), before.vf)
@@ -908,7 +1069,9 @@ class JointPolicy(BasePolicy):
         """
         if len(self.agents) == 1 and self._is_bare(observation):
             own_masks = (action_masks or {}).get(self.agents[0])
-            return self.policies[self.agents[0]].predict(observation, state, episode_start, deterministic, own_masks)
+            return self.policies[self.agents[0]].predict(
+                observation, state, episode_start, deterministic, own_masks
+            )
         if not isinstance(observation, dict):
             raise ValueError("A team needs a dict of observations, {agent: observation}.")
         own, masks = self._split_by_agent(observation)
@@ -932,31 +1095,48 @@ class JointPolicy(BasePolicy):
                 except ValueError as error:
                     raise ValueError(f"agent {agent!r}: {error}") from error
                 if after is not None:
-                    states[agent] = after if active is None else _kept(active[agent], after, states.get(agent))
+                    states[agent] = (
+                        after if active is None else _kept(active[agent], after, states.get(agent))
+                    )
                 if policy.is_vectorized_observation(policy.split_mask(own[agent])[0]):
                     batched.add(agent)
         if not batched:
-            names = {str(name): name for name in observation}  # the environment may count its agents
-            return {names.get(agent, agent): action for agent, action in answers.items()}, states or None
-        sizes = {agent: len(actions) if agent in batched else 0 for agent, actions in answers.items()}
+            names = {
+                str(name): name for name in observation
+            }  # the environment may count its agents
+            return {
+                names.get(agent, agent): action for agent, action in answers.items()
+            }, states or None
+        sizes = {
+            agent: len(actions) if agent in batched else 0 for agent, actions in answers.items()
+        }
         n_envs = max(sizes.values())
         if set(sizes.values()) != {n_envs}:
             counts = ", ".join(
-                f"{agent!r} {f'of {size}' if size else 'of one, without a batch'}" for agent, size in sizes.items()
+                f"{agent!r} {f'of {size}' if size else 'of one, without a batch'}"
+                for agent, size in sizes.items()
             )
-            raise ValueError(f"The agents' observations must be of the same environments; they are {counts}.")
-        joint = np.empty(n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers]))
+            raise ValueError(
+                f"The agents' observations must be of the same environments; they are {counts}."
+            )
+        joint = np.empty(
+            n_envs, np.dtype([(agent, self.policies[agent].action_dtype) for agent in answers])
+        )
         for agent, actions in answers.items():
             joint[agent] = actions
         return joint, states or None
 
 
 def _kept(
-    rows: np.ndarray, states: tuple[np.ndarray, ...], otherwise: tuple[np.ndarray, ...] | None = None
+    rows: np.ndarray,
+    states: tuple[np.ndarray, ...],
+    otherwise: tuple[np.ndarray, ...] | None = None,
 ) -> tuple[np.ndarray, ...]:
     """The memory ``(n_layers, n_envs, hidden_size)`` of ``rows``, bool ``(n_envs,)``; elsewhere the other one, or nothing."""
     others = [np.zeros_like(part) for part in states] if otherwise is None else otherwise
-    return tuple(np.where(rows[:, None], part, other) for part, other in zip(states, others, strict=True))
+    return tuple(
+        np.where(rows[:, None], part, other) for part, other in zip(states, others, strict=True)
+    )
 
 
 class LstmJointPolicy(JointPolicy):

@@ -63,8 +63,12 @@ def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting]) -
                 try:
                     then = float(value(progress))
                 except (TypeError, ValueError, ZeroDivisionError) as error:
-                    raise ValueError(f"{name} must be {setting.words}, not {value!r} ({error})") from error
-                if not (setting.holds(then) or (then == 0 and progress == 0)):  # it may fall to nothing
+                    raise ValueError(
+                        f"{name} must be {setting.words}, not {value!r} ({error})"
+                    ) from error
+                if not (
+                    setting.holds(then) or (then == 0 and progress == 0)
+                ):  # it may fall to nothing
                     raise ValueError(
                         f"{name} must be {setting.words}; {value!r} is {then!r} when {progress:.0%} of the training are left"
                     )

@@ -36,5 +36,7 @@ def keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD: larger blocks come from the system, and go back to it
+        mallopt(
+            -3, 1 << 25
+        )  # M_MMAP_THRESHOLD: larger blocks come from the system, and go back to it
         mallopt(-1, 1 << 28)  # M_TRIM_THRESHOLD

@@ -21,7 +21,14 @@ def flat_gradient(scalar: th.Tensor, params: Sequence[th.Tensor], graph: bool = 
     :param graph: Keep the graph, so that the gradient can be derived again
     :return: ``(n_params,)``
     """
-    grads = th.autograd.grad(scalar, params, create_graph=graph, retain_graph=True, allow_unused=True, materialize_grads=True)
+    grads = th.autograd.grad(
+        scalar,
+        params,
+        create_graph=graph,
+        retain_graph=True,
+        allow_unused=True,
+        materialize_grads=True,
+    )
     return flatten(grads)
 
 
@@ -41,7 +48,9 @@ def hessian_vector_product(
     return lambda vector: flat_gradient(gradient @ vector, params) + damping * vector
 
 
-def natural_step(gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor], bound: float, max_iter: int) -> th.Tensor:
+def natural_step(
+    gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor], bound: float, max_iter: int
+) -> th.Tensor:
     """
     The step along the natural gradient that reaches the bound on the divergence to second order
     (lines 11 and 12 of Algorithm 2).
@@ -53,7 +62,9 @@ def natural_step(gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor],
     :return: ``sqrt(2 * bound / (x' H x)) * x`` with ``x = H^-1 g``, ``(n_params,)``; zeros where the gradient is zero
     """
     if not gradient.any():
-        return th.zeros_like(gradient)  # the solver starts from noise, which would be scaled up to the bound
+        return th.zeros_like(
+            gradient
+        )  # the solver starts from noise, which would be scaled up to the bound
     direction = conjugate_gradient_solver(product, gradient, max_iter=max_iter)
     curvature = direction @ product(direction)
     return th.sqrt(2 * bound / curvature.clamp(min=1e-12)) * direction

@@ -20,7 +20,15 @@ from gymnasium import spaces
 
 from sb3_happo.envs.joint_env import JointEnv
 from sb3_happo.envs.make import make_env
-from sb3_happo.envs.spaces import ACTION_MASK, AGENT_STATES, STATE, check_team_spaces, flatten_mask, n_choices, split_mask
+from sb3_happo.envs.spaces import (
+    ACTION_MASK,
+    AGENT_STATES,
+    STATE,
+    check_team_spaces,
+    flatten_mask,
+    n_choices,
+    split_mask,
+)
 from sb3_happo.envs.teams import GymnasiumTeam, Team, TurnBased, agent_ids, has_ended
 
 Level = Literal["error", "warning", "note"]
@@ -63,8 +71,14 @@ class Report(NamedTuple):
         return not any(finding.level == "error" for finding in self.findings)
 
     def __str__(self) -> str:
-        counts = {level: sum(finding.level == level for finding in self.findings) for level in ("error", "warning", "note")}
-        lines = [f"{self.name}: " + ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())]
+        counts = {
+            level: sum(finding.level == level for finding in self.findings)
+            for level in ("error", "warning", "note")
+        }
+        lines = [
+            f"{self.name}: "
+            + ", ".join(f"{n} {level}{'' if n == 1 else 's'}" for level, n in counts.items())
+        ]
         for finding in self.findings:
             lines += ["", f"{finding.level.upper()}: {finding.what}", f"  -> {finding.remedy}"]
         if self.summary:
@@ -141,7 +155,11 @@ class _Doctor:
             self._nested_observation(whose, agent, space, value, part)
             return
         if isinstance(space, spaces.Box) and not isinstance(value, np.ndarray):
-            self.add("warning", f"{whose} is a {type(value).__name__}, no array", "Return np.array(..., dtype=np.float32).")
+            self.add(
+                "warning",
+                f"{whose} is a {type(value).__name__}, no array",
+                "Return np.array(..., dtype=np.float32).",
+            )
         array = np.asarray(value)
         if array.shape != space.shape:
             self.add(
@@ -161,7 +179,9 @@ class _Doctor:
         elif isinstance(space, spaces.Box):
             if array.dtype.kind == "f" and space.dtype.kind in "iu":
                 self.add(
-                    "error", f"{whose} has floats in a space of {space.dtype}", "Declare the space with dtype=np.float32."
+                    "error",
+                    f"{whose} has floats in a space of {space.dtype}",
+                    "Declare the space with dtype=np.float32.",
                 )
             elif (array < space.low).any() or (array > space.high).any():
                 self.add(
@@ -172,27 +192,44 @@ class _Doctor:
                 )
         elif not space.contains(value):
             self.add(
-                "error", f"{whose} {value!r} is not in {space}", "Correct observation_space, or what the env returns.", whose
+                "error",
+                f"{whose} {value!r} is not in {space}",
+                "Correct observation_space, or what the env returns.",
+                whose,
             )
 
-    def _nested_observation(self, whose: str, agent: str, space: spaces.Dict | spaces.Tuple, value: Any, part: str) -> None:
+    def _nested_observation(
+        self, whose: str, agent: str, space: spaces.Dict | spaces.Tuple, value: Any, part: str
+    ) -> None:
         if isinstance(space, spaces.Tuple):
             if len(value) != len(space.spaces):
-                self.add("error", f"{whose} has {len(value)} parts, its space {len(space.spaces)}", "Make both the same.")
+                self.add(
+                    "error",
+                    f"{whose} has {len(value)} parts, its space {len(space.spaces)}",
+                    "Make both the same.",
+                )
             for index, (subspace, subvalue) in enumerate(zip(space.spaces, value, strict=False)):
                 self.observation(agent, subspace, subvalue, f"{part}/{index}")
             return
         if not isinstance(value, Mapping):
             self.add(
-                "error", f"{whose} is a {type(value).__name__}, its space a Dict", "Return a dict with the keys of the space."
+                "error",
+                f"{whose} is a {type(value).__name__}, its space a Dict",
+                "Return a dict with the keys of the space.",
             )
             return
         missing, extra = set(space.spaces) - set(value), set(value) - set(space.spaces)
         if missing:
-            self.add("error", f"{whose} lacks {sorted(missing)}", "Return every key that the observation space has.")
+            self.add(
+                "error",
+                f"{whose} lacks {sorted(missing)}",
+                "Return every key that the observation space has.",
+            )
         if extra:
             self.add(
-                "warning", f"{whose} has {sorted(extra)}, which its space has not", "Add them to the space; they are ignored."
+                "warning",
+                f"{whose} has {sorted(extra)}, which its space has not",
+                "Add them to the space; they are ignored.",
             )
         for key, subspace in space.spaces.items():
             if key in value and key != ACTION_MASK:
@@ -207,18 +244,26 @@ class _Doctor:
         """
         if not n_choices(space):
             self.add(
-                "warning", f"agent {agent!r} has an action mask, but {space} has nothing to mask", "It is ignored; drop it."
+                "warning",
+                f"agent {agent!r} has an action mask, but {space} has nothing to mask",
+                "It is ignored; drop it.",
             )
             return None
         try:
             flat = flatten_mask(space, mask)
         except (ValueError, TypeError, KeyError, IndexError) as error:
             self.add(
-                "error", f"agent {agent!r}: {error}", f"Return {n_choices(space)} zeros and ones, one head after the other."
+                "error",
+                f"agent {agent!r}: {error}",
+                f"Return {n_choices(space)} zeros and ones, one head after the other.",
             )
             return None
         if not np.isin(flat, (0, 1)).all():
-            self.add("warning", f"agent {agent!r}: an action mask with other values than 0 and 1", "Use 0 and 1, as int8.")
+            self.add(
+                "warning",
+                f"agent {agent!r}: an action mask with other values than 0 and 1",
+                "Use 0 and 1, as int8.",
+            )
         if not _allows_something(split_mask(space, flat)):
             self.add(
                 "error",
@@ -235,16 +280,26 @@ class _Doctor:
         :return: It as a number, 0 if it is none
         """
         if np.ndim(reward):
-            self.add("error", f"agent {agent!r}: a reward of shape {np.shape(reward)}", "Return one number per agent.")
+            self.add(
+                "error",
+                f"agent {agent!r}: a reward of shape {np.shape(reward)}",
+                "Return one number per agent.",
+            )
             return 0.0
         try:
             number = float(reward)
         except (TypeError, ValueError):
-            self.add("error", f"agent {agent!r}: the reward {reward!r} is no number", "Return one number per agent.")
+            self.add(
+                "error",
+                f"agent {agent!r}: the reward {reward!r} is no number",
+                "Return one number per agent.",
+            )
             return 0.0
         if not np.isfinite(number):
             self.add(
-                "error", f"agent {agent!r}: a reward of {number}", "Find what it is computed from; rewards must be finite."
+                "error",
+                f"agent {agent!r}: a reward of {number}",
+                "Find what it is computed from; rewards must be finite.",
             )
             return 0.0
         return number
@@ -255,12 +310,16 @@ def _allows_something(mask: Any) -> bool:
         return True
     if isinstance(mask, np.ndarray):
         return bool(mask.any())
-    return all(_allows_something(part) for part in (mask.values() if isinstance(mask, dict) else mask))
+    return all(
+        _allows_something(part) for part in (mask.values() if isinstance(mask, dict) else mask)
+    )
 
 
 def _arrays(observation: Any) -> list[np.ndarray]:
     if isinstance(observation, Mapping):
-        return [array for key in sorted(observation, key=str) for array in _arrays(observation[key])]
+        return [
+            array for key in sorted(observation, key=str) for array in _arrays(observation[key])
+        ]
     if isinstance(observation, (tuple, list)):
         return [array for part in observation for array in _arrays(part)]
     return [np.asarray(observation)]
@@ -298,7 +357,11 @@ class _Examination:
         observations, infos = self.team.reset(seed=seed)
         self.ids = agent_ids(self.team)
         if not getattr(self.env, "possible_agents", None) and not isinstance(self.env, gym.Env):
-            self.doctor.add("warning", "the env has no `possible_agents`", "List in it everyone who may ever appear.")
+            self.doctor.add(
+                "warning",
+                "the env has no `possible_agents`",
+                "List in it everyone who may ever appear.",
+            )
         for agent in self.ids:
             current = (self.team.observation_space(agent), self.team.action_space(agent))
             known = self._spaces.setdefault(agent, current)
@@ -321,7 +384,9 @@ class _Examination:
         :param seeded: Whether to seed the env
         :return: What came of it
         """
-        samplers = {agent: deepcopy(action_space) for agent, (_, action_space) in self._spaces.items()}
+        samplers = {
+            agent: deepcopy(action_space) for agent, (_, action_space) in self._spaces.items()
+        }
         for index, space in enumerate(samplers.values()):
             space.seed(seed + index)
         observations, infos = self.start(seed if seeded else None)
@@ -347,10 +412,16 @@ class _Examination:
             length += 1
             self._look(observations, infos)
             self._state()
-            rewards.append([self.doctor.reward(str(agent), step_rewards.get(agent, 0.0)) for agent in self.ids])
+            rewards.append(
+                [self.doctor.reward(str(agent), step_rewards.get(agent, 0.0)) for agent in self.ids]
+            )
             self._keys(actions, step_rewards, terminations, truncations)
             seen.append(_arrays(observations))
-            done = {agent for agent in self.ids if terminations.get(agent, False) or truncations.get(agent, False)}
+            done = {
+                agent
+                for agent in self.ids
+                if terminations.get(agent, False) or truncations.get(agent, False)
+            }
             if has_ended(self.team.agents, terminations, truncations):
                 lengths.append(length)
                 length = 0
@@ -361,7 +432,11 @@ class _Examination:
     def _mask(self, agent: Any, observation: Any, infos: Mapping[Any, Any]) -> Any:
         space = self._spaces[agent][1]
         in_observation = isinstance(observation, Mapping) and ACTION_MASK in observation
-        mask = observation[ACTION_MASK] if in_observation else (infos.get(agent) or {}).get(ACTION_MASK)
+        mask = (
+            observation[ACTION_MASK]
+            if in_observation
+            else (infos.get(agent) or {}).get(ACTION_MASK)
+        )
         if mask is None:
             return None
         flat = self.doctor.mask(str(agent), space, mask)
@@ -370,29 +445,53 @@ class _Examination:
     def _look(self, observations: Any, infos: Any) -> None:
         for name, value in (("observations", observations), ("infos", infos)):
             if not isinstance(value, Mapping):
-                self.doctor.add("error", f"the {name} are a {type(value).__name__}, no dict", "Return {agent: ...} for both.")
+                self.doctor.add(
+                    "error",
+                    f"the {name} are a {type(value).__name__}, no dict",
+                    "Return {agent: ...} for both.",
+                )
                 return
         strangers = [agent for agent in observations if agent not in self._spaces]
         if strangers:
-            self.doctor.add("error", f"observations of agents {strangers}, who are not in possible_agents", "List them there.")
+            self.doctor.add(
+                "error",
+                f"observations of agents {strangers}, who are not in possible_agents",
+                "List them there.",
+            )
         for agent, observation in observations.items():
             if agent in self._spaces:
                 self.doctor.observation(str(agent), self._spaces[agent][0], observation)
 
-    def _keys(self, actions: Mapping, rewards: Mapping, terminations: Mapping, truncations: Mapping) -> None:
+    def _keys(
+        self, actions: Mapping, rewards: Mapping, terminations: Mapping, truncations: Mapping
+    ) -> None:
         """The agents of one step's dicts, against each other."""
-        for name, values in (("rewards", rewards), ("terminations", terminations), ("truncations", truncations)):
+        for name, values in (
+            ("rewards", rewards),
+            ("terminations", terminations),
+            ("truncations", truncations),
+        ):
             strangers = [agent for agent in values if agent not in self._spaces]
             missing = [str(agent) for agent in actions if agent not in values]
             if strangers:
                 self.doctor.add(
-                    "error", f"{name} of {strangers}, who are not in possible_agents", "Use the agents' own names."
+                    "error",
+                    f"{name} of {strangers}, who are not in possible_agents",
+                    "Use the agents' own names.",
                 )
             if missing:
-                self.doctor.add("warning", f"no {name} for {missing}, who acted", "Return one for everyone who acted.")
+                self.doctor.add(
+                    "warning",
+                    f"no {name} for {missing}, who acted",
+                    "Return one for everyone who acted.",
+                )
         if self.in_turns:
             return
-        stay = [str(agent) for agent in self.team.agents if terminations.get(agent, False) or truncations.get(agent, False)]
+        stay = [
+            str(agent)
+            for agent in self.team.agents
+            if terminations.get(agent, False) or truncations.get(agent, False)
+        ]
         if stay and not isinstance(self.team, GymnasiumTeam):
             self.doctor.add(
                 "warning",
@@ -402,7 +501,8 @@ class _Examination:
         left = [
             str(agent)
             for agent in actions
-            if agent not in self.team.agents and not (terminations.get(agent, False) or truncations.get(agent, False))
+            if agent not in self.team.agents
+            and not (terminations.get(agent, False) or truncations.get(agent, False))
         ]
         if left:
             self.doctor.add(
@@ -411,7 +511,9 @@ class _Examination:
                 "Set the flag in the step in which they leave; otherwise the episode's end counts as a termination.",
             )
 
-    def _aliases(self, shown: dict[Any, list[np.ndarray]], before: dict[Any, list[np.ndarray]]) -> None:
+    def _aliases(
+        self, shown: dict[Any, list[np.ndarray]], before: dict[Any, list[np.ndarray]]
+    ) -> None:
         for agent, arrays in shown.items():
             for array, old in zip(arrays, before[agent], strict=True):
                 if not np.array_equal(array, old, equal_nan=array.dtype.kind == "f"):
@@ -430,13 +532,19 @@ class _Examination:
         except NotImplementedError:
             return
         except Exception as error:  # whatever somebody's env raises
-            self.doctor.add(self._state_level, f"state() raises {type(error).__name__}: {error}", remedy)
+            self.doctor.add(
+                self._state_level, f"state() raises {type(error).__name__}: {error}", remedy
+            )
             return
         if state.dtype.kind not in "biuf":
             self.doctor.add(self._state_level, f"state() returns {state.dtype}, no numbers", remedy)
             return
         if self._state_shape not in (None, state.shape):
-            self.doctor.add(self._state_level, f"state() has shape {state.shape}, and had {self._state_shape} before", remedy)
+            self.doctor.add(
+                self._state_level,
+                f"state() has shape {state.shape}, and had {self._state_shape} before",
+                remedy,
+            )
         self._state_shape = state.shape
         if state.dtype.kind == "f" and not np.isfinite(state).all():
             self.doctor.add(self._state_level, "state() is not finite", remedy)
@@ -448,7 +556,10 @@ class _Examination:
         :param n_steps: For how long
         """
         first, second = (self.rollout(n_steps, self.seed) for _ in range(2))
-        if not (_same(first.observations, second.observations) and np.array_equal(first.rewards, second.rewards)):
+        if not (
+            _same(first.observations, second.observations)
+            and np.array_equal(first.rewards, second.rewards)
+        ):
             self.doctor.add(
                 "warning",
                 "the same seed and actions give different episodes",
@@ -477,14 +588,20 @@ def _same(first: list[list[np.ndarray]], second: list[list[np.ndarray]]) -> bool
 
 def _opposition(doctor: _Doctor, ids: Sequence[Any], rewards: np.ndarray) -> None:
     """Say so where what is good for one agent is bad for another."""
-    moving = [index for index in range(rewards.shape[1]) if rewards[:, index].std() > 0] if len(rewards) > 1 else []
+    moving = (
+        [index for index in range(rewards.shape[1]) if rewards[:, index].std() > 0]
+        if len(rewards) > 1
+        else []
+    )
     if len(moving) < 2:
         return
     correlation = np.corrcoef(rewards[:, moving].T)
     if correlation.min() > _OPPOSED:
         return
     first, second = np.unravel_index(int(correlation.argmin()), correlation.shape)
-    side = [str(ids[moving[index]]) for index in range(len(moving)) if correlation[first, index] > 0]
+    side = [
+        str(ids[moving[index]]) for index in range(len(moving)) if correlation[first, index] > 0
+    ]
     doctor.add(
         "warning",
         f"the rewards of {str(ids[moving[first]])!r} and {str(ids[moving[second]])!r} oppose each other "
@@ -504,7 +621,9 @@ def _kind(doctor: _Doctor, env: Any) -> Literal["gymnasium", "turns", "parallel"
             )
         return "gymnasium"
     turns = hasattr(env, "agent_iter") and hasattr(env, "last")
-    if not turns and not all(callable(getattr(env, name, None)) for name in ("observation_space", "action_space")):
+    if not turns and not all(
+        callable(getattr(env, name, None)) for name in ("observation_space", "action_space")
+    ):
         doctor.add(
             "error",
             f"{type(env).__name__} is neither a PettingZoo nor a Gymnasium env",
@@ -513,7 +632,10 @@ def _kind(doctor: _Doctor, env: Any) -> Literal["gymnasium", "turns", "parallel"
         )
         return None
     answer: Any = ()
-    with doctor.survives("reset(seed=0)", "Give reset the arguments seed=None and options=None, and run it on its own."):
+    with doctor.survives(
+        "reset(seed=0)",
+        "Give reset the arguments seed=None and options=None, and run it on its own.",
+    ):
         answer = env.reset(seed=0)
     if turns and answer is not None and answer != ():
         doctor.add(
@@ -528,10 +650,21 @@ def _kind(doctor: _Doctor, env: Any) -> Literal["gymnasium", "turns", "parallel"
             "Return (observations, infos), or derive it from pettingzoo.AECEnv.",
         )
     elif not turns and (not isinstance(answer, tuple) or len(answer) not in (0, 2)):
-        doctor.add("error", "reset does not return two dicts", "Return (observations, infos), each {agent: ...}.")
-    if not turns and not doctor.failed() and hasattr(env.unwrapped, "agent_selection") and env.unwrapped is env:
         doctor.add(
-            "warning", "a ParallelEnv with `agent_selection`, which is an AECEnv's", "Remove it; all agents act at once."
+            "error",
+            "reset does not return two dicts",
+            "Return (observations, infos), each {agent: ...}.",
+        )
+    if (
+        not turns
+        and not doctor.failed()
+        and hasattr(env.unwrapped, "agent_selection")
+        and env.unwrapped is env
+    ):
+        doctor.add(
+            "warning",
+            "a ParallelEnv with `agent_selection`, which is an AECEnv's",
+            "Remove it; all agents act at once.",
         )
     return "turns" if turns else "parallel"
 
@@ -541,15 +674,24 @@ def _official_tests(doctor: _Doctor, env: Any, kind: str, masked: bool, n_steps:
     if kind == "gymnasium":
         from gymnasium.utils.env_checker import check_env
 
-        name, test = "gymnasium.utils.env_checker.check_env", lambda: check_env(env.unwrapped, skip_render_check=True)
+        name, test = (
+            "gymnasium.utils.env_checker.check_env",
+            lambda: check_env(env.unwrapped, skip_render_check=True),
+        )
     else:
         from pettingzoo.test import api_test, parallel_api_test
 
         name = "pettingzoo.test." + ("api_test" if kind == "turns" else "parallel_api_test")
         test = lambda: (api_test if kind == "turns" else parallel_api_test)(env, n_steps)  # noqa: E731
         ids = agent_ids(env)
-        if masked and any(not isinstance(env.action_space(agent), spaces.Discrete) for agent in ids):
-            doctor.add("note", f"{name} was left out", "It cannot sample masked actions of other spaces than Discrete.")
+        if masked and any(
+            not isinstance(env.action_space(agent), spaces.Discrete) for agent in ids
+        ):
+            doctor.add(
+                "note",
+                f"{name} was left out",
+                "It cannot sample masked actions of other spaces than Discrete.",
+            )
             return
     _run_test(doctor, name, test)
 
@@ -557,7 +699,9 @@ def _official_tests(doctor: _Doctor, env: Any, kind: str, masked: bool, n_steps:
 def _run_test(doctor: _Doctor, name: str, test: Callable[[], Any]) -> None:
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
-        with doctor.survives(name, "Run it on the env alone to see where; its message says what it expected."):
+        with doctor.survives(
+            name, "Run it on the env alone to see where; its message says what it expected."
+        ):
             test()
     for warning in caught:
         if issubclass(warning.category, UserWarning):
@@ -568,20 +712,30 @@ def _run_test(doctor: _Doctor, name: str, test: Callable[[], Any]) -> None:
 def _summary(joint: JointEnv, rollout: _Rollout | None) -> list[str]:
     lines = [f"agents       {joint.n_agents}: {', '.join(joint.agents)}"]
     for agent, action_space in joint.action_space.items():
-        own = {key: space for key, space in joint.observation_space.items() if key == agent or key.startswith(f"{agent}/")}
+        own = {
+            key: space
+            for key, space in joint.observation_space.items()
+            if key == agent or key.startswith(f"{agent}/")
+        }
         masked = own.pop(f"{agent}/{ACTION_MASK}", None) is not None
         seen = ", ".join(f"{key}: {_short(space)}" for key, space in own.items())
-        lines.append(f"{agent}: sees {seen}; does {_short(action_space)}{', masked' if masked else ''}")
+        lines.append(
+            f"{agent}: sees {seen}; does {_short(action_space)}{', masked' if masked else ''}"
+        )
     state = {
         key: space
         for key, space in joint.observation_space.items()
         if key in (STATE, AGENT_STATES) or key.startswith(STATE + "/")
     }
-    lines.append("critic       " + ", ".join(f"{key}: {_short(space)}" for key, space in state.items()))
+    lines.append(
+        "critic       " + ", ".join(f"{key}: {_short(space)}" for key, space in state.items())
+    )
     lines.append(f"team reward  {joint.team_reward}")
     if rollout is not None and len(rollout.rewards):
         means = rollout.rewards.mean(axis=0)
-        each = ", ".join(f"{agent} {mean:.4g}" for agent, mean in zip(joint.agents, means, strict=True))
+        each = ", ".join(
+            f"{agent} {mean:.4g}" for agent, mean in zip(joint.agents, means, strict=True)
+        )
         lines.append(f"random play  mean reward per step: {each}")
         if rollout.lengths:
             lines.append(
@@ -636,18 +790,26 @@ def check_marl_env(env: Any, n_steps: int = 500, seed: int = 0, **env_kwargs: An
         joint = joint or JointEnv(env)
         check_team_spaces(joint.observation_space, joint.action_space)
     rollout = None
-    with doctor.survives("playing the env at random", "Run reset and step on their own to see where it comes from."):
+    with doctor.survives(
+        "playing the env at random", "Run reset and step on their own to see where it comes from."
+    ):
         team = _as_team(env, kind, joint)
         examination = _Examination(doctor, env, team, seed, joint is None or joint.uses_env_state)
         examination.start(seed)
         examination.seeds(min(n_steps, 50))
         rollout = examination.rollout(n_steps, seed)
         if not rollout.lengths:
-            doctor.add("note", f"no episode ended within {n_steps} steps", "See to it that episodes end; truncate them, say.")
+            doctor.add(
+                "note",
+                f"no episode ended within {n_steps} steps",
+                "See to it that episodes end; truncate them, say.",
+            )
         if joint is None or joint.n_agents == len(examination.ids):
             _opposition(doctor, examination.ids, rollout.rewards)
     if kind != "gymnasium" or (joint is not None and joint.n_agents == 1):
-        masked = joint is not None and any(key.endswith("/" + ACTION_MASK) for key in joint.observation_space)
+        masked = joint is not None and any(
+            key.endswith("/" + ACTION_MASK) for key in joint.observation_space
+        )
         _official_tests(doctor, env, kind, masked, min(n_steps, 200))
     joins = joint is not None and (rollout is None or rollout.rewards.shape[1] == joint.n_agents)
     summary = [] if joint is None else _summary(joint, rollout if joins else None)
@@ -667,9 +829,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     :param arguments: Command line, by default the process's own
     :return: Exit status: 1 if there are errors
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_happo.envs.checker", description="Check a multi-agent environment.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sb3_happo.envs.checker", description="Check a multi-agent environment."
+    )
     parser.add_argument("id", help="id, for example mpe2/simple_spread_v3 or my_pkg/my_env_v0")
-    parser.add_argument("kwargs", nargs="*", metavar="key=value", help="arguments of the env, for example N=2")
+    parser.add_argument(
+        "kwargs", nargs="*", metavar="key=value", help="arguments of the env, for example N=2"
+    )
     parser.add_argument("--n-steps", type=int, default=500, help="joint steps to play")
     parser.add_argument("--seed", type=int, default=0, help="seed of the env and of the actions")
     options = parser.parse_args(arguments)

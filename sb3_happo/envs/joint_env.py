@@ -22,7 +22,14 @@ from sb3_happo.envs.spaces import (
     n_choices,
     observation_leaves,
 )
-from sb3_happo.envs.state import AgentStates, ComputedState, Leaf, Observations, StateSource, concatenated_observations
+from sb3_happo.envs.state import (
+    AgentStates,
+    ComputedState,
+    Leaf,
+    Observations,
+    StateSource,
+    concatenated_observations,
+)
 from sb3_happo.envs.teams import (
     ConvertedAEC,
     Flags,
@@ -145,7 +152,9 @@ class JointEnv(gym.Env):
         self._observes_all = isinstance(self._team, TurnBased)
         self._observes_active = self._observes_all if observe_active is None else observe_active
         if others is not None and agents is None:
-            raise ValueError("`others` play the agents outside the team; say with `agents` who is in it.")
+            raise ValueError(
+                "`others` play the agents outside the team; say with `agents` who is in it."
+            )
         if agents is not None:
             self._team = PartialTeam(self._team, agents, others)
 
@@ -154,9 +163,15 @@ class JointEnv(gym.Env):
         self._known = set(self._ids)
         self.agents = _agent_names(self._ids)
         self.n_agents = len(self.agents)
-        self._spaces = [(self._team.observation_space(agent), self._team.action_space(agent)) for agent in self._ids]
+        self._spaces = [
+            (self._team.observation_space(agent), self._team.action_space(agent))
+            for agent in self._ids
+        ]
         self.action_space = spaces.Dict(
-            [(name, action_space) for name, (_, action_space) in zip(self.agents, self._spaces, strict=True)]
+            [
+                (name, action_space)
+                for name, (_, action_space) in zip(self.agents, self._spaces, strict=True)
+            ]
         )
         self._converters = [action_converter(action_space) for _, action_space in self._spaces]
         self._plain_actions = all(converter is None for converter in self._converters)
@@ -177,9 +192,15 @@ class JointEnv(gym.Env):
             for plan in self._plans
             if plan.mask_key is not None
         }
-        active = {ACTIVE: spaces.Box(0, 1, (self.n_agents,), np.int8)} if self._observes_active else {}
-        self._check_keys([*(leaf.key for leaf in self._leaves), *masks, *active, *self._state.spaces])
-        self.observation_space = spaces.Dict([*own.items(), *masks.items(), *active.items(), *self._state.spaces.items()])
+        active = (
+            {ACTIVE: spaces.Box(0, 1, (self.n_agents,), np.int8)} if self._observes_active else {}
+        )
+        self._check_keys(
+            [*(leaf.key for leaf in self._leaves), *masks, *active, *self._state.spaces]
+        )
+        self.observation_space = spaces.Dict(
+            [*own.items(), *masks.items(), *active.items(), *self._state.spaces.items()]
+        )
 
     # ---------------------------------------------------------------- set-up
 
@@ -188,16 +209,22 @@ class JointEnv(gym.Env):
             self._gymnasium = GymnasiumTeam(env, per_agent)
             return self._gymnasium
         if per_agent is not None:
-            raise ValueError("`per_agent` is for Gymnasium envs; a PettingZoo env says itself who its agents are.")
+            raise ValueError(
+                "`per_agent` is for Gymnasium envs; a PettingZoo env says itself who its agents are."
+            )
         # By their methods, so that an env need not derive from PettingZoo's classes
         if hasattr(env, "agent_iter") and hasattr(env, "last"):
             return TurnBased(env)
         if ConvertedAEC.suits(env):
             return ConvertedAEC(env)
         if MujocoTeam.suits(env):
-            with contextlib.suppress(ValueError):  # agents may observe what only the env itself can tell
+            with contextlib.suppress(
+                ValueError
+            ):  # agents may observe what only the env itself can tell
                 return MujocoTeam(env)
-        if callable(getattr(env, "observation_space", None)) and callable(getattr(env, "action_space", None)):
+        if callable(getattr(env, "observation_space", None)) and callable(
+            getattr(env, "action_space", None)
+        ):
             return cast(Team, env)
         raise TypeError(
             f"{type(env).__name__} cannot be joined: JointEnv takes a PettingZoo ParallelEnv or AECEnv, or a Gymnasium env. "
@@ -208,11 +235,17 @@ class JointEnv(gym.Env):
         agent, name = self._ids[index], self.agents[index]
         observation_space, action_space = self._spaces[index]
         prefix: tuple = ()
-        mask_in_observation = isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        mask_in_observation = (
+            isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces
+        )
         masked = mask_in_observation and n_choices(action_space) > 0
         if mask_in_observation:
             assert isinstance(observation_space, spaces.Dict)
-            rest = [(key, space) for key, space in observation_space.spaces.items() if key != ACTION_MASK]
+            rest = [
+                (key, space)
+                for key, space in observation_space.spaces.items()
+                if key != ACTION_MASK
+            ]
             observation_space = spaces.Dict(rest)
             if [key for key, _ in rest] == [OBSERVATION]:
                 prefix, observation_space = (OBSERVATION,), rest[0][1]
@@ -224,10 +257,14 @@ class JointEnv(gym.Env):
             leaves = observation_leaves(observation_space)
         except TypeError as error:
             raise TypeError(f"agent {name!r} has an {error}.") from error
-        named = [("/".join([name, *map(str, path)]), prefix + path, space) for path, space in leaves]
+        named = [
+            ("/".join([name, *map(str, path)]), prefix + path, space) for path, space in leaves
+        ]
         self._leaves.extend(Leaf(key, index, space) for key, _, space in named)
         mask_key = f"{name}/{ACTION_MASK}" if masked else None
-        layout = [(key, path, space.shape or (), np.dtype(space.dtype)) for key, path, space in named]
+        layout = [
+            (key, path, space.shape or (), np.dtype(space.dtype)) for key, path, space in named
+        ]
         blank = {key: np.zeros(shape, dtype) for key, _, shape, dtype in layout}
         if mask_key is not None:
             blank[mask_key] = np.ones(n_choices(action_space), np.int8)
@@ -238,7 +275,9 @@ class JointEnv(gym.Env):
     def _check_keys(self, keys: list[str]) -> None:
         for name in self.agents:
             if name in (STATE, AGENT_STATES) or name.startswith(STATE + "/"):
-                raise ValueError(f"An agent is called {name!r}, which is the key of the critic's state; rename the agent.")
+                raise ValueError(
+                    f"An agent is called {name!r}, which is the key of the critic's state; rename the agent."
+                )
             owners = [other for other in self.agents if name.startswith(other + "/")]
             if owners:
                 raise ValueError(
@@ -262,7 +301,9 @@ class JointEnv(gym.Env):
             self._reward_index = self.agents.index(team_reward)
         self.team_reward = team_reward
 
-    def _set_state(self, state: State, observations: dict[Any, Any], infos: dict[Any, dict]) -> None:
+    def _set_state(
+        self, state: State, observations: dict[Any, Any], infos: dict[Any, dict]
+    ) -> None:
         if not (state is None or state in ("env", "observations", "agent") or callable(state)):
             raise ValueError(
                 f"state={state!r} is neither None, 'env', 'observations', 'agent', nor a callable (env, observations)."
@@ -279,10 +320,20 @@ class JointEnv(gym.Env):
             return
         self._state = concatenated_observations(self._leaves)
         if state == "env" and not self._has_state():
-            raise ValueError("The env has no working state(); use state='observations' or a callable.")
-        if state == "env" or (state != "observations" and self._state_function() not in _STATE_FAILS and self._has_state()):
-            from_env = ComputedState(self._call_env_state, self._call_env_state(joint), "The env's state()")
-            self.uses_env_state = state == "env" or not self._state_is_observations(from_env, joint, active)
+            raise ValueError(
+                "The env has no working state(); use state='observations' or a callable."
+            )
+        if state == "env" or (
+            state != "observations"
+            and self._state_function() not in _STATE_FAILS
+            and self._has_state()
+        ):
+            from_env = ComputedState(
+                self._call_env_state, self._call_env_state(joint), "The env's state()"
+            )
+            self.uses_env_state = state == "env" or not self._state_is_observations(
+                from_env, joint, active
+            )
             if self.uses_env_state:
                 self._state = from_env
                 self._observes_all = self._observes_all and state == "agent"
@@ -301,7 +352,9 @@ class JointEnv(gym.Env):
         except (NotImplementedError, AttributeError):
             return False
         except Exception as error:  # someone else's code; PettingZoo's own envs have failed here with several kinds
-            gym.logger.warn(f"The env's state() fails ({error!r}); the critic sees the observations instead.")
+            gym.logger.warn(
+                f"The env's state() fails ({error!r}); the critic sees the observations instead."
+            )
             return False
         return state.dtype.kind in "biuf"
 
@@ -309,12 +362,16 @@ class JointEnv(gym.Env):
         function = getattr(type(getattr(self.env, "unwrapped", None)), "state", None)
         return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
-    def _state_is_observations(self, state: ComputedState, joint: Observations, active: np.ndarray | None) -> bool:
+    def _state_is_observations(
+        self, state: ComputedState, joint: Observations, active: np.ndarray | None
+    ) -> bool:
         if self._state_function() not in _STATE_IS_OBSERVATIONS:
             return False
         joint = dict(joint)
         self._state(joint, active)
-        return active is None and STATE in joint and np.array_equal(joint[STATE], state.value(joint))  # no wrapper in between
+        return (
+            active is None and STATE in joint and np.array_equal(joint[STATE], state.value(joint))
+        )  # no wrapper in between
 
     # ---------------------------------------------------------------- Gymnasium's interface
 
@@ -346,9 +403,13 @@ class JointEnv(gym.Env):
         self._gone = frozenset()
         self._active = self._activity(observations, {}, {})
         waiting = self._waiting(self._active, self._team.agents)
-        return self._observe(observations, infos, self._active), self._info(infos, self._active, waiting, ended=False)
+        return self._observe(observations, infos, self._active), self._info(
+            infos, self._active, waiting, ended=False
+        )
 
-    def step(self, action: dict[str, Any] | np.void) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+    def step(
+        self, action: dict[str, Any] | np.void
+    ) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """
         One step of the team.
 
@@ -356,25 +417,41 @@ class JointEnv(gym.Env):
         :return: Joint observation, team reward, terminated, truncated, info
         :raises ValueError: If the action is not the team's, or an observation does not fit its space
         """
-        observations, rewards, terminations, truncations, infos = self._team.step(self._split(action))
+        observations, rewards, terminations, truncations, infos = self._team.step(
+            self._split(action)
+        )
         active = waiting = None
         terminated = truncated = ended = False
         gone, self._gone = self._gone, frozenset()
-        if len(observations) != self.n_agents or any(terminations.values()) or any(truncations.values()):
-            flagged = frozenset(a for a in self._ids if terminations.get(a, False) or truncations.get(a, False))
+        if (
+            len(observations) != self.n_agents
+            or any(terminations.values())
+            or any(truncations.values())
+        ):
+            flagged = frozenset(
+                a for a in self._ids if terminations.get(a, False) or truncations.get(a, False)
+            )
             ended = has_ended(self._team.agents, terminations, truncations)
             if ended:
-                cut_off = [a for a in self._ids if a not in gone and truncations.get(a) and not terminations.get(a)]
+                cut_off = [
+                    a
+                    for a in self._ids
+                    if a not in gone and truncations.get(a) and not terminations.get(a)
+                ]
                 truncated = bool(cut_off)
                 terminated = not truncated
                 # Of those whose game was cut off the value may be asked for, of others not
-                present = {agent: observations[agent] for agent in observations if agent not in gone}
+                present = {
+                    agent: observations[agent] for agent in observations if agent not in gone
+                }
                 active = self._activity(present, terminations if truncated else {}, {})
                 waiting = self._waiting(active, cut_off)
             else:
                 self._gone = flagged
                 active = self._activity(observations, terminations, truncations)
-                waiting = self._waiting(active, [agent for agent in self._team.agents if agent not in flagged])
+                waiting = self._waiting(
+                    active, [agent for agent in self._team.agents if agent not in flagged]
+                )
         self._active = active
         info = self._info(infos, active, waiting, ended)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
@@ -404,7 +481,9 @@ class JointEnv(gym.Env):
         :return: The attribute
         :raises AttributeError: If there is none
         """
-        return getattr(next((owner for owner in self._owners() if hasattr(owner, name)), self.env), name)
+        return getattr(
+            next((owner for owner in self._owners() if hasattr(owner, name)), self.env), name
+        )
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """
@@ -413,7 +492,9 @@ class JointEnv(gym.Env):
         :param force: Whether to set it here if neither has it
         :return: Whether it was set
         """
-        owner = next((owner for owner in self._owners() if hasattr(owner, name)), self if force else None)
+        owner = next(
+            (owner for owner in self._owners() if hasattr(owner, name)), self if force else None
+        )
         if owner is not None:
             setattr(owner, name, value)
         return owner is not None
@@ -445,7 +526,11 @@ class JointEnv(gym.Env):
             pairs = zip(self._ids, self.agents, strict=True)
             active = repeat(True) if self._active is None else self._active
             try:
-                return {agent: action[name] for (agent, name), is_active in zip(pairs, active, strict=False) if is_active}
+                return {
+                    agent: action[name]
+                    for (agent, name), is_active in zip(pairs, active, strict=False)
+                    if is_active
+                }
             except KeyError as error:
                 raise ValueError(
                     f"No action for agent {error.args[0]!r}; it is active, and the action has {list(action)}."
@@ -465,9 +550,15 @@ class JointEnv(gym.Env):
             values = [value if convert is None else convert(value) for value, convert in converters]
         if self._active is None:
             return dict(zip(self._ids, values, strict=True))
-        return {agent: value for agent, value, is_active in zip(self._ids, values, self._active, strict=True) if is_active}
+        return {
+            agent: value
+            for agent, value, is_active in zip(self._ids, values, self._active, strict=True)
+            if is_active
+        }
 
-    def _activity(self, observations: dict[Any, Any], terminations: Flags, truncations: Flags) -> np.ndarray | None:
+    def _activity(
+        self, observations: dict[Any, Any], terminations: Flags, truncations: Flags
+    ) -> np.ndarray | None:
         """Who acts next, ``(n_agents,)``; None if everybody does."""
         unknown = [agent for agent in observations if agent not in self._known]
         if unknown:
@@ -477,7 +568,8 @@ class JointEnv(gym.Env):
             )
         active = np.array(
             [
-                agent in observations and not (terminations.get(agent, False) or truncations.get(agent, False))
+                agent in observations
+                and not (terminations.get(agent, False) or truncations.get(agent, False))
                 for agent in self._ids
             ]
         )
@@ -487,13 +579,19 @@ class JointEnv(gym.Env):
         """Who is alive though inactive, ``(n_agents,)``; None if nobody is."""
         if active is None:
             return None
-        waiting = np.array([agent in alive and not here for agent, here in zip(self._ids, active, strict=True)])
+        waiting = np.array(
+            [agent in alive and not here for agent, here in zip(self._ids, active, strict=True)]
+        )
         return waiting if waiting.any() else None
 
-    def _layout(self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None) -> Observations:
+    def _layout(
+        self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None
+    ) -> Observations:
         """The agents' own entries of the joint observation."""
         joint: Observations = {}
-        for index, (agent, leaves, mask_key, mask_in_observation, action_space, blank) in enumerate(self._plans):
+        for index, (agent, leaves, mask_key, mask_in_observation, action_space, blank) in enumerate(
+            self._plans
+        ):
             if active is not None and not active[index]:
                 joint.update(blank)
                 continue
@@ -512,7 +610,11 @@ class JointEnv(gym.Env):
                         )
                     joint[key] = array if array.dtype is dtype else array.astype(dtype)
                 if mask_key is not None:
-                    mask = observation[ACTION_MASK] if mask_in_observation else infos.get(agent, {}).get(ACTION_MASK)
+                    mask = (
+                        observation[ACTION_MASK]
+                        if mask_in_observation
+                        else infos.get(agent, {}).get(ACTION_MASK)
+                    )
                     joint[mask_key] = flatten_mask(action_space, mask)
             except (KeyError, IndexError) as error:
                 raise ValueError(
@@ -520,7 +622,9 @@ class JointEnv(gym.Env):
                 ) from error
         return joint
 
-    def _observe(self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None) -> Observations:
+    def _observe(
+        self, observations: dict[Any, Any], infos: dict[Any, dict], active: np.ndarray | None
+    ) -> Observations:
         joint = self._layout(observations, infos, active)
         if self._observes_all:
             everyone = self._team.observe_all()  # type: ignore[attr-defined]
@@ -531,18 +635,32 @@ class JointEnv(gym.Env):
         else:
             self._state(joint, active)
         if self._observes_active:
-            joint[ACTIVE] = np.ones(self.n_agents, np.int8) if active is None else active.astype(np.int8)
+            joint[ACTIVE] = (
+                np.ones(self.n_agents, np.int8) if active is None else active.astype(np.int8)
+            )
         return joint
 
     def _info(
-        self, infos: dict[Any, dict], active: np.ndarray | None, waiting: np.ndarray | None, ended: bool
+        self,
+        infos: dict[Any, dict],
+        active: np.ndarray | None,
+        waiting: np.ndarray | None,
+        ended: bool,
     ) -> dict[str, Any]:
         info: dict[str, Any] = {} if self._gymnasium is None else dict(self._gymnasium.info)
         info.pop("active", None)  # which here means something else
         if any(infos.values()):
-            shown = {name: infos[agent] for agent, name in zip(self._ids, self.agents, strict=True) if infos.get(agent)}
+            shown = {
+                name: infos[agent]
+                for agent, name in zip(self._ids, self.agents, strict=True)
+                if infos.get(agent)
+            }
             for name, plan in zip(self.agents, self._plans, strict=True):
-                if plan.mask_key is None and ACTION_MASK in shown.get(name, ()) and n_choices(plan.action_space):
+                if (
+                    plan.mask_key is None
+                    and ACTION_MASK in shown.get(name, ())
+                    and n_choices(plan.action_space)
+                ):
                     raise ValueError(
                         f"agent {name!r} has an action mask in its info now, but had none at the first reset; "
                         "give one at every reset and step (all ones where everything is legal)."
@@ -568,7 +686,9 @@ def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"Agents must have different names, not {names}.")
     if not names:
-        raise ValueError("The env has no agents: neither `possible_agents` nor, after a reset, `agents` has an entry.")
+        raise ValueError(
+            "The env has no agents: neither `possible_agents` nor, after a reset, `agents` has an entry."
+        )
     return names
 
 

@@ -38,7 +38,12 @@ _MAMUJOCO_FACTORISATIONS: dict[str, tuple[str | None, ...]] = {
     "ManySegmentSwimmer": ("2x3", "6x1", "10x2"),
 }
 # Of these, the ones that Gymnasium-Robotics does not name
-_ONE_AGENT_PER_JOINT = {"Ant": "8x1", "Humanoid": "17x1", "HumanoidStandup": "17x1", "Walker2d": "6x1"}
+_ONE_AGENT_PER_JOINT = {
+    "Ant": "8x1",
+    "Humanoid": "17x1",
+    "HumanoidStandup": "17x1",
+    "Walker2d": "6x1",
+}
 _MPE_CONTINUOUS = re.compile(r"(mpe2/\w+)_continuous(_v\d+)")
 _MANY_SEGMENTS = re.compile(rf"{_MAMUJOCO}/(ManySegmentAnt|ManySegmentSwimmer)-(\d+x\d+)-v1")
 
@@ -186,7 +191,9 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
     continuous = _MPE_CONTINUOUS.fullmatch(id)
     if continuous:
         if not env_kwargs.setdefault("continuous_actions", True):
-            raise ValueError(f"{id} has continuous actions; with discrete ones it is {continuous[1]}{continuous[2]}.")
+            raise ValueError(
+                f"{id} has continuous actions; with discrete ones it is {continuous[1]}{continuous[2]}."
+            )
         return _call(_env_function(id, continuous[1] + continuous[2]), **env_kwargs)
     if id.startswith(_MAMUJOCO + "/"):
         id = id.replace("|", "p")
@@ -252,9 +259,16 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if wrong is None or wrong[2] not in kwargs:
             raise
         # Gymnasium raises another error from that of the environment
-        tracebacks = [error.__traceback__, *([error.__cause__.__traceback__] if error.__cause__ else [])]
+        tracebacks = [
+            error.__traceback__,
+            *([error.__cause__.__traceback__] if error.__cause__ else []),
+        ]
         frames = [frame for raised in tracebacks for frame, _ in traceback.walk_tb(raised)]
-        names = {name for frame in frames for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]}
+        names = {
+            name
+            for frame in frames
+            for name in frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        }
         # The last one, which refused it, was not entered
         for value in (*frames[-1].f_locals.values(), *frames[-1].f_globals.values()):
             if getattr(value, "__qualname__", "") == wrong[1].removesuffix(".__init__"):
@@ -264,7 +278,9 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _nearest_ids(id: str, ids: Sequence[str]) -> str:
-    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(id, ids, n=3)
+    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(
+        id, ids, n=3
+    )
     return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
 
 
@@ -273,8 +289,14 @@ def _unresolved(id: str, package: str) -> ValueError:
     others = [other for family in _INSTALL if family != package for other in _module_ids(family)]
     hint = _nearest_ids(id, [*gym.registry, *own, *others, *_vectorised_ids()])
     if not own and package != _MAMUJOCO:
-        install = f"pip install {_INSTALL[package]}" if package in _INSTALL else "install the package that has it"
-        hint += f" If it is not installed, {install}, or put it on the Python path." if package else ""
+        install = (
+            f"pip install {_INSTALL[package]}"
+            if package in _INSTALL
+            else "install the package that has it"
+        )
+        hint += (
+            f" If it is not installed, {install}, or put it on the Python path." if package else ""
+        )
     return ValueError(
         f"The environment id {id!r} does not resolve: neither Gymnasium knows it, nor is there such a module "
         f"('<package>/<module>' means that module's parallel_env).{hint}"
@@ -296,12 +318,18 @@ def _module_ids(package: str) -> list[str]:
 def _vectorised_ids() -> list[str]:
     robots = [id.removeprefix(_MAMUJOCO) for id in gym.registry if id.startswith(_MAMUJOCO + "/")]
     vmas = importlib.util.find_spec("vmas")  # which is not imported for it, with PyTorch
-    folders = [str(Path(folder) / "scenarios") for folder in (vmas and vmas.submodule_search_locations) or ()]
-    return [f"envpool{robot}" for robot in robots] + [f"vmas/{module.name}" for module in pkgutil.iter_modules(folders)]
+    folders = [
+        str(Path(folder) / "scenarios")
+        for folder in (vmas and vmas.submodule_search_locations) or ()
+    ]
+    return [f"envpool{robot}" for robot in robots] + [
+        f"vmas/{module.name}" for module in pkgutil.iter_modules(folders)
+    ]
 
 
 def _missing(id: str, package: str, error: ImportError) -> ImportError:
     install = _INSTALL.get(package, error.name)
     return ImportError(
-        f"The environment {id!r} needs something that is not installed ({error}): pip install {install}", name=error.name
+        f"The environment {id!r} needs something that is not installed ({error}): pip install {install}",
+        name=error.name,
     )

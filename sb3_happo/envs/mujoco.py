@@ -15,7 +15,9 @@ ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimme
 WALKER2D_MAX_VELOCITY = 10.0
 # Gymnasium's wrappers that neither change the joint observation nor the joint action
 _WRAPPERS = (gym.wrappers.TimeLimit, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker)
-_LABELS = 2**12  # more than there are numbers in any observation; a power of two, so that labels are exact
+_LABELS = (
+    2**12
+)  # more than there are numbers in any observation; a power of two, so that labels are exact
 
 
 class Factorisation:
@@ -39,13 +41,16 @@ class Factorisation:
         single = env.single_agent_env.unwrapped
         moved = [node.act_ids for part in env.agent_action_partitions for node in part]
         if sorted(moved) != list(range(single.action_space.shape[0])):
-            raise ValueError(f"Each actuator must be moved by one agent, but here they move {moved}.")
+            raise ValueError(
+                f"Each actuator must be moved by one agent, but here they move {moved}."
+            )
         self.actuators = np.argsort(moved)
         columns = _observed_columns(env)
         self.columns = np.concatenate(columns)
         ends = np.cumsum([len(own) for own in columns]).tolist()
         self.slices = {
-            agent: slice(end - len(own), end) for agent, own, end in zip(env.possible_agents, columns, ends, strict=True)
+            agent: slice(end - len(own), end)
+            for agent, own, end in zip(env.possible_agents, columns, ends, strict=True)
         }
         self.clipped = None
         if type(single).__name__ == "Walker2dEnv" and env.agent_obsk is not None:
@@ -76,21 +81,33 @@ class MujocoTeam(WrappedTeam):
         :return: Whether it is Gymnasium-Robotics' own, of one of ``ROBOTS`` with several agents
         """
         kind = type(env)
-        if (kind.__name__, kind.__module__.partition(".")[0]) != ("MultiAgentMujocoEnv", "gymnasium_robotics"):
+        if (kind.__name__, kind.__module__.partition(".")[0]) != (
+            "MultiAgentMujocoEnv",
+            "gymnasium_robotics",
+        ):
             return False
         robot = below(env.single_agent_env, _WRAPPERS)
-        known = robot is env.single_agent_env.unwrapped and type(robot).__name__.removesuffix("Env") in ROBOTS
+        known = (
+            robot is env.single_agent_env.unwrapped
+            and type(robot).__name__.removesuffix("Env") in ROBOTS
+        )
         return known and env.agent_obsk is not None
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict]]:
         _, infos = self.env.reset(seed=seed, options=options)
         self._state = self.env.state()
         return self._observe(), infos
 
     def step(self, actions: dict[str, np.ndarray]) -> TeamStep:
         agents = self.env.possible_agents
-        joint = np.concatenate([actions[agent] for agent in agents], dtype=np.float64)  # as the simulation has it
-        self._state, reward, terminated, truncated, info = self._single.step(joint[self._factorisation.actuators])
+        joint = np.concatenate(
+            [actions[agent] for agent in agents], dtype=np.float64
+        )  # as the simulation has it
+        self._state, reward, terminated, truncated, info = self._single.step(
+            joint[self._factorisation.actuators]
+        )
         if terminated or truncated:
             self.env.agents = []
         everyone = dict.fromkeys
@@ -135,12 +152,16 @@ def _observed_columns(env: Any) -> list[np.ndarray]:
         n_observed = single.observation_structure.get(category, 0)
         # What the joint observation leaves out comes first: the place in the plane, the world's body, the root's actuators.
         # The labels are below 1, so that the clipping that some observations undergo (as the joint one does) spares them
-        labels.ravel()[labels.size - n_observed :] = np.arange(n_columns, n_columns + n_observed) / _LABELS
+        labels.ravel()[labels.size - n_observed :] = (
+            np.arange(n_columns, n_columns + n_observed) / _LABELS
+        )
         n_columns += n_observed
         setattr(data, category, labels)
     columns = []
     for agent, nodes in zip(env.possible_agents, env.k_dicts, strict=True):
-        places = _LABELS * build_obs(data, nodes, env.local_categories, env.mujoco_globals, env.global_categories)
+        places = _LABELS * build_obs(
+            data, nodes, env.local_categories, env.mujoco_globals, env.global_categories
+        )
         own = np.nan_to_num(places, nan=-1.0).astype(np.int64)
         if not np.array_equal(own, places):
             raise ValueError(f"{agent} observes something that the joint observation does not hold")

@@ -92,7 +92,9 @@ def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     return None
 
 
-def joint_action_to_dict(action_space: spaces.Dict, joint_action: np.void | np.ndarray) -> dict[str, Any]:
+def joint_action_to_dict(
+    action_space: spaces.Dict, joint_action: np.void | np.ndarray
+) -> dict[str, Any]:
     """
     Split one environment's joint action.
 
@@ -155,7 +157,9 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
         mask = np.concatenate([np.ravel(head) for head in mask])
     flat = np.asarray(mask).ravel()
     if flat.shape != (size,):
-        raise ValueError(f"an action mask of shape {np.shape(mask)} where {space} needs {size} entries")
+        raise ValueError(
+            f"an action mask of shape {np.shape(mask)} where {space} needs {size} entries"
+        )
     return flat.astype(np.int8, copy=False)
 
 
@@ -170,7 +174,10 @@ def split_mask(space: spaces.Space, mask: np.ndarray) -> Any:
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = subspaces(space)
         ends = np.cumsum([n_choices(subspace) for _, _, subspace in parts])[:-1]
-        masks = [split_mask(subspace, part) for (_, _, subspace), part in zip(parts, np.split(mask, ends), strict=True)]
+        masks = [
+            split_mask(subspace, part)
+            for (_, _, subspace), part in zip(parts, np.split(mask, ends), strict=True)
+        ]
         if isinstance(space, spaces.Tuple):
             return tuple(masks)
         return dict(zip(space.spaces, masks, strict=True))
@@ -183,7 +190,9 @@ def _split_heads(nvec: npt.NDArray[np.integer], mask: np.ndarray) -> tuple:
     if nvec.ndim == 1:
         return tuple(np.split(mask, np.cumsum(nvec)[:-1]))
     ends = np.cumsum(nvec.reshape(len(nvec), -1).sum(axis=1))[:-1]
-    return tuple(_split_heads(heads, part) for heads, part in zip(nvec, np.split(mask, ends), strict=True))
+    return tuple(
+        _split_heads(heads, part) for heads, part in zip(nvec, np.split(mask, ends), strict=True)
+    )
 
 
 # ---------------------------------------------------------------- observations
@@ -207,10 +216,16 @@ def float32_space(space: spaces.Space) -> spaces.Space:
     :param space: A plain observation space
     :return: The same, with any floating-point Box turned into a float32 one
     """
-    if not isinstance(space, spaces.Box) or not np.issubdtype(space.dtype, np.floating) or space.dtype == np.float32:
+    if (
+        not isinstance(space, spaces.Box)
+        or not np.issubdtype(space.dtype, np.floating)
+        or space.dtype == np.float32
+    ):
         return space
     with np.errstate(over="ignore"):  # float64's bounds beyond float32's range mean: no bounds
-        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
+        return spaces.Box(
+            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+        )
 
 
 def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
@@ -224,7 +239,11 @@ def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tupl
     :raises TypeError: If a space is not supported
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return [leaf for _, key, subspace in subspaces(space) for leaf in observation_leaves(subspace, (*path, key))]
+        return [
+            leaf
+            for _, key, subspace in subspaces(space)
+            for leaf in observation_leaves(subspace, (*path, key))
+        ]
     if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
         raise TypeError(
             f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
@@ -262,7 +281,9 @@ def _check_action_space(owner: str, space: spaces.Space) -> None:
             )
         for name, _, subspace in subspaces(space):
             if not name:
-                raise ValueError(f"{owner} has an action space with an empty key; give the key a name.")
+                raise ValueError(
+                    f"{owner} has an action space with an empty key; give the key a name."
+                )
             _check_action_space(f"{owner}, part {name!r} of its action,", subspace)
     elif not isinstance(space, _PLAIN_ACTION_SPACES):
         raise TypeError(
@@ -271,14 +292,18 @@ def _check_action_space(owner: str, space: spaces.Space) -> None:
         )
     elif isinstance(space, spaces.Box):
         if not np.issubdtype(space.dtype, np.floating):
-            raise TypeError(f"{owner} has a Box action space of {space.dtype}; use MultiDiscrete for whole numbers.")
+            raise TypeError(
+                f"{owner} has a Box action space of {space.dtype}; use MultiDiscrete for whole numbers."
+            )
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(
                 f"{owner} has an infinite Box action space {space}; wrap the env so that its bounds are finite, "
                 "for example with supersuit.action_lambda_v1 or gymnasium.wrappers.TransformAction."
             )
         if not np.prod(space.shape):
-            raise ValueError(f"{owner} has a Box action space of shape {space.shape}, with nothing to decide.")
+            raise ValueError(
+                f"{owner} has a Box action space of shape {space.shape}, with nothing to decide."
+            )
 
 
 def check_observation_spaces(observation_space: spaces.Space) -> None:
@@ -290,7 +315,9 @@ def check_observation_spaces(observation_space: spaces.Space) -> None:
     :raises ValueError: If the critic's entry is missing
     """
     if not isinstance(observation_space, spaces.Dict):
-        raise TypeError(f"A team's observation space must be a Dict, not {observation_space}; wrap the env with JointEnv.")
+        raise TypeError(
+            f"A team's observation space must be a Dict, not {observation_space}; wrap the env with JointEnv."
+        )
     for key, space in observation_space.spaces.items():
         if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
             raise TypeError(
@@ -309,8 +336,13 @@ def check_observation_spaces(observation_space: spaces.Space) -> None:
                 f"Entry {key!r} of the joint observation has the shape {space.shape}, which SB3's features extractors do not "
                 "take; let the env return a vector."
             )
-    if not any(key in (STATE, AGENT_STATES) or key.startswith(STATE + "/") for key in observation_space.spaces):
-        raise ValueError(f"The joint observation has no entry {STATE!r} for the critic; wrap the env with JointEnv.")
+    if not any(
+        key in (STATE, AGENT_STATES) or key.startswith(STATE + "/")
+        for key in observation_space.spaces
+    ):
+        raise ValueError(
+            f"The joint observation has no entry {STATE!r} for the critic; wrap the env with JointEnv."
+        )
 
 
 def check_team_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:

@@ -71,13 +71,17 @@ class FlatObservations:
     def __init__(self, leaves: list[Leaf]) -> None:
         self.size = sum(_flat_size(leaf.space) for leaf in leaves)
         self._keys = [leaf.key for leaf in leaves]
-        self._plain = all(isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves)
+        self._plain = all(
+            isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves
+        )
         self._parts: list[tuple[str, int, int, Callable[[Any], np.ndarray]]] = [
             (
                 leaf.key,
                 leaf.agent,
                 _flat_size(leaf.space),
-                _OneHot(leaf.space) if isinstance(leaf.space, (spaces.Discrete, spaces.MultiDiscrete)) else np.ravel,
+                _OneHot(leaf.space)
+                if isinstance(leaf.space, (spaces.Discrete, spaces.MultiDiscrete))
+                else np.ravel,
             )
             for leaf in leaves
         ]
@@ -87,7 +91,9 @@ class FlatObservations:
             parts = [observations[key] for key in self._keys]
         else:
             parts = [
-                encode(observations[key]) if present is None or present[agent] else np.zeros(size, np.float32)
+                encode(observations[key])
+                if present is None or present[agent]
+                else np.zeros(size, np.float32)
                 for key, agent, size, encode in self._parts
             ]
         return np.concatenate(parts, dtype=np.float32)
@@ -102,7 +108,9 @@ class VectorState:
 
     def __init__(self, flat: FlatObservations) -> None:
         self._flat = flat
-        self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(-np.inf, np.inf, (flat.size,), np.float32)}
+        self.spaces: dict[str, spaces.Space] = {
+            STATE: spaces.Box(-np.inf, np.inf, (flat.size,), np.float32)
+        }
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = self._flat(observations, present)
@@ -123,7 +131,9 @@ class StackedImages:
         self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(0, 255, tuple(stacked), np.uint8)}
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
-        observations[STATE] = np.concatenate([observations[key] for key in self._keys], axis=self.channels_axis)
+        observations[STATE] = np.concatenate(
+            [observations[key] for key in self._keys], axis=self.channels_axis
+        )
 
     @staticmethod
     def channels_axis_of(space: spaces.Space) -> int:
@@ -144,7 +154,9 @@ class SeparateObservations:
 
     def __init__(self, leaves: list[Leaf]) -> None:
         self._keys = [(leaf.key, f"{STATE}/{leaf.key}") for leaf in leaves]
-        self.spaces: dict[str, spaces.Space] = {f"{STATE}/{leaf.key}": leaf.space for leaf in leaves}
+        self.spaces: dict[str, spaces.Space] = {
+            f"{STATE}/{leaf.key}": leaf.space for leaf in leaves
+        }
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         for key, state_key in self._keys:
@@ -182,14 +194,18 @@ class ComputedState:
     def __init__(self, function: Callable[[Observations], Any], example: Any, name: str) -> None:
         array = np.asarray(example)
         if array.dtype.kind not in "biuf":
-            raise TypeError(f"{name} must return a numeric array, not {type(example).__name__} of {array.dtype}.")
+            raise TypeError(
+                f"{name} must return a numeric array, not {type(example).__name__} of {array.dtype}."
+            )
         self._function = function
         self._name = name
         self._shape = array.shape
         image = array.dtype == np.uint8 and array.ndim == 3
         self._dtype = np.dtype(np.uint8 if image else np.float32)
         low, high = (0, 255) if image else (-np.inf, np.inf)
-        self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(low, high, array.shape, self._dtype.type)}
+        self.spaces: dict[str, spaces.Space] = {
+            STATE: spaces.Box(low, high, array.shape, self._dtype.type)
+        }
 
     def value(self, observations: Observations) -> np.ndarray:
         try:
@@ -203,7 +219,9 @@ class ComputedState:
                 f"{self._name} returned shape {state.shape}, where it had {self._shape} at the first reset; "
                 "it must not change. state='observations' makes the state from the observations instead."
             )
-        return state.astype(self._dtype)  # a copy: a view of the env's insides would change at its next step
+        return state.astype(
+            self._dtype
+        )  # a copy: a view of the env's insides would change at its next step
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = self.value(observations)
@@ -220,17 +238,24 @@ class AgentStates:
     """
 
     def __init__(self, base: StateSource, leaves: list[Leaf], n_agents: int) -> None:
-        if any(is_image(space) for space in [*base.spaces.values(), *(leaf.space for leaf in leaves)]):
+        if any(
+            is_image(space) for space in [*base.spaces.values(), *(leaf.space for leaf in leaves)]
+        ):
             raise ValueError(
                 "state='agent' needs observations and a state without images; use state='observations' or a callable."
             )
         self._base = base
-        self._own = [FlatObservations([leaf for leaf in leaves if leaf.agent == agent]) for agent in range(n_agents)]
+        self._own = [
+            FlatObservations([leaf for leaf in leaves if leaf.agent == agent])
+            for agent in range(n_agents)
+        ]
         self._start = _flat_size(base.spaces[STATE])
         longest = max(own.size for own in self._own)
         self._rows = np.zeros((n_agents, self._start + longest + n_agents), np.float32)
         self._rows[:, -n_agents:] = np.eye(n_agents, dtype=np.float32)
-        self.spaces: dict[str, spaces.Space] = {AGENT_STATES: spaces.Box(-np.inf, np.inf, self._rows.shape, np.float32)}
+        self.spaces: dict[str, spaces.Space] = {
+            AGENT_STATES: spaces.Box(-np.inf, np.inf, self._rows.shape, np.float32)
+        }
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         rows = self._rows.copy()

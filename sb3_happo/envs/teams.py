@@ -86,7 +86,9 @@ class WrappedTeam:
     def action_space(self, agent: Any) -> spaces.Space:
         return self.env.action_space(agent)
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict]]:
         return self.env.reset(seed=seed, options=options)
 
     def state(self) -> np.ndarray:
@@ -103,7 +105,9 @@ class TurnBased(WrappedTeam):
     :param env: The env, wrapped or not
     """
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict]]:
         self.env.reset(seed=seed, options=options)
         self._bury()
         return self._turn(), self.env.infos
@@ -124,7 +128,9 @@ class TurnBased(WrappedTeam):
 
     def _bury(self) -> None:
         env = self.env
-        while env.agents and (env.terminations[env.agent_selection] or env.truncations[env.agent_selection]):
+        while env.agents and (
+            env.terminations[env.agent_selection] or env.truncations[env.agent_selection]
+        ):
             env.step(None)
 
     def observe_all(self) -> dict[Any, Any]:
@@ -135,7 +141,11 @@ class TurnBased(WrappedTeam):
 
 
 # PettingZoo's wrappers of AEC envs that change nothing but step(): what lies below them answers the same
-_STEP_WRAPPERS = (wrappers.OrderEnforcingWrapper, wrappers.AssertOutOfBoundsWrapper, wrappers.ClipOutOfBoundsWrapper)
+_STEP_WRAPPERS = (
+    wrappers.OrderEnforcingWrapper,
+    wrappers.AssertOutOfBoundsWrapper,
+    wrappers.ClipOutOfBoundsWrapper,
+)
 
 
 class ConvertedAEC(WrappedTeam):
@@ -175,9 +185,15 @@ class ConvertedAEC(WrappedTeam):
             self._steps.step(actions[agent])
             for other in game.agents:
                 rewards[other] = rewards.get(other, 0) + game.rewards[other]
-        terminations, truncations, infos = dict(game.terminations), dict(game.truncations), dict(game.infos)
+        terminations, truncations, infos = (
+            dict(game.terminations),
+            dict(game.truncations),
+            dict(game.infos),
+        )
         observations = {agent: game.observe(agent) for agent in game.agents}
-        while game.agents and (game.terminations[game.agent_selection] or game.truncations[game.agent_selection]):
+        while game.agents and (
+            game.terminations[game.agent_selection] or game.truncations[game.agent_selection]
+        ):
             self._steps.step(None)
         self.env.agents = game.agents
         return observations, rewards, terminations, truncations, infos
@@ -214,23 +230,33 @@ class GymnasiumTeam:
         self._split_observations = False
         if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
             keys = (
-                list(action_space.spaces) if isinstance(action_space, spaces.Dict) else list(range(len(action_space.spaces)))
+                list(action_space.spaces)
+                if isinstance(action_space, spaces.Dict)
+                else list(range(len(action_space.spaces)))
             )
             if type(observation_space) is type(action_space):
                 assert isinstance(observation_space, (spaces.Dict, spaces.Tuple))
                 inner = observation_space.spaces
-                self._split_observations = len(inner) == len(keys) and (isinstance(inner, tuple) or set(inner) == set(keys))
+                self._split_observations = len(inner) == len(keys) and (
+                    isinstance(inner, tuple) or set(inner) == set(keys)
+                )
             if self._split_observations if per_agent is None else per_agent:
                 self._keys = keys
         if per_agent and self._keys is None:
-            raise ValueError(f"per_agent=True needs an env with a Dict or Tuple action space, not {action_space}.")
+            raise ValueError(
+                f"per_agent=True needs an env with a Dict or Tuple action space, not {action_space}."
+            )
         if self._keys is None:
             self._split_observations = False
             self.possible_agents: list[str] = ["agent_0"]
         else:
-            self.possible_agents = [f"agent_{key}" if isinstance(key, int) else key for key in self._keys]
+            self.possible_agents = [
+                f"agent_{key}" if isinstance(key, int) else key for key in self._keys
+            ]
             # What stands in for the action of an agent that has ended before the others, the same in every copy of the env
-            self._idle = {agent: _idle_action(self.action_space(agent)) for agent in self.possible_agents}
+            self._idle = {
+                agent: _idle_action(self.action_space(agent)) for agent in self.possible_agents
+            }
         self.agents = self.possible_agents
 
     def _key(self, agent: str) -> Any:
@@ -250,7 +276,10 @@ class GymnasiumTeam:
         if self._keys is None:
             return {"agent_0": values}
         if isinstance(values, Mapping):
-            return {agent: values[key] for agent, key in zip(self.possible_agents, self._keys, strict=True)}
+            return {
+                agent: values[key]
+                for agent, key in zip(self.possible_agents, self._keys, strict=True)
+            }
         if np.ndim(values):
             return dict(zip(self.possible_agents, values, strict=True))
         return dict.fromkeys(self.possible_agents, values)
@@ -259,7 +288,10 @@ class GymnasiumTeam:
         if not self._split_observations:
             return dict.fromkeys(self.possible_agents, observation)
         assert self._keys is not None
-        return {agent: observation[key] for agent, key in zip(self.possible_agents, self._keys, strict=True)}
+        return {
+            agent: observation[key]
+            for agent, key in zip(self.possible_agents, self._keys, strict=True)
+        }
 
     def _infos(self, info: dict[str, Any]) -> dict[str, dict]:
         self.info = info
@@ -270,9 +302,14 @@ class GymnasiumTeam:
             return {"agent_0": {ACTION_MASK: masks}}
         pairs = zip(self.possible_agents, self._keys, strict=True)
         by_key = isinstance(masks, Mapping)
-        return {agent: {ACTION_MASK: masks[key if by_key else i]} for i, (agent, key) in enumerate(pairs)}
+        return {
+            agent: {ACTION_MASK: masks[key if by_key else i]}
+            for i, (agent, key) in enumerate(pairs)
+        }
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, dict]]:
         observation, info = self.env.reset(seed=seed, options=options)
         return self._observations(observation), self._infos(info)
 
@@ -337,9 +374,13 @@ class PartialTeam:
         self._others = [agent for agent in everyone if str(agent) not in names]
         unknown = names - {str(agent) for agent in everyone}
         if unknown or not names:
-            raise ValueError(f"agents={list(agents)} must name some of {[str(agent) for agent in everyone]}.")
+            raise ValueError(
+                f"agents={list(agents)} must name some of {[str(agent) for agent in everyone]}."
+            )
         if self._others and others is None:
-            raise ValueError(f"Say who plays {[str(agent) for agent in self._others]}, for example others='random'.")
+            raise ValueError(
+                f"Say who plays {[str(agent) for agent in self._others]}, for example others='random'."
+            )
         for agent in self._others:
             _check_policy(others, str(agent))
         self.others = others
@@ -361,7 +402,9 @@ class PartialTeam:
     def action_space(self, agent: Any) -> spaces.Space:
         return self.env.action_space(agent)
 
-    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[Any, Any], dict[Any, dict]]:
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Any], dict[Any, dict]]:
         if seed is not None:
             self._rng = np.random.default_rng(seed)
             for space in self._spaces.values():
@@ -375,23 +418,33 @@ class PartialTeam:
             while not ended:
                 observations, infos = self._seen
                 if not self._mine.isdisjoint(observations):
-                    return {agent: value for agent, value in observations.items() if agent in self._mine}, infos
+                    return {
+                        agent: value for agent, value in observations.items() if agent in self._mine
+                    }, infos
                 _, _, terminations, truncations, _ = self._step({})
                 ended = has_ended(self.env.agents, terminations, truncations)
             seed = None
-        raise RuntimeError(f"None of {self.possible_agents} was ever on turn in 1000 episodes; check `agents` and the env.")
+        raise RuntimeError(
+            f"None of {self.possible_agents} was ever on turn in 1000 episodes; check `agents` and the env."
+        )
 
     def step(self, actions: dict[Any, Any]) -> TeamStep:
         rewards = dict.fromkeys(self.possible_agents, 0.0)
         terminations: Flags = {}
         truncations: Flags = {}
         while True:
-            observations, step_rewards, step_terminations, step_truncations, infos = self._step(actions)
+            observations, step_rewards, step_terminations, step_truncations, infos = self._step(
+                actions
+            )
             for agent, reward in step_rewards.items():
                 if agent in self._mine:
                     rewards[agent] += reward
-            terminations.update((agent, flag) for agent, flag in step_terminations.items() if agent in self._mine)
-            truncations.update((agent, flag) for agent, flag in step_truncations.items() if agent in self._mine)
+            terminations.update(
+                (agent, flag) for agent, flag in step_terminations.items() if agent in self._mine
+            )
+            truncations.update(
+                (agent, flag) for agent, flag in step_truncations.items() if agent in self._mine
+            )
             mine = {agent: value for agent, value in observations.items() if agent in self._mine}
             if mine or has_ended(self.agents, terminations, truncations):
                 return mine, rewards, terminations, truncations, infos
@@ -399,16 +452,24 @@ class PartialTeam:
 
     def _step(self, actions: dict[Any, Any]) -> TeamStep:
         observations, infos = self._seen
-        acting = [agent for agent in self._others if agent in observations and agent not in self._done]
-        step = self.env.step({**actions, **{agent: self._act(agent, observations[agent], infos) for agent in acting}})
+        acting = [
+            agent for agent in self._others if agent in observations and agent not in self._done
+        ]
+        step = self.env.step(
+            {**actions, **{agent: self._act(agent, observations[agent], infos) for agent in acting}}
+        )
         self._seen = (step[0], step[4])
-        self._done = {agent for agent in step[0] if step[2].get(agent, False) or step[3].get(agent, False)}
+        self._done = {
+            agent for agent in step[0] if step[2].get(agent, False) or step[3].get(agent, False)
+        }
         return step
 
     def _act(self, agent: Any, observation: Any, infos: dict[Any, dict]) -> Any:
         space, policy, name = self._spaces[agent], self._policies[agent], str(agent)
         in_observation = isinstance(observation, dict) and ACTION_MASK in observation
-        raw_mask = observation[ACTION_MASK] if in_observation else infos.get(agent, {}).get(ACTION_MASK)
+        raw_mask = (
+            observation[ACTION_MASK] if in_observation else infos.get(agent, {}).get(ACTION_MASK)
+        )
         mask = None if raw_mask is None else flatten_mask(space, raw_mask)
         if policy == "random":
             return space.sample(None if mask is None else split_mask(space, mask))
@@ -428,7 +489,9 @@ class PartialTeam:
         """
         :return: What all living agents of the team would see now, whoever is on turn
         """
-        return {agent: value for agent, value in self.env.observe_all().items() if agent in self._mine}  # type: ignore[attr-defined]
+        return {
+            agent: value for agent, value in self.env.observe_all().items() if agent in self._mine
+        }  # type: ignore[attr-defined]
 
     def state(self) -> np.ndarray:
         return self.env.state()
@@ -452,7 +515,9 @@ def _check_policy(policy: OtherPolicy, agent: str) -> None:
         )
 
 
-def _draw(policy: OtherPolicy, agents: Sequence[Any], rng: np.random.Generator) -> dict[Any, Callable[..., Any] | Any]:
+def _draw(
+    policy: OtherPolicy, agents: Sequence[Any], rng: np.random.Generator
+) -> dict[Any, Callable[..., Any] | Any]:
     """Settle which policy plays each agent for one episode; one draw of a mixture holds for all the agents it stands for."""
     if isinstance(policy, (list, tuple)):
         return _draw(policy[int(rng.integers(len(policy)))], agents, rng)

@@ -171,18 +171,26 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     def _setup_model(self) -> None:
         if self.normalize_advantage not in (True, False, "minibatch", "rollout"):
-            raise ValueError(f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {self.normalize_advantage!r}")
+            raise ValueError(
+                f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {self.normalize_advantage!r}"
+            )
         if not callable(self.agent_order) and self.agent_order not in get_args(AgentOrderName):
-            raise ValueError(f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {self.agent_order!r}")
+            raise ValueError(
+                f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {self.agent_order!r}"
+            )
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
         if callable(self.agent_order):
-            self._own_order(self.agent_order)  # once in vain, so that a wrong one is refused before any training
+            self._own_order(
+                self.agent_order
+            )  # once in vain, so that a wrong one is refused before any training
 
     def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
         order = list(agent_order(self.agents))
         if sorted(order) != sorted(self.agents):
-            raise ValueError(f"agent_order must return every agent once; it returned {order} for {list(self.agents)}")
+            raise ValueError(
+                f"agent_order must return every agent once; it returned {order} for {list(self.agents)}"
+            )
         return order
 
     def train(self) -> None:
@@ -249,7 +257,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         policies = {agent: self.policies[agent] for agent in data}
         leader, policy = next(iter(policies.items()))
-        rate = self.policy.lr_schedules.get(leader, self.lr_schedule)(self._current_progress_remaining)
+        rate = self.policy.lr_schedules.get(leader, self.lr_schedule)(
+            self._current_progress_remaining
+        )
         update_learning_rate(policy.optimizer, rate)
         params = list(policy.parameters())
         ent_coef = self._ent_coef(self._current_progress_remaining)
@@ -262,9 +272,13 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                     batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
                 n_rows = sum(len(rows.advantages) for rows in batch.values())
 
-                def contribution(part: tuple[str, ActorBatch], n_rows: int = n_rows) -> tuple[th.Tensor, th.Tensor]:
+                def contribution(
+                    part: tuple[str, ActorBatch], n_rows: int = n_rows
+                ) -> tuple[th.Tensor, th.Tensor]:
                     agent, rows = part
-                    terms = self._actor_terms(policies[agent], rows) * (len(rows.advantages) / n_rows)
+                    terms = self._actor_terms(policies[agent], rows) * (
+                        len(rows.advantages) / n_rows
+                    )
                     return terms[0] - ent_coef * terms[1], terms
 
                 parts = [(agent, piece) for agent, rows in batch.items() for piece in pieces(rows)]
@@ -305,7 +319,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         objective = batch.factor * batch.advantages
         ratio = th.exp(log_prob - batch.old_log_prob)
         clip_range = self._clip_range()
-        return -th.min(ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective).mean()
+        return -th.min(
+            ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective
+        ).mean()
 
     def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
         """
@@ -340,7 +356,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         means = th.stack(logs).mean(dim=0).tolist() if logs else [float("nan")] * 4
         for agent in agents:
             name = self._log_names[agent]
-            for key, value in zip(("policy_loss", "entropy", "approx_kl", "clip_fraction"), means, strict=True):
+            for key, value in zip(
+                ("policy_loss", "entropy", "approx_kl", "clip_fraction"), means, strict=True
+            ):
                 self.logger.record(f"{name}/{key}", value)
             log_std = self.policies[agent].effective_log_std()
             if log_std is not None:
@@ -350,13 +368,19 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self.logger.record("train/factor_mean", factor.mean().item())
         self.logger.record("train/factor_std", factor.std().item())
         # Which share of the samples would carry as much information if all had the same weight (Kish)
-        self.logger.record("train/factor_ess", (factor.sum() ** 2 / (factor**2).sum() / len(factor)).item())
-        self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
+        self.logger.record(
+            "train/factor_ess", (factor.sum() ** 2 / (factor**2).sum() / len(factor)).item()
+        )
+        self.logger.record(
+            "train/learning_rate", self.lr_schedule(self._current_progress_remaining)
+        )
         self.logger.record("train/clip_range", self._clip_range())
         if callable(self.ent_coef):
             self.logger.record("train/ent_coef", self._ent_coef(self._current_progress_remaining))
         if self.clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining))  # type: ignore[operator]
+            self.logger.record(
+                "train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining)
+            )  # type: ignore[operator]
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 

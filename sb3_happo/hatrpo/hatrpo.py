@@ -8,7 +8,12 @@ from stable_baselines3.common.type_aliases import Schedule
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.memory import twice_differentiable
 from sb3_happo.common.settings import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
-from sb3_happo.common.trust_region import flat_gradient, hessian_vector_product, line_search, natural_step
+from sb3_happo.common.trust_region import (
+    flat_gradient,
+    hessian_vector_product,
+    line_search,
+    natural_step,
+)
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
 
@@ -80,7 +85,9 @@ class HATRPO(HAPPO):
         agents = list(data)
         params = [param for param in self.policies[agents[0]].parameters() if param.requires_grad]
         with th.no_grad():
-            old = {agent: self.policies[agent].batch_distribution(rows) for agent, rows in data.items()}
+            old = {
+                agent: self.policies[agent].batch_distribution(rows) for agent, rows in data.items()
+            }
         if self.normalize_advantage:
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
 
@@ -113,7 +120,9 @@ class HATRPO(HAPPO):
                 return True
             return False
 
-        fraction = line_search(params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter)
+        fraction = line_search(
+            params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
+        )
         for agent in agents:
             name = self._log_names[agent]
             self.logger.record(f"{name}/policy_objective", reached[0])

@@ -24,7 +24,12 @@ class IPPO(MAPPO):
     """
 
     def __init__(
-        self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        policy: Any,
+        env: Any = None,
+        *args: Any,
+        policy_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
         super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
@@ -37,7 +42,9 @@ class IPPO(MAPPO):
         """
         return th.zeros_like(values)
 
-    def _split_rewards(self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]) -> th.Tensor:
+    def _split_rewards(
+        self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]
+    ) -> th.Tensor:
         """
         :param rewards: Team rewards, unused
         :param infos: With each agent's own reward

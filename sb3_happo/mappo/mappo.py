@@ -27,7 +27,12 @@ class MAPPO(HAPPO):
     """
 
     def __init__(
-        self, policy: Any, env: Any = None, *args: Any, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        policy: Any,
+        env: Any = None,
+        *args: Any,
+        policy_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
         super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)  # type: ignore[misc]

@@ -10,7 +10,10 @@ from sb3_happo.envs.spaces import ACTION_MASK, split_mask, subspaces
 
 
 def as_joint_actions(
-    actions: np.ndarray | Sequence[Mapping[str, Any]], action_space: spaces.Dict, dtype: np.dtype, n_envs: int
+    actions: np.ndarray | Sequence[Mapping[str, Any]],
+    action_space: spaces.Dict,
+    dtype: np.dtype,
+    n_envs: int,
 ) -> np.ndarray:
     """
     Bring joint actions into the form that crosses the ``VecEnv`` boundary.
@@ -30,12 +33,16 @@ def as_joint_actions(
             "`joint = np.empty(n_envs, joint_action_dtype(action_space))` and fill `joint[agent]`."
         )
     if len(actions) != n_envs:
-        raise ValueError(f"There are {n_envs} environments, and joint actions for {len(actions)}; give one row to each.")
+        raise ValueError(
+            f"There are {n_envs} environments, and joint actions for {len(actions)}; give one row to each."
+        )
     if isinstance(actions, np.ndarray) and actions.dtype.names is not None:
         if actions.dtype == dtype:
             return actions
         if sorted(actions.dtype.names) != sorted(dtype.names or ()):
-            raise ValueError(f"These actions are for the agents {actions.dtype.names}, but the team is {dtype.names}.")
+            raise ValueError(
+                f"These actions are for the agents {actions.dtype.names}, but the team is {dtype.names}."
+            )
         # NumPy would assign the fields of a structured array by position
         return actions[list(dtype.names or ())].astype(dtype)
     if not all(isinstance(action, Mapping) for action in actions):
@@ -57,7 +64,9 @@ def _fill(row: np.void, space: spaces.Dict | spaces.Tuple, action: Any) -> None:
             row[name] = action[key]
 
 
-def sample_actions(action_space: spaces.Dict, obs: Mapping[str, np.ndarray], n_envs: int) -> list[dict[str, Any]]:
+def sample_actions(
+    action_space: spaces.Dict, obs: Mapping[str, np.ndarray], n_envs: int
+) -> list[dict[str, Any]]:
     """
     Random legal joint actions.
 
@@ -69,7 +78,9 @@ def sample_actions(action_space: spaces.Dict, obs: Mapping[str, np.ndarray], n_e
     masks = {agent: obs.get(f"{agent}/{ACTION_MASK}") for agent in action_space.spaces}
     return [
         {
-            agent: space.sample() if (mask := masks[agent]) is None else space.sample(mask=split_mask(space, mask[index]))
+            agent: space.sample()
+            if (mask := masks[agent]) is None
+            else space.sample(mask=split_mask(space, mask[index]))
             for agent, space in action_space.spaces.items()
         }
         for index in range(n_envs)

@@ -53,18 +53,31 @@ def choose_vec_env(
     n_workers = min(n_envs, n_workers or available_cores())
     in_process = in_workers = None
     if n_workers > 1 and seconds > 0:
-        with _global_randomness_kept(), _Trial(JointDummyVecEnv(env_fns[:1])) as alone:  # more would only take turns
+        with (
+            _global_randomness_kept(),
+            _Trial(JointDummyVecEnv(env_fns[:1])) as alone,
+        ):  # more would only take turns
             in_process = alone.steps_per_second(seconds / _TURNS)
             if n_envs / in_process > _WORTH_A_TRY:
                 try:
-                    with _Trial(JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)) as workers:
+                    with _Trial(
+                        JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)
+                    ) as workers:
                         pairs = [
-                            (workers.steps_per_second(seconds / _TURNS), alone.steps_per_second(seconds / _TURNS))
+                            (
+                                workers.steps_per_second(seconds / _TURNS),
+                                alone.steps_per_second(seconds / _TURNS),
+                            )
                             for _ in range(_TURNS)
                         ]
                     in_workers, in_process = map(max, zip(*pairs, strict=True))
-                except Exception as error:  # nothing that goes wrong out there need stop the training here
-                    warnings.warn(f"Worker processes failed, so the environments stay in this one: {error}", stacklevel=2)
+                except (
+                    Exception
+                ) as error:  # nothing that goes wrong out there need stop the training here
+                    warnings.warn(
+                        f"Worker processes failed, so the environments stay in this one: {error}",
+                        stacklevel=2,
+                    )
     venv: JointDummyVecEnv | JointSubprocVecEnv
     if in_process is not None and in_workers is not None and in_workers > _MARGIN * in_process:
         venv = JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)

@@ -63,7 +63,12 @@ class EnvPoolVecEnv(VecEnv):
     render_mode: str | None = None
 
     def __init__(
-        self, id: str, n_envs: int = 1, seed: int | None = None, n_threads: int | None = None, **env_kwargs: Any
+        self,
+        id: str,
+        n_envs: int = 1,
+        seed: int | None = None,
+        n_threads: int | None = None,
+        **env_kwargs: Any,
     ) -> None:
         for name, value in {"n_envs": n_envs, "n_threads": n_threads}.items():
             if value is not None and value < 1:
@@ -85,7 +90,9 @@ class EnvPoolVecEnv(VecEnv):
         self._twin_id = twin_id
         self._make_pool = envpool.make_gymnasium
         self.n_threads = min(n_envs, n_threads or available_cores())
-        self._options_of_pool = {name: value for name, value in env_kwargs.items() if name in _PHYSICS}
+        self._options_of_pool = {
+            name: value for name, value in env_kwargs.items() if name in _PHYSICS
+        }
         #: EnvPool's own interface, None until the first reset and after :meth:`close`
         self.pool: Any = None
         self._waiting = False
@@ -144,13 +151,19 @@ class EnvPoolVecEnv(VecEnv):
         self._episodes.add(rewards)
         dones = terminated | truncated
         joint = self._factorise(observation)
-        agent_rewards = np.repeat(rewards.astype(np.float64)[:, None], len(self.agents), axis=1)  # (n_envs, n_agents)
-        infos: list[dict[str, Any]] = [{"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards]
+        agent_rewards = np.repeat(
+            rewards.astype(np.float64)[:, None], len(self.agents), axis=1
+        )  # (n_envs, n_agents)
+        infos: list[dict[str, Any]] = [
+            {"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards
+        ]
         if dones.any():
             self._begin_next(joint, infos, np.flatnonzero(dones), truncated & ~terminated)
         return joint, rewards.astype(np.float32), dones, infos
 
-    def _begin_next(self, joint: JointObs, infos: list[dict[str, Any]], rows: np.ndarray, truncated: np.ndarray) -> None:
+    def _begin_next(
+        self, joint: JointObs, infos: list[dict[str, Any]], rows: np.ndarray, truncated: np.ndarray
+    ) -> None:
         """
         Begin the next episode where one has ended. EnvPool would do so at the next step, and ignore its actions.
 
@@ -160,7 +173,9 @@ class EnvPoolVecEnv(VecEnv):
         :param truncated: Whose episodes were cut short, ``(n_envs,)``
         """
         last = {key: values[rows] for key, values in joint.items()}
-        for index, (row, episode) in enumerate(zip(rows.tolist(), self._episodes.end(rows), strict=True)):
+        for index, (row, episode) in enumerate(
+            zip(rows.tolist(), self._episodes.end(rows), strict=True)
+        ):
             infos[row] |= {
                 "TimeLimit.truncated": bool(truncated[row]),
                 "terminal_observation": {key: values[index] for key, values in last.items()},
@@ -178,7 +193,9 @@ class EnvPoolVecEnv(VecEnv):
         :raises ValueError: If there are options
         """
         if any(self._options):
-            raise ValueError(f"EnvPool's environments take no options at a reset; make {self._twin_id!r}, whose do.")
+            raise ValueError(
+                f"EnvPool's environments take no options at a reset; make {self._twin_id!r}, whose do."
+            )
         if self._waiting:
             self.pool.recv()
             self._waiting = False
@@ -193,7 +210,10 @@ class EnvPoolVecEnv(VecEnv):
         """Make the pool anew, for EnvPool takes seeds only then."""
         self.close()
         random = np.random.SeedSequence().generate_state(self.num_envs).tolist()
-        seeds = [int(drawn if seed is None else seed) % _SEEDS for drawn, seed in zip(random, self._seeds, strict=True)]
+        seeds = [
+            int(drawn if seed is None else seed) % _SEEDS
+            for drawn, seed in zip(random, self._seeds, strict=True)
+        ]
         self.pool = self._make_pool(
             f"{self._robot}-v5",
             num_envs=self.num_envs,
@@ -234,7 +254,13 @@ class EnvPoolVecEnv(VecEnv):
         :return: Its value, which is the same in each
         :raises AttributeError: If it is another one
         """
-        if attr_name not in ("agents", "observation_space", "action_space", "render_mode", "metadata"):
+        if attr_name not in (
+            "agents",
+            "observation_space",
+            "action_space",
+            "render_mode",
+            "metadata",
+        ):
             raise self._no_such(attr_name)
         return [getattr(self, attr_name) for _ in self._get_indices(indices)]
 
@@ -250,7 +276,11 @@ class EnvPoolVecEnv(VecEnv):
         raise self._no_such(attr_name)
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
     ) -> list[Any]:
         """
         Not possible.
@@ -263,7 +293,9 @@ class EnvPoolVecEnv(VecEnv):
         """
         raise self._no_such(method_name)
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """
         :param wrapper_class: Class of a wrapper
         :param indices: Which environments to look at, all by default
@@ -277,7 +309,9 @@ class EnvPoolVecEnv(VecEnv):
 
         :raises NotImplementedError: Always
         """
-        raise NotImplementedError(f"EnvPool's environments are not rendered here; show the same team in {self._twin_id!r}.")
+        raise NotImplementedError(
+            f"EnvPool's environments are not rendered here; show the same team in {self._twin_id!r}."
+        )
 
     def _no_such(self, name: str) -> AttributeError:
         return AttributeError(
@@ -291,7 +325,11 @@ def _resolve(id: str) -> tuple[str, str]:
     :return: Id of the same team in multi-agent MuJoCo, and the robot
     :raises ValueError: If there is none
     """
-    registered = {spec.id: spec.kwargs["scenario"] for spec in gym.registry.values() if spec.namespace == "mamujoco"}
+    registered = {
+        spec.id: spec.kwargs["scenario"]
+        for spec in gym.registry.values()
+        if spec.namespace == "mamujoco"
+    }
     twin_id = "mamujoco/" + id.partition("/")[2].replace("|", "p")
     robot = registered.get(twin_id)
     if robot in ROBOTS:
@@ -300,7 +338,15 @@ def _resolve(id: str) -> tuple[str, str]:
         raise ValueError(
             f"There is no {id!r}: EnvPool cannot give the agents what they observe in {twin_id!r}; make that one."
         )
-    ids = [other.replace("mamujoco", "envpool") for other, robot in registered.items() if robot in ROBOTS]
+    ids = [
+        other.replace("mamujoco", "envpool")
+        for other, robot in registered.items()
+        if robot in ROBOTS
+    ]
     near = difflib.get_close_matches(id, ids, n=3)
-    hint = f"Did you mean {', '.join(map(repr, near))}?" if near else f"There are {', '.join(map(repr, ids))}."
+    hint = (
+        f"Did you mean {', '.join(map(repr, near))}?"
+        if near
+        else f"There are {', '.join(map(repr, ids))}."
+    )
     raise ValueError(f"The environment id {id!r} does not resolve. {hint}")

@@ -31,7 +31,10 @@ class VecEnvChoice(NamedTuple):
         place = f"{self.n_workers} processes" if self.n_workers else "the current process"
         rates = [
             f"{rate:,.0f} steps/s {where}"
-            for rate, where in ((self.in_process, "in the current process"), (self.in_workers, "in several"))
+            for rate, where in (
+                (self.in_process, "in the current process"),
+                (self.in_workers, "in several"),
+            )
             if rate is not None
         ]
         return f"{place} ({', '.join(rates) or 'not measured'})"
@@ -57,7 +60,11 @@ class JointDummyVecEnv(DummyVecEnv):
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(list(env_fns))
         for index, env in enumerate(self.envs):
-            check_same_team(index, (env.observation_space, env.action_space), (self.observation_space, self.action_space))
+            check_same_team(
+                index,
+                (env.observation_space, env.action_space),
+                (self.observation_space, self.action_space),
+            )
         check_different(self.envs)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: The environment that is running, for who has to say which one failed
@@ -70,7 +77,9 @@ class JointDummyVecEnv(DummyVecEnv):
         :param actions: Structured array ``(n_envs,)`` with one field per agent, or one ``{agent: action}`` per environment
         """
         # A copy, for an environment may keep its part, and the caller use the array again
-        self.actions = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs).copy()
+        self.actions = as_joint_actions(
+            actions, self.action_space, self._action_dtype, self.num_envs
+        ).copy()
 
     def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """
@@ -89,7 +98,9 @@ class JointDummyVecEnv(DummyVecEnv):
             info = {**info, "TimeLimit.truncated": truncated and not terminated}
             if done:
                 # A copy, for an environment may write its next observation over the last
-                info["terminal_observation"] = {key: np.array(obs[key], rows.dtype) for key, rows in batch.items()}
+                info["terminal_observation"] = {
+                    key: np.array(obs[key], rows.dtype) for key, rows in batch.items()
+                }
                 obs, self.reset_infos[index] = env.reset()
             for key, rows in batch.items():
                 rows[index] = obs[key]
@@ -136,7 +147,9 @@ def check_different(envs: Sequence[gym.Env]) -> None:
             )
 
 
-def check_same_team(index: int, team: tuple[spaces.Space, spaces.Space], first: tuple[spaces.Space, spaces.Space]) -> None:
+def check_same_team(
+    index: int, team: tuple[spaces.Space, spaces.Space], first: tuple[spaces.Space, spaces.Space]
+) -> None:
     """
     Check that an environment can stand beside the others in a ``VecEnv``.
 

@@ -30,17 +30,32 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
-from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv, JointObs, VecEnvChoice, check_same_team
+from sb3_happo.vec_env.joint_dummy_vec_env import (
+    JointDummyVecEnv,
+    JointObs,
+    VecEnvChoice,
+    check_same_team,
+)
 
 # The messages that are no pickles
 _STEP = b"step"
 _CLOSE = b"close"
-_DONE = b""  # a step is done, and everything that there is to say about it stands in the shared memory
+_DONE = (
+    b""  # a step is done, and everything that there is to say about it stands in the shared memory
+)
 
-_SHARED_INFOS = {"agent_rewards", "active", "waiting_agents", "TimeLimit.truncated", "terminal_observation"}
+_SHARED_INFOS = {
+    "agent_rewards",
+    "active",
+    "waiting_agents",
+    "TimeLimit.truncated",
+    "terminal_observation",
+}
 _ALIGNMENT = 64  # bytes in a cache line
 _AWAKE = 5e-3  # seconds that parent and workers wait for each other's messages before they sleep
-_CLOSING_TIME = 5.0  # seconds that the workers have for ending a step and closing their environments
+_CLOSING_TIME = (
+    5.0  # seconds that the workers have for ending a step and closing their environments
+)
 
 
 class JointSubprocVecEnv(VecEnv):
@@ -88,7 +103,9 @@ class JointSubprocVecEnv(VecEnv):
     ) -> None:
         n_envs = len(env_fns)
         if not n_envs:
-            raise ValueError("There are no environments; give at least one function that makes one.")
+            raise ValueError(
+                "There are no environments; give at least one function that makes one."
+            )
         if n_workers is not None and n_workers < 1:
             raise ValueError(f"`n_workers` must be at least 1, not {n_workers}.")
         self.n_workers = min(n_envs, n_workers or available_cores())
@@ -99,10 +116,16 @@ class JointSubprocVecEnv(VecEnv):
         self._blocks: list[_SharedBlock] = []
         self._waiting = False
         # Runs at the latest when this object is collected as garbage, or the program ends
-        self._finalizer = weakref.finalize(self, _close_workers, os.getpid(), self._connections, self._processes, self._blocks)
+        self._finalizer = weakref.finalize(
+            self, _close_workers, os.getpid(), self._connections, self._processes, self._blocks
+        )
         try:
             self._start_workers(env_fns, start_method, full_infos, parent_works)
-            teams = [team for worker_teams in self._receive(range(self.n_workers)) for team in worker_teams]
+            teams = [
+                team
+                for worker_teams in self._receive(range(self.n_workers))
+                for team in worker_teams
+            ]
             for index, team in enumerate(teams):
                 check_same_team(index, team, teams[0])
             observation_space, action_space = teams[0]
@@ -111,7 +134,10 @@ class JointSubprocVecEnv(VecEnv):
             self._blocks.append(block)
             try:
                 self._exchange(
-                    {worker: ("join", (n_envs, rows, block.memory.name)) for worker, rows in enumerate(self._slices)}
+                    {
+                        worker: ("join", (n_envs, rows, block.memory.name))
+                        for worker, rows in enumerate(self._slices)
+                    }
                 )
             finally:
                 # Once all have it, it can lose its name: it lasts as long as the processes, whatever becomes of them
@@ -122,13 +148,19 @@ class JointSubprocVecEnv(VecEnv):
             raise
 
     def _start_workers(
-        self, env_fns: Sequence[Callable[[], gym.Env]], start_method: str | None, full_infos: bool, parent_works: bool
+        self,
+        env_fns: Sequence[Callable[[], gym.Env]],
+        start_method: str | None,
+        full_infos: bool,
+        parent_works: bool,
     ) -> None:
         if start_method is None:
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
         context = mp.get_context(start_method)
         if start_method == "forkserver":
-            context.set_forkserver_preload([__name__])  # imported once, for all workers, now and later
+            context.set_forkserver_preload(
+                [__name__]
+            )  # imported once, for all workers, now and later
         # The parent's own, before any worker is there: a worker's would remove the shared memory together with that worker
         resource_tracker.ensure_running()
         for worker, rows in enumerate(self._slices):
@@ -141,7 +173,9 @@ class JointSubprocVecEnv(VecEnv):
             self._connections.append(ours)
             # A forked worker has a copy of these, and would never see the parent's end of its connection closed
             inherited = (
-                [other for other in self._connections if isinstance(other, Connection)] if start_method == "fork" else []
+                [other for other in self._connections if isinstance(other, Connection)]
+                if start_method == "fork"
+                else []
             )
             process = context.Process(target=_work, args=(theirs, inherited, request), daemon=True)  # type: ignore[attr-defined]
             with _without_main():
@@ -159,7 +193,9 @@ class JointSubprocVecEnv(VecEnv):
         :raises RuntimeError: If the step before has not been waited for, or a worker has died
         """
         self._check_ready()
-        self._arrays.actions[...] = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
+        self._arrays.actions[...] = as_joint_actions(
+            actions, self.action_space, self._action_dtype, self.num_envs
+        )
         self._waiting = True
         self._send(dict.fromkeys(range(self.n_workers), _STEP))
 
@@ -174,11 +210,14 @@ class JointSubprocVecEnv(VecEnv):
         arrays = self._arrays
         rewards, dones = arrays.rewards.copy(), arrays.dones.copy()
         infos: list[dict[str, Any]] = [
-            {"agent_rewards": agent_rewards, "TimeLimit.truncated": False} for agent_rewards in arrays.agent_rewards.copy()
+            {"agent_rewards": agent_rewards, "TimeLimit.truncated": False}
+            for agent_rewards in arrays.agent_rewards.copy()
         ]
         for index in np.flatnonzero(dones).tolist():
             infos[index]["TimeLimit.truncated"] = bool(arrays.truncated[index])
-            infos[index]["terminal_observation"] = {key: np.array(rows[index]) for key, rows in arrays.terminal_obs.items()}
+            infos[index]["terminal_observation"] = {
+                key: np.array(rows[index]) for key, rows in arrays.terminal_obs.items()
+            }
             self.reset_infos[index] = {}
         if arrays.partial.any():
             active, waiting = arrays.active.copy(), arrays.waiting.copy()
@@ -202,7 +241,10 @@ class JointSubprocVecEnv(VecEnv):
         """
         if self._waiting:
             self._end_step()
-        requests = {worker: ("reset", (self._seeds[rows], self._options[rows])) for worker, rows in enumerate(self._slices)}
+        requests = {
+            worker: ("reset", (self._seeds[rows], self._options[rows]))
+            for worker, rows in enumerate(self._slices)
+        }
         try:
             reset_infos = self._exchange(requests)
         except RuntimeError:
@@ -250,7 +292,11 @@ class JointSubprocVecEnv(VecEnv):
         return all(self._exchange(dict.fromkeys(range(self.n_workers), ("has_attr", (attr_name,)))))
 
     def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
     ) -> list[Any]:
         """
         :param method_name: Name of a method
@@ -261,7 +307,9 @@ class JointSubprocVecEnv(VecEnv):
         """
         return self._ask("env_method", (method_name, *method_args), method_kwargs, indices)
 
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
         """
         :param wrapper_class: Class of a wrapper
         :param indices: Which environments to look at, all by default
@@ -274,11 +322,16 @@ class JointSubprocVecEnv(VecEnv):
         :return: What each environment renders, None where its render mode is not "rgb_array"
         """
         if self.render_mode != "rgb_array":
-            warnings.warn(f"Images need the render mode 'rgb_array', and this is {self.render_mode!r}.", stacklevel=2)
+            warnings.warn(
+                f"Images need the render mode 'rgb_array', and this is {self.render_mode!r}.",
+                stacklevel=2,
+            )
             return [None] * self.num_envs
         return self.env_method("render")
 
-    def _ask(self, method: str, args: tuple, kwargs: dict[str, Any], indices: VecEnvIndices) -> list[Any]:
+    def _ask(
+        self, method: str, args: tuple, kwargs: dict[str, Any], indices: VecEnvIndices
+    ) -> list[Any]:
         """Call a method of the workers' VecEnvs for some environments; the answers come in the order of ``indices``."""
         chosen = [range(self.num_envs)[index] for index in self._get_indices(indices)]
         requests = {}
@@ -286,8 +339,13 @@ class JointSubprocVecEnv(VecEnv):
             local = [index - rows.start for index in chosen if rows.start <= index < rows.stop]
             if local:
                 requests[worker] = ("ask", (local, method, args, kwargs))
-        answers = {worker: iter(reply) for worker, reply in zip(requests, self._exchange(requests), strict=True)}
-        owners = [worker for worker, rows in enumerate(self._slices) for _ in range(rows.start, rows.stop)]
+        answers = {
+            worker: iter(reply)
+            for worker, reply in zip(requests, self._exchange(requests), strict=True)
+        }
+        owners = [
+            worker for worker, rows in enumerate(self._slices) for _ in range(rows.start, rows.stop)
+        ]
         return [next(answers[owners[index]]) for index in chosen]
 
     # ---------------------------------------------------------------- messages
@@ -352,11 +410,17 @@ class JointSubprocVecEnv(VecEnv):
         return replies
 
     def _worker_died(self, worker: int) -> RuntimeError:
-        process = self._processes[worker - self.n_workers]  # from the end, for the current process is not among them
+        process = self._processes[
+            worker - self.n_workers
+        ]  # from the end, for the current process is not among them
         process.join(_CLOSING_TIME)
         error = RuntimeError(
             f"The worker process of {_named(self._slices[worker])} has died (exit code {process.exitcode}"
-            + (", which means that it was killed, perhaps for want of memory" if process.exitcode == -9 else "")
+            + (
+                ", which means that it was killed, perhaps for want of memory"
+                if process.exitcode == -9
+                else ""
+            )
             + "); what it wrote to stderr may say why. This VecEnv is closed."
         )
         self.close()
@@ -434,7 +498,9 @@ class _SharedBlock:
     ) -> None:
         n_agents = len(action_space.spaces)
         keys = list(observation_space.spaces)
-        obs: list[tuple[tuple[int, ...], Any]] = [(space.shape, space.dtype) for space in observation_space.values()]  # type: ignore[misc]
+        obs: list[tuple[tuple[int, ...], Any]] = [
+            (space.shape, space.dtype) for space in observation_space.values()
+        ]  # type: ignore[misc]
         # In the order of _Arrays
         layout = [
             *obs,
@@ -450,7 +516,11 @@ class _SharedBlock:
         ]
         regions = [((n_envs, *shape), np.dtype(dtype)) for shape, dtype in layout]
         sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in regions]
-        offsets = list(itertools.accumulate((math.ceil(size / _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0))
+        offsets = list(
+            itertools.accumulate(
+                (math.ceil(size / _ALIGNMENT) * _ALIGNMENT for size in sizes), initial=0
+            )
+        )
         self.memory = SharedMemory(name, create=name is None, size=offsets[-1])
         # Unlike np.ndarray(..., buffer), this keeps the memory from being unmapped under an array that somebody still holds
         whole = np.frombuffer(self.memory.buf, np.uint8)  # type: ignore[arg-type]
@@ -468,7 +538,9 @@ class _SharedBlock:
     def close(self) -> None:
         """Give the memory back."""
         del self.arrays
-        with contextlib.suppress(BufferError):  # a traceback still holds an array, and the memory will go with it
+        with contextlib.suppress(
+            BufferError
+        ):  # a traceback still holds an array, and the memory will go with it
             self.memory.close()
 
 
@@ -502,11 +574,18 @@ def _unpack(message: bytes) -> Any:
 
 
 def _named(rows: slice) -> str:
-    return f"Environment {rows.start}" if rows.stop == rows.start + 1 else f"Environments {rows.start} to {rows.stop - 1}"
+    return (
+        f"Environment {rows.start}"
+        if rows.stop == rows.start + 1
+        else f"Environments {rows.start} to {rows.stop - 1}"
+    )
 
 
 def _close_workers(
-    pid: int, connections: "list[Connection | _Here]", processes: list[BaseProcess], blocks: list[_SharedBlock]
+    pid: int,
+    connections: "list[Connection | _Here]",
+    processes: list[BaseProcess],
+    blocks: list[_SharedBlock],
 ) -> None:
     if os.getpid() != pid:
         return  # in a process that was forked from the one whose workers these are
@@ -648,7 +727,9 @@ class _Worker:
         """
         answers: list[Any] = []
         for self.venv.env_index in rows:
-            answers += getattr(self.venv, method)(*args, indices=self.venv.env_index, **kwargs) or [None]
+            answers += getattr(self.venv, method)(*args, indices=self.venv.env_index, **kwargs) or [
+                None
+            ]
         return answers
 
     def has_attr(self, attr_name: str) -> bool:
@@ -737,7 +818,9 @@ def _work(connection: Connection, inherited: list[Connection], message: bytes) -
     """
     for other in inherited:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends the workers
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is for the parent, which then ends the workers
     worker = _Worker()
     try:
         while message != _CLOSE:

@@ -85,7 +85,9 @@ def make_joint_vec_env(
         raise TypeError(
             f"make_joint_vec_env takes an id, or a function that makes a new environment at each call, not {env!r}."
         )
-    continues = monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True)
+    continues = monitor_dir is not None and not (monitor_kwargs or {}).get(
+        "override_existing", True
+    )
     venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
         n_envs,
@@ -95,7 +97,9 @@ def make_joint_vec_env(
         wrapper_class,
         env_kwargs,
         vec_env_cls or choose_vec_env,  # type: ignore[arg-type]
-        {"seconds": 0, **(vec_env_kwargs or {})} if continues and vec_env_cls is None else vec_env_kwargs,
+        {"seconds": 0, **(vec_env_kwargs or {})}
+        if continues and vec_env_cls is None
+        else vec_env_kwargs,
         monitor_kwargs,
         wrapper_kwargs,
     )

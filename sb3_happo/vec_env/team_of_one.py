@@ -7,7 +7,12 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from sb3_happo.envs.spaces import ACTION_MASK, float32_space, joint_action_dtype, joint_action_to_dict
+from sb3_happo.envs.spaces import (
+    ACTION_MASK,
+    float32_space,
+    joint_action_dtype,
+    joint_action_to_dict,
+)
 from sb3_happo.envs.state import Leaf, concatenated_observations
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
@@ -33,13 +38,22 @@ class VecTeamOfOne(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv) -> None:
         if isinstance(venv.observation_space, spaces.Tuple):
-            raise TypeError("VecTeamOfOne needs an observation space that is no Tuple; name its parts in a Dict.")
-        own = {key: float32_space(space) for key, space in _entries(AGENT, venv.observation_space).items()}
+            raise TypeError(
+                "VecTeamOfOne needs an observation space that is no Tuple; name its parts in a Dict."
+            )
+        own = {
+            key: float32_space(space)
+            for key, space in _entries(AGENT, venv.observation_space).items()
+        }
         # A mask is no observation
-        leaves = [Leaf(key, 0, space) for key, space in own.items() if key != f"{AGENT}/{ACTION_MASK}"]
+        leaves = [
+            Leaf(key, 0, space) for key, space in own.items() if key != f"{AGENT}/{ACTION_MASK}"
+        ]
         self._state = concatenated_observations(leaves)
         super().__init__(
-            venv, spaces.Dict([*own.items(), *self._state.spaces.items()]), spaces.Dict([(AGENT, venv.action_space)])
+            venv,
+            spaces.Dict([*own.items(), *self._state.spaces.items()]),
+            spaces.Dict([(AGENT, venv.action_space)]),
         )
         self._action_dtype = joint_action_dtype(self.action_space)
 
@@ -63,7 +77,9 @@ class VecTeamOfOne(VecEnvWrapper):
         """
         obs, rewards, dones, infos = self.venv.step_wait()
         agent_rewards = rewards[:, None].astype(np.float64)
-        infos = [{**info, "agent_rewards": own} for info, own in zip(infos, agent_rewards, strict=True)]
+        infos = [
+            {**info, "agent_rewards": own} for info, own in zip(infos, agent_rewards, strict=True)
+        ]
         for info in infos:
             if "terminal_observation" in info:
                 info["terminal_observation"] = self._lift(info["terminal_observation"], ())

@@ -84,7 +84,13 @@ class VmasVecEnv(VecEnv):
             seed = int(np.random.SeedSequence().generate_state(1)[0])
         #: The simulator: ``vmas.simulator.environment.Environment``
         self.env = _make_simulator(
-            scenario, num_envs=n_envs, device=self.device, max_steps=max_steps, seed=seed, terminated_truncated=True, **kwargs
+            scenario,
+            num_envs=n_envs,
+            device=self.device,
+            max_steps=max_steps,
+            seed=seed,
+            terminated_truncated=True,
+            **kwargs,
         )
         self.agents = tuple(str(agent.name) for agent in self.env.agents)
         self.n_agents = len(self.agents)
@@ -95,7 +101,9 @@ class VmasVecEnv(VecEnv):
                 f"team_reward={team_reward!r} is neither 'mean', 'sum', a callable, nor one of {list(self.agents)}."
             )
         if not (state is None or state == "observations" or callable(state)):
-            raise ValueError(f"state={state!r} is neither None, 'observations', nor a callable (simulator, observations).")
+            raise ValueError(
+                f"state={state!r} is neither None, 'observations', nor a callable (simulator, observations)."
+            )
         self.team_reward = team_reward
         self.state = state
         self.agent_infos: dict[str, Any] = {}
@@ -108,10 +116,15 @@ class VmasVecEnv(VecEnv):
         with self._own_randomness():
             obs = self._observe(self.env.reset(seed=seed))
         observation_space = spaces.Dict(
-            [(key, spaces.Box(-np.inf, np.inf, tuple(part.shape[1:]), np.float32)) for key, part in obs.items()]
+            [
+                (key, spaces.Box(-np.inf, np.inf, tuple(part.shape[1:]), np.float32))
+                for key, part in obs.items()
+            ]
         )
         agent_spaces = zip(self.agents, self.env.action_space, strict=True)
-        action_space = spaces.Dict([(agent, _gymnasium_space(space)) for agent, space in agent_spaces])
+        action_space = spaces.Dict(
+            [(agent, _gymnasium_space(space)) for agent, space in agent_spaces]
+        )
         super().__init__(n_envs, observation_space, action_space)
         self._action_dtype = joint_action_dtype(action_space)
         self._seeds[0] = seed
@@ -131,7 +144,9 @@ class VmasVecEnv(VecEnv):
         self._reset_options()
         return _to_numpy(obs)
 
-    def step_async(self, actions: Mapping[str, th.Tensor] | np.ndarray | Sequence[Mapping[str, Any]]) -> None:
+    def step_async(
+        self, actions: Mapping[str, th.Tensor] | np.ndarray | Sequence[Mapping[str, Any]]
+    ) -> None:
         """
         Take the joint actions of the next :meth:`step_wait`.
 
@@ -139,11 +154,15 @@ class VmasVecEnv(VecEnv):
             agent, or one ``{agent: action}`` per environment
         :raises ValueError: If they are not the team's
         """
-        self._in_tensors = isinstance(actions, Mapping) and all(isinstance(own, th.Tensor) for own in actions.values())
+        self._in_tensors = isinstance(actions, Mapping) and all(
+            isinstance(own, th.Tensor) for own in actions.values()
+        )
         if self._in_tensors:
             assert isinstance(actions, Mapping)
             if set(actions) != set(self.agents):
-                raise ValueError(f"These actions are for the agents {list(actions)}, but the team is {list(self.agents)}.")
+                raise ValueError(
+                    f"These actions are for the agents {list(actions)}, but the team is {list(self.agents)}."
+                )
             own = [actions[agent] for agent in self.agents]
         else:
             joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)  # type: ignore[arg-type]
@@ -165,11 +184,17 @@ class VmasVecEnv(VecEnv):
         agent_rewards = th.stack(part_rewards, dim=1)  # (n_envs, n_agents)
         rewards = self._join_rewards(agent_rewards)
         # All that is fetched from the device, in one go
-        fetched = th.cat([th.stack([rewards, terminated, truncated], dim=1), agent_rewards], dim=1).cpu().numpy()
+        fetched = (
+            th.cat([th.stack([rewards, terminated, truncated], dim=1), agent_rewards], dim=1)
+            .cpu()
+            .numpy()
+        )
         ended, cut = fetched[:, 1:3].astype(bool).T
         dones: np.ndarray = ended | cut
         self._episodes.add(fetched[:, 0])
-        infos: list[dict[str, Any]] = [{"agent_rewards": own, "TimeLimit.truncated": False} for own in fetched[:, 3:]]
+        infos: list[dict[str, Any]] = [
+            {"agent_rewards": own, "TimeLimit.truncated": False} for own in fetched[:, 3:]
+        ]
         if dones.any():
             finished = np.flatnonzero(dones)
             self._conclude(finished, cut & ~ended, obs, infos)
@@ -205,7 +230,9 @@ class VmasVecEnv(VecEnv):
             return agent_rewards.sum(dim=1)
         return agent_rewards[:, self.agents.index(self.team_reward)]
 
-    def _conclude(self, finished: np.ndarray, cut: np.ndarray, obs: TensorObs, infos: list[dict[str, Any]]) -> None:
+    def _conclude(
+        self, finished: np.ndarray, cut: np.ndarray, obs: TensorObs, infos: list[dict[str, Any]]
+    ) -> None:
         """
         Say in the infos how episodes ended.
 
@@ -216,8 +243,14 @@ class VmasVecEnv(VecEnv):
         """
         rows = th.from_numpy(finished).to(self.device)
         last: dict[str, Any] = {key: part[rows] for key, part in obs.items()}
-        last = {key: part.unbind() for key, part in last.items()} if self._in_tensors else _to_numpy(last)
-        for row, (index, episode) in enumerate(zip(finished.tolist(), self._episodes.end(finished), strict=True)):
+        last = (
+            {key: part.unbind() for key, part in last.items()}
+            if self._in_tensors
+            else _to_numpy(last)
+        )
+        for row, (index, episode) in enumerate(
+            zip(finished.tolist(), self._episodes.end(finished), strict=True)
+        ):
             infos[index] |= {
                 "TimeLimit.truncated": bool(cut[index]),
                 "terminal_observation": {key: parts[row] for key, parts in last.items()},
@@ -243,7 +276,9 @@ class VmasVecEnv(VecEnv):
                 for index in finished.tolist():
                     self.env.scenario.env_reset_world_at(index)
             self.env.steps[rows] = 0
-            (parts,) = self.env.get_from_scenario(get_observations=True, get_rewards=False, get_infos=False, get_dones=False)
+            (parts,) = self.env.get_from_scenario(
+                get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+            )
         fresh = self._observe(parts)
         return {key: part.index_copy(0, rows, fresh[key][rows]) for key, part in obs.items()}
 
@@ -305,10 +340,14 @@ class VmasVecEnv(VecEnv):
         :raises ValueError: If only some of the environments are meant
         """
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):
-            raise ValueError(f"VMAS's environments share {attr_name!r}; it can only be set for all of them, indices=None.")
+            raise ValueError(
+                f"VMAS's environments share {attr_name!r}; it can only be set for all of them, indices=None."
+            )
         setattr(self if hasattr(self, attr_name) else self.env, attr_name, value)
 
-    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any
+    ) -> list[Any]:
         """
         Call a method of the simulator once, which acts on all environments.
 
@@ -331,7 +370,9 @@ class VmasVecEnv(VecEnv):
         return [issubclass(wrapper_class, Monitor) for _ in self._get_indices(indices)]
 
 
-def make_vmas_vec_env(id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any) -> VmasVecEnv:
+def make_vmas_vec_env(
+    id: str, n_envs: int = 1, seed: int | None = None, **kwargs: Any
+) -> VmasVecEnv:
     """
     Make VMAS environments from an id.
 
@@ -348,18 +389,24 @@ def _make_simulator(scenario: Any, **kwargs: Any) -> Any:
     try:
         import vmas
     except ImportError as error:
-        raise ImportError(f"VMAS is not installed ({error}): pip install vmas", name=error.name) from error
+        raise ImportError(
+            f"VMAS is not installed ({error}): pip install vmas", name=error.name
+        ) from error
     known = [*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios]
     if isinstance(scenario, str) and not scenario.endswith(".py") and scenario not in known:
         near = difflib.get_close_matches(scenario, known, n=3, cutoff=0.0)
-        raise ValueError(f"VMAS has no scenario {scenario!r}. Did you mean {', '.join(map(repr, near))}?")
+        raise ValueError(
+            f"VMAS has no scenario {scenario!r}. Did you mean {', '.join(map(repr, near))}?"
+        )
     with warnings.catch_warnings():
         # VMAS itself only warns of arguments that the scenario does not know, and goes on without them
         warnings.filterwarnings("error", "Scenario kwargs")
         try:
             return vmas.make_env(scenario, **kwargs)
         except UserWarning as warning:
-            raise ValueError(f"{str(warning).partition(' This will')[0]} Correct or remove them.") from warning
+            raise ValueError(
+                f"{str(warning).partition(' This will')[0]} Correct or remove them."
+            ) from warning
 
 
 def _gymnasium_space(space: Any) -> spaces.Space:

@@ -5,4 +5,13 @@ from tests.envs.heterogeneous import HeterogeneousTeam
 from tests.envs.tuples import DictTeam, TupleTeam
 from tests.envs.turns import TurnGame
 
-__all__ = ["DictTeam", "HeterogeneousTeam", "MaskedGame", "MatrixGame", "RandomTeam", "Relay", "TupleTeam", "TurnGame"]
+__all__ = [
+    "DictTeam",
+    "HeterogeneousTeam",
+    "MaskedGame",
+    "MatrixGame",
+    "RandomTeam",
+    "Relay",
+    "TupleTeam",
+    "TurnGame",
+]

@@ -145,12 +145,17 @@ class MaskedGame(ParallelEnv):
         self.agents: list[str] = []
         self.length = length
         self.masks_in = masks_in
-        self._action_spaces = {"agent_0": spaces.Discrete(4), "agent_1": spaces.MultiDiscrete([3, 2])}
+        self._action_spaces = {
+            "agent_0": spaces.Discrete(4),
+            "agent_1": spaces.MultiDiscrete([3, 2]),
+        }
         box = spaces.Box(0, 1, (1,), np.float32)
         self._observation_spaces: dict[str, spaces.Space] = dict.fromkeys(self.heads, box)
         if masks_in == "observation":
             self._observation_spaces = {
-                agent: spaces.Dict({"observation": box, "action_mask": spaces.MultiBinary(sum(heads))})
+                agent: spaces.Dict(
+                    {"observation": box, "action_mask": spaces.MultiBinary(sum(heads))}
+                )
                 for agent, heads in self.heads.items()
             }
         self._rng = np.random.default_rng()
@@ -168,7 +173,9 @@ class MaskedGame(ParallelEnv):
         flat = {agent: np.concatenate(masks) for agent, masks in self._masks.items()}
         own = np.full(1, self._t / self.length, np.float32)
         if self.masks_in == "info":
-            return dict.fromkeys(self.heads, own), {agent: {"action_mask": mask} for agent, mask in flat.items()}
+            return dict.fromkeys(self.heads, own), {
+                agent: {"action_mask": mask} for agent, mask in flat.items()
+            }
         return {agent: {"observation": own, "action_mask": mask} for agent, mask in flat.items()}, {
             agent: {} for agent in flat
         }
@@ -199,7 +206,13 @@ class MaskedGame(ParallelEnv):
         if end:
             self.agents = []
         observations, infos = self._answer()
-        return observations, rewards, dict.fromkeys(self.heads, end), dict.fromkeys(self.heads, False), infos
+        return (
+            observations,
+            rewards,
+            dict.fromkeys(self.heads, end),
+            dict.fromkeys(self.heads, False),
+            infos,
+        )
 
 
 class Relay(ParallelEnv):
@@ -238,7 +251,10 @@ class Relay(ParallelEnv):
 
     def _observations(self, **told: int) -> dict[str, np.ndarray]:
         one_hot = np.eye(2, dtype=np.float32)
-        return {agent: one_hot[told[agent]] if agent in told else np.zeros(2, np.float32) for agent in self.possible_agents}
+        return {
+            agent: one_hot[told[agent]] if agent in told else np.zeros(2, np.float32)
+            for agent in self.possible_agents
+        }
 
     def step(self, actions: dict[str, int]) -> Step:
         team = self.agents
@@ -248,6 +264,14 @@ class Relay(ParallelEnv):
         self._t += 1
         if end:
             self.agents = []
-        observations = self._observations(runner=actions["scout"]) if first else self._observations()
+        observations = (
+            self._observations(runner=actions["scout"]) if first else self._observations()
+        )
         ended = dict.fromkeys(team, end)
-        return observations, dict.fromkeys(team, reward), ended, dict.fromkeys(team, False), {agent: {} for agent in team}
+        return (
+            observations,
+            dict.fromkeys(team, reward),
+            ended,
+            dict.fromkeys(team, False),
+            {agent: {} for agent in team},
+        )

@@ -38,8 +38,12 @@ class HeterogeneousTeam(ParallelEnv):
         self.agents: list[str] = []
         image = spaces.Box(0, 255, (36, 36, 3), np.uint8)
         self._observation_spaces: dict[str, spaces.Space] = {
-            "camera": spaces.Dict({"observation": image, "action_mask": spaces.Box(0, 1, (4,), np.int8)}),
-            "arm": spaces.Dict({"position": spaces.Box(-1, 1, (3,), np.float64), "mode": spaces.Discrete(3)}),
+            "camera": spaces.Dict(
+                {"observation": image, "action_mask": spaces.Box(0, 1, (4,), np.int8)}
+            ),
+            "arm": spaces.Dict(
+                {"position": spaces.Box(-1, 1, (3,), np.float64), "mode": spaces.Discrete(3)}
+            ),
             "crane": spaces.Box(-1, 1, (4,), np.float32),
             "console": spaces.Box(-1, 1, (2,), np.float32),
             "switch": spaces.Discrete(6),
@@ -47,7 +51,9 @@ class HeterogeneousTeam(ParallelEnv):
         self._action_spaces: dict[str, spaces.Space] = {
             "camera": spaces.Discrete(4),
             "arm": spaces.Box(-2, 3, (2,), np.float32),
-            "crane": spaces.Tuple([spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,), np.float32)]),
+            "crane": spaces.Tuple(
+                [spaces.Discrete(3, start=1), spaces.Box(-1, 1, (2,), np.float32)]
+            ),
             "console": spaces.MultiDiscrete([2, 3]),
             "switch": spaces.MultiBinary(3),
         }
@@ -71,11 +77,17 @@ class HeterogeneousTeam(ParallelEnv):
 
     def _answer(self) -> tuple[dict[str, Any], dict[str, dict]]:
         rng = self._rng
-        self._masks = {"camera": rng.integers(0, 2, 4).astype(np.int8), "console": rng.integers(0, 2, 5).astype(np.int8)}
+        self._masks = {
+            "camera": rng.integers(0, 2, 4).astype(np.int8),
+            "console": rng.integers(0, 2, 5).astype(np.int8),
+        }
         self._masks["camera"][rng.integers(4)] = 1
         self._masks["console"][[rng.integers(2), 2 + rng.integers(3)]] = 1
         observations: dict[str, Any] = {
-            "camera": {"observation": rng.integers(0, 256, (36, 36, 3), np.uint8), "action_mask": self._masks["camera"]},
+            "camera": {
+                "observation": rng.integers(0, 256, (36, 36, 3), np.uint8),
+                "action_mask": self._masks["camera"],
+            },
             "arm": {"position": rng.uniform(-1, 1, 3), "mode": int(rng.integers(3))},
             "crane": rng.uniform(-1, 1, 4).astype(np.float32),
             "console": rng.uniform(-1, 1, 2).astype(np.float32),
@@ -101,16 +113,23 @@ class HeterogeneousTeam(ParallelEnv):
             return float(action[0] == 3 and (action[1] > 0.5).all())
         if agent == "console":
             mask = self._masks["console"]
-            return float(action[0] == np.flatnonzero(mask[:2])[-1] and action[1] == np.flatnonzero(mask[2:])[-1])
+            return float(
+                action[0] == np.flatnonzero(mask[:2])[-1]
+                and action[1] == np.flatnonzero(mask[2:])[-1]
+            )
         return float(action.all())
 
     def step(self, actions: dict[str, Any]) -> Step:
-        assert list(actions) == self.agents, f"actions of {list(actions)}, where {self.agents} are there"
+        assert list(actions) == self.agents, (
+            f"actions of {list(actions)}, where {self.agents} are there"
+        )
         for agent, action in actions.items():
             assert self._action_spaces[agent].contains(action), (agent, action)
         if "camera" in actions:
             assert self._masks["camera"][actions["camera"]], "illegal action of camera"
-        assert self._masks["console"][[actions["console"][0], 2 + actions["console"][1]]].all(), "illegal action of console"
+        assert self._masks["console"][[actions["console"][0], 2 + actions["console"][1]]].all(), (
+            "illegal action of console"
+        )
         rewards = {agent: self._reward(agent, action) for agent, action in actions.items()}
         acted = self.agents
         self._t += 1

@@ -32,7 +32,13 @@ class TupleTeam(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
         self._t += 1
-        return self._observation(), [float(a) for a in action], False, self._t == self.length, {"t": self._t}
+        return (
+            self._observation(),
+            [float(a) for a in action],
+            False,
+            self._t == self.length,
+            {"t": self._t},
+        )
 
 
 class DictTeam(TupleTeam):
@@ -44,9 +50,14 @@ class DictTeam(TupleTeam):
 
     def __init__(self, length: int = 5) -> None:
         super().__init__(length)
-        self.action_space: spaces.Space = spaces.Dict({"left": spaces.Discrete(3), "right": spaces.Discrete(4)})
+        self.action_space: spaces.Space = spaces.Dict(
+            {"left": spaces.Discrete(3), "right": spaces.Discrete(4)}
+        )
         self.observation_space: spaces.Space = spaces.Dict(
-            {"left": spaces.Box(0, 100, (2,), np.float64), "right": spaces.Box(0, 100, (3,), np.float64)}
+            {
+                "left": spaces.Box(0, 100, (2,), np.float64),
+                "right": spaces.Box(0, 100, (3,), np.float64),
+            }
         )
 
     def _observation(self) -> Any:
@@ -54,4 +65,10 @@ class DictTeam(TupleTeam):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
         observation, rewards, terminated, truncated, info = super().step(action.values())
-        return observation, dict(zip(("left", "right"), rewards, strict=True)), terminated, truncated, info
+        return (
+            observation,
+            dict(zip(("left", "right"), rewards, strict=True)),
+            terminated,
+            truncated,
+            info,
+        )

@@ -18,11 +18,19 @@ class TurnGame(AECEnv):
     :param truncate: Whether the episode ends by truncation
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"name": "turn_game", "render_modes": [], "is_parallelizable": False}
+    metadata: ClassVar[dict[str, Any]] = {
+        "name": "turn_game",
+        "render_modes": [],
+        "is_parallelizable": False,
+    }
     render_mode = None
 
     def __init__(
-        self, n_players: int = 3, n_rounds: int = 4, drops_out: dict[str, int] | None = None, truncate: bool = False
+        self,
+        n_players: int = 3,
+        n_rounds: int = 4,
+        drops_out: dict[str, int] | None = None,
+        truncate: bool = False,
     ) -> None:
         super().__init__()
         self.possible_agents = [f"player_{i}" for i in range(n_players)]
@@ -30,7 +38,10 @@ class TurnGame(AECEnv):
         self.drops_out = drops_out or {}
         self.truncate = truncate
         self._observation_space = spaces.Dict(
-            {"observation": spaces.Box(0, np.inf, (2,), np.float64), "action_mask": spaces.MultiBinary(3)}
+            {
+                "observation": spaces.Box(0, np.inf, (2,), np.float64),
+                "action_mask": spaces.MultiBinary(3),
+            }
         )
         self._action_spaces = {agent: spaces.Discrete(3) for agent in self.possible_agents}
 
@@ -82,7 +93,9 @@ class TurnGame(AECEnv):
             if self.round == self.n_rounds:
                 flags = self.truncations if self.truncate else self.terminations
                 flags.update(dict.fromkeys(self.agents, True))
-            self.agent_selection = next((other for other in living if not self.terminations[other]), living[0])
+            self.agent_selection = next(
+                (other for other in living if not self.terminations[other]), living[0]
+            )
         else:
             self.agent_selection = living[living.index(agent) + 1]
         self._accumulate_rewards()

@@ -17,9 +17,9 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
-from sb3_happo.common.inference import RolloutTeam
-from sb3_happo.common.memory import Memory, forget, pack, twice_differentiable
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.recurrent import RecurrentLayers, pack, reset_states, twice_differentiable
 from sb3_happo.common.type_aliases import Sequences
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import collect, small
@@ -169,7 +169,7 @@ def test_packed_order() -> None:
 def test_padding_and_packing_are_the_same() -> None:
     """Outputs and gradients of sequences of several lengths, with little padding and with PyTorch's packed steps."""
     for kind in KINDS:
-        memory = Memory(kind, 3, 8, n_layers=2)  # type: ignore[arg-type]
+        memory = RecurrentLayers(kind, 3, 8, n_layers=2)  # type: ignore[arg-type]
         owners = th.tensor(
             [sequence for step in range(6) for sequence in range(4) if step < 6 - sequence % 2]
         )
@@ -199,14 +199,14 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
     for _ in range(n_steps):
         actions, state = model.predict(obs, state, starts, deterministic=True)
         tensors = {key: th.as_tensor(value) for key, value in obs.items()}
-        states = forget(states, th.as_tensor(starts))
+        states = reset_states(states, th.as_tensor(starts))
         with th.no_grad():
             step = model.policy(tensors, True, states)
-        expected = RolloutTeam(model.policy).to_env_actions(step)
+        expected = BatchedActors(model.policy).to_env_actions(step)
         here = np.ones((env.num_envs, len(model.agents)), bool) if active is None else active
         for index, agent in enumerate(model.agents):
             assert (actions[agent] == expected[agent])[here[:, index]].all(), agent
-        states = model.policy.keep_memory(states, step.states, active)
+        states = model.policy.advance_memory(states, step.states, active)
         for agent, parts in (state or {}).items():
             assert np.allclose(
                 np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5
@@ -360,7 +360,7 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     model.policy.set_training_mode(False)
     obs = model._to_tensors(model._last_obs)  # type: ignore[arg-type]
     states = model._last_states
-    step = RolloutTeam(model.policy)(obs, states)
+    step = BatchedActors(model.policy)(obs, states)
     with th.no_grad():
         values = model.policy.predict_values(obs, states)
         assert th.allclose(values, step.values, atol=1e-5)

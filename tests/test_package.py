@@ -94,7 +94,7 @@ def rank(module: str) -> int:
     rooms = module.split(".")[1:]
     if not rooms:
         return 5
-    if rooms[-1] in ("type_aliases", "version", "names"):
+    if rooms[-1] in ("type_aliases", "version", "suggestions"):
         return 0
     if rooms[0] in ("envs", "vec_env"):
         return 1

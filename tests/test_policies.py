@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
-from sb3_happo.common.inference import RolloutTeam, _choose
+from sb3_happo.common.batched_actors import BatchedActors, _choose
 from sb3_happo.common.policies import AgentPolicy
 from tests.algorithms import (
     PLAIN_SPACES,
@@ -556,7 +556,7 @@ def test_boxes_that_print_alike_are_not_alike() -> None:
         HAPPO, RandomTeam({name: spaces.Box(-high, high) for name, high in bounds.items()})
     )
     with np.printoptions(precision=1):
-        team = RolloutTeam(model.policy)
+        team = BatchedActors(model.policy)
     step = team(model._to_tensors(model.env.reset()), model._last_states)  # type: ignore[union-attr, arg-type]
     joint = team.to_env_actions(
         step._replace(actions={name: th.full((1, 2), 5.0) for name in bounds})

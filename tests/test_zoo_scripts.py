@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from sb3_happo.common import on_policy_algorithm
-from sb3_happo.common.inference import RolloutTeam
+from sb3_happo.common.batched_actors import BatchedActors
 
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
@@ -253,7 +253,7 @@ def test_curves_of_seeds_meet_where_both_exist() -> None:
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("speed")
-    monkeypatch.setattr(on_policy_algorithm, "RolloutTeam", RolloutTeam)  # which it replaces
+    monkeypatch.setattr(on_policy_algorithm, "BatchedActors", BatchedActors)  # which it replaces
     monkeypatch.setattr(module, "available_cores", lambda: 1)
     return module
 

@@ -37,7 +37,7 @@ from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.envs.spaces import is_flag
-from sb3_happo.names import check_names
+from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 
 ZOO = Path(__file__).resolve().parent

@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 import sb3_happo
 from sb3_happo import make_joint_vec_env
 from sb3_happo.common import on_policy_algorithm
-from sb3_happo.common.inference import RolloutTeam
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs.make import is_vectorised, make_env
@@ -236,12 +236,12 @@ def attach(stopwatch: Stopwatch, model: Any) -> None:
     :param model: The algorithm
     """
 
-    class TimedTeam(RolloutTeam):
-        __call__ = stopwatch.timed(RolloutTeam.__call__, "inference")
-        to_env_actions = stopwatch.timed(RolloutTeam.to_env_actions, "actions to the environment")
-        to_env_tensors = stopwatch.timed(RolloutTeam.to_env_tensors, "actions to the environment")
+    class TimedTeam(BatchedActors):
+        __call__ = stopwatch.timed(BatchedActors.__call__, "inference")
+        to_env_actions = stopwatch.timed(BatchedActors.to_env_actions, "actions to the environment")
+        to_env_tensors = stopwatch.timed(BatchedActors.to_env_tensors, "actions to the environment")
 
-    setattr(on_policy_algorithm, "RolloutTeam", TimedTeam)  # noqa: B010 (a class is not assigned to)
+    setattr(on_policy_algorithm, "BatchedActors", TimedTeam)  # noqa: B010 (a class is not assigned to)
     buffer, env = model.rollout_buffer, model.env
     for owner, method, name in (
         (env, "step_async", "environment"),
@@ -482,7 +482,7 @@ def measure_inference(
             key: th.as_tensor(np.stack([space.sample()] * n_envs))
             for key, space in observation_space.spaces.items()
         }
-        teams[n] = RolloutTeam(policy), obs
+        teams[n] = BatchedActors(policy), obs
     with torch_threads(1):
         for _ in range(n_repeats):
             for n, (team, obs) in teams.items():

@@ -10,8 +10,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_happo.common.critics import MEMORIES
-from sb3_happo.common.memory import owners_of, pack, select
 from sb3_happo.common.policies import JointPolicy
+from sb3_happo.common.recurrent import owners_of, pack, select
 from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
 from sb3_happo.envs.spaces import is_flag
 
@@ -74,8 +74,8 @@ class MultiAgentRolloutBuffer:
             for key, space in self.observation_space.spaces.items()
         }
         policies = policy.policies
-        if policy.read_by_critic:
-            memories = policy.for_critic({}, policy.initial_states(1).pi)[MEMORIES]
+        if policy.agents_read_by_critic:
+            memories = policy.critic_observation({}, policy.initial_states(1).pi)[MEMORIES]
             self.observations[MEMORIES] = zeros(memories.shape[1])
         self.actions = {
             agent: zeros(sum(leaf.n_actions for leaf in actor.leaves))
@@ -123,7 +123,7 @@ class MultiAgentRolloutBuffer:
         """
         if states is not None:
             self._begin_sequences(np.asarray(episode_starts, dtype=bool), states)
-        seen = self.policy.for_critic(obs, step.states.pi)
+        seen = self.policy.critic_observation(obs, step.states.pi)
         for key, stored in self.observations.items():
             stored[self.pos] = seen[key]
         for agent, actions in step.actions.items():
@@ -211,7 +211,7 @@ class MultiAgentRolloutBuffer:
         if self.policy.policies[agent].memory is not None:
             rows, sequences = self._sequences([states.pi[agent] for states in self.states], rows)
         flat = {key: stored.flatten(end_dim=1) for key, stored in self.observations.items()}
-        data = take(
+        data = select_rows(
             ActorBatch(
                 self.policy.agent_observation(flat, agent),
                 self.actions[agent].flatten(end_dim=1),
@@ -230,7 +230,7 @@ class MultiAgentRolloutBuffer:
         """
         Lay out the rollout in sequences, each of one environment and within one chunk and one episode.
 
-        :param states: Memory before each sequence, in pieces ``(n, ...)``
+        :param states: RecurrentLayers before each sequence, in pieces ``(n, ...)``
         :param active_rows: Rows at which something happened; None for all of them. The memory passes over the others
         :return: These rows, in the order of the sequences, and the sequences
         """
@@ -261,10 +261,10 @@ class MultiAgentRolloutBuffer:
         rows, sequences = self._sequences(
             [states.vf for states in self.states if states.vf is not None]
         )
-        return take(data, rows)._replace(sequences=sequences)
+        return select_rows(data, rows)._replace(sequences=sequences)
 
 
-def take(batch: Any, rows: th.Tensor | slice | None) -> Any:
+def select_rows(batch: Any, rows: th.Tensor | slice | None) -> Any:
     """
     Rows of a batch.
 
@@ -292,7 +292,7 @@ def divide_sequences(batch: Any, numbers: th.Tensor) -> Iterator[Any]:
     owners = owners_of(batch.sequences)
     for number in numbers.unique():
         rows, sequences = select(batch.sequences, (numbers == number)[owners])
-        yield take(batch, rows)._replace(sequences=sequences)
+        yield select_rows(batch, rows)._replace(sequences=sequences)
 
 
 def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
@@ -300,7 +300,7 @@ def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
     Shuffle a batch and cut it up, as SB3 does; the last piece may be smaller. Sequences stay whole, so that minibatches of
     them have at most about ``batch_size`` rows.
 
-    :param batch: A NamedTuple as for :func:`take`
+    :param batch: A NamedTuple as for :func:`select_rows`
     :param batch_size: Rows per minibatch; None for all at once
     :return: An iterator over batches of the same type
     """
@@ -317,7 +317,7 @@ def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
         yield from divide_sequences(batch, numbers)
         return
     for rows in th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device).split(batch_size):
-        yield take(batch, rows)
+        yield select_rows(batch, rows)
 
 
 def joint_minibatches(

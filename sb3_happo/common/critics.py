@@ -9,7 +9,6 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_happo.common.memory import Memory, RecurrentKind, select, single_steps
 from sb3_happo.common.networks import (
     NetArch,
     TeamModel,
@@ -18,6 +17,7 @@ from sb3_happo.common.networks import (
     make_mlp,
     make_optimizer,
 )
+from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers, select, single_steps
 from sb3_happo.common.type_aliases import CriticBatch, Sequences
 from sb3_happo.envs.spaces import AGENT_STATES, STATE
 
@@ -54,7 +54,7 @@ class ValueNet(TeamModel):
     :param recurrent: "lstm" or "gru" for a memory between features and hidden layers, or None
     :param lstm_hidden_size: Units of the memory
     :param n_lstm_layers: Its layers
-    :param lstm_kwargs: See :class:`~sb3_happo.common.memory.Memory`
+    :param lstm_kwargs: See :class:`~sb3_happo.common.recurrent.RecurrentLayers`
     :param n_remembered: How many numbers of actors' memories it sees beside the observation
     """
 
@@ -88,7 +88,7 @@ class ValueNet(TeamModel):
         self.features_extractor = self.make_features_extractor()
         features_dim = self.features_extractor.features_dim
         self.memory = (
-            Memory(
+            RecurrentLayers(
                 recurrent,
                 features_dim,
                 lstm_hidden_size,
@@ -237,7 +237,7 @@ class Critic(nn.Module):
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
-        :param states: Memory before it; None for a critic without memory, or at the start of an episode
+        :param states: RecurrentLayers before it; None for a critic without memory, or at the start of an episode
         :return: Values in units of reward, ``(batch, n_values)``, and the memory after it
         """
         values, states = self.evaluate(
@@ -250,7 +250,7 @@ class Critic(nn.Module):
     ) -> th.Tensor:
         """
         :param observations: Joint observation, each entry ``(batch, ...)``
-        :param states: Memory before it; None for a critic without memory, or at the start of an episode
+        :param states: RecurrentLayers before it; None for a critic without memory, or at the start of an episode
         :return: Values in units of reward, ``(batch, n_values)``
         """
         return self.step(observations, states)[0]

@@ -8,7 +8,7 @@ from typing import Any
 import torch as th
 from torch import nn
 
-from sb3_happo.common.buffers import divide_sequences, take
+from sb3_happo.common.buffers import divide_sequences, select_rows
 
 # So many that Python's part of the work is small beside PyTorch's
 _ROWS_PER_PIECE = 2000
@@ -19,7 +19,7 @@ def pieces(batch: Any) -> list[Any]:
     Cut a large minibatch into pieces for :func:`add_up`. Where depends on its size alone, so that numbers do not depend on the
     machine's cores. A GPU takes everything at once. Sequences stay whole.
 
-    :param batch: A NamedTuple as for :func:`~sb3_happo.common.buffers.take`
+    :param batch: A NamedTuple as for :func:`~sb3_happo.common.buffers.select_rows`
     :return: Views of its rows; copies, where there are sequences
     """
     n_rows = len(batch[1])
@@ -30,7 +30,7 @@ def pieces(batch: Any) -> list[Any]:
     if sequences is not None:  # longest first, and so dealt out evenly
         return list(divide_sequences(batch, th.arange(len(sequences.states)) % n_pieces))
     bounds = [n_rows * index // n_pieces for index in range(n_pieces + 1)]
-    return [take(batch, slice(start, end)) for start, end in itertools.pairwise(bounds)]
+    return [select_rows(batch, slice(start, end)) for start, end in itertools.pairwise(bounds)]
 
 
 def add_up(

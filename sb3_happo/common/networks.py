@@ -17,7 +17,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_happo.common.memory import Memory
+from sb3_happo.common.recurrent import RecurrentLayers
 
 NetArch = list[int] | dict[str, list[int]]
 
@@ -71,7 +71,7 @@ def make_mlp(
     input_layer_norm: bool = False,
     layer_norm: bool = False,
     n_extra: int = 0,
-    memory: Memory | None = None,
+    memory: RecurrentLayers | None = None,
 ) -> tuple[nn.Sequential, int]:
     """
     The hidden layers of a policy or a critic.
@@ -110,7 +110,7 @@ class TeamModel(BaseModel):
 
     ortho_init: bool
     output_gain: float
-    memory: Memory | None
+    memory: RecurrentLayers | None
     body: nn.Sequential
     head: nn.Linear
 

@@ -31,13 +31,11 @@ from stable_baselines3.common.vec_env import (
 from torch import nn
 from torch.nn import functional as F
 
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, minibatches
 from sb3_happo.common.critics import Critic, critic_keys
 from sb3_happo.common.gradients import add_up, pieces
-from sb3_happo.common.inference import RolloutTeam
-from sb3_happo.common.memory import forget
-from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.settings import (
+from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
     NOT_NEGATIVE,
@@ -48,6 +46,8 @@ from sb3_happo.common.settings import (
     optional,
     scheduled,
 )
+from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
+from sb3_happo.common.recurrent import reset_states
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
@@ -423,7 +423,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         assert isinstance(self._last_obs, dict), "No previous observation was provided"
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        team = RolloutTeam(self.policy)
+        team = BatchedActors(self.policy)
         # A simulator made of tensors, unless a wrapper stands in between, keeps all on its device
         to_env_actions: Callable[[JointStep], Any] = (
             team.to_env_tensors if takes_tensors(env) else team.to_env_actions
@@ -444,7 +444,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             returns = self._split_rewards(rewards, infos)
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
-            states = self.policy.keep_memory(self._last_states, step.states, self._last_active)
+            states = self.policy.advance_memory(self._last_states, step.states, self._last_active)
             if self.critic.n_values > 1:
                 self._own_values = step.values.where(
                     self._as_flags(self._last_active), self._own_values
@@ -462,7 +462,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._last_obs = new_obs
             self._last_episode_starts = dones
             if dones.any():
-                states = forget(states, th.as_tensor(dones, device=self.device))
+                states = reset_states(states, th.as_tensor(dones, device=self.device))
                 self._own_values[dones] = 0.0
             self._last_states = states
             self._last_active = self._present("active", dones, infos)

@@ -22,7 +22,6 @@ from sb3_happo.common.distributions import (
     set_parameters,
     starts_of_choices,
 )
-from sb3_happo.common.memory import Memory, RecurrentKind, single_steps, where
 from sb3_happo.common.networks import (
     NetArch,
     TeamModel,
@@ -31,9 +30,10 @@ from sb3_happo.common.networks import (
     make_mlp,
     make_optimizer,
 )
+from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers, select_states, single_steps
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, JointStep, RNNStates, Sequences
 from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE, flatten_mask, joint_action_dtype
-from sb3_happo.names import check_names
+from sb3_happo.suggestions import check_names
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
 # What the critic takes over from the policies' keyword arguments
@@ -155,7 +155,7 @@ class AgentPolicy(BasePolicy, TeamModel):
         n_ids = 0 if agent_id is None else agent_id[1]
         n_inputs = self.features_extractor.features_dim + n_ids
         self.memory = (
-            Memory(
+            RecurrentLayers(
                 recurrent, n_inputs, lstm_hidden_size, n_lstm_layers, input_layer_norm, lstm_kwargs
             )
             if recurrent
@@ -269,8 +269,8 @@ class AgentPolicy(BasePolicy, TeamModel):
         What a policy with memory remembers, without a decision.
 
         :param obs: Own observations, ``(batch, ...)``
-        :param states: Memory before them, ``(batch, n_parts, n_layers, hidden_size)``; None at the start of an episode
-        :return: Memory after them
+        :param states: RecurrentLayers before them, ``(batch, n_parts, n_layers, hidden_size)``; None at the start of an episode
+        :return: RecurrentLayers after them
         """
         assert self.memory is not None
         features = self._features(obs)
@@ -319,7 +319,7 @@ class AgentPolicy(BasePolicy, TeamModel):
     ) -> AgentStep:
         """
         :param obs: Own observations, ``(batch, ...)``
-        :param states: Memory before the step, ``(batch, n_parts, n_layers, hidden_size)``; None for a policy without memory,
+        :param states: RecurrentLayers before the step, ``(batch, n_parts, n_layers, hidden_size)``; None for a policy without memory,
             or at the start of an episode
         :param deterministic: Take the most likely action instead of a sample
         :param action_masks: ``(batch, n_choices)``
@@ -790,18 +790,19 @@ class JointPolicy(BasePolicy):
             | (critic_kwargs or {})
         )
         #: Agents whose memories the critic reads
-        self.read_by_critic: list[str] = []
+        self.agents_read_by_critic: list[str] = []
         if shared_lstm:
-            self.read_by_critic = [
+            self.agents_read_by_critic = [
                 agent for agent, policy in self.policies.items() if policy.memory is not None
             ]
-            if critic_kwargs.get("recurrent") is not None or not self.read_by_critic:
+            if critic_kwargs.get("recurrent") is not None or not self.agents_read_by_critic:
                 raise ValueError(
                     "shared_lstm=True: the critic reads the actors' memories instead of having one of its own. Give it none "
                     "(enable_critic_lstm=False) and some actors one (MlpLstmPolicy), or leave shared_lstm away."
                 )
             sizes = {
-                agent: self.policies[agent].memory.hidden_size for agent in self.read_by_critic
+                agent: self.policies[agent].memory.hidden_size
+                for agent in self.agents_read_by_critic
             }  # type: ignore[union-attr]
             critic_kwargs["n_remembered"] = sizes
         rate = critic_lr_schedule or lr_schedule
@@ -950,7 +951,7 @@ class JointPolicy(BasePolicy):
         pi = {agent: memory.initial_state(n_envs) for agent, memory in memories.items()}
         return RNNStates(pi, self.critic.initial_state(n_envs))
 
-    def for_critic(
+    def critic_observation(
         self, obs: dict[str, th.Tensor], after: dict[str, th.Tensor]
     ) -> dict[str, th.Tensor]:
         """
@@ -958,16 +959,16 @@ class JointPolicy(BasePolicy):
         :param after: What agents remember after it, as if all were active
         :return: What the critic may read: also their memories, if it reads them
         """
-        if not self.read_by_critic:
+        if not self.agents_read_by_critic:
             return obs
         # Of an LSTM's two parts the output, of several layers the last, as the hidden layers of the actor get it
         return obs | {
             MEMORIES: th.cat(
-                [after[agent][:, 0, -1] for agent in self.read_by_critic], dim=1
+                [after[agent][:, 0, -1] for agent in self.agents_read_by_critic], dim=1
             ).detach()
         }
 
-    def keep_memory(
+    def advance_memory(
         self, before: RNNStates, after: RNNStates, active: np.ndarray | None
     ) -> RNNStates:
         """
@@ -983,12 +984,12 @@ class JointPolicy(BasePolicy):
         here = th.as_tensor(active, device=self.device)
         columns = dict(zip(self.agents, here.unbind(dim=1), strict=True))
         pi = {
-            agent: where(columns[agent], states, before.pi[agent])
+            agent: select_states(columns[agent], states, before.pi[agent])
             for agent, states in after.pi.items()
         }
         vf = after.vf
         if before.vf is not None and vf is not None and self.critic.n_values > 1:
-            vf = where(here, vf, before.vf)
+            vf = select_states(here, vf, before.vf)
         return RNNStates(pi, vf)
 
     def forward(
@@ -1016,7 +1017,7 @@ class JointPolicy(BasePolicy):
             for agent, policy in self.policies.items()
         }
         pi = {agent: step.states for agent, step in steps.items() if step.states is not None}
-        values, vf = self.critic.step(self.for_critic(obs, pi), before.vf)
+        values, vf = self.critic.step(self.critic_observation(obs, pi), before.vf)
         return JointStep(
             {agent: step.actions for agent, step in steps.items()},
             {agent: step.log_probs for agent, step in steps.items()},
@@ -1037,9 +1038,9 @@ class JointPolicy(BasePolicy):
             agent: self.policies[agent].remember(
                 self.agent_observation(obs, agent), before.pi.get(agent)
             )
-            for agent in self.read_by_critic
+            for agent in self.agents_read_by_critic
         }
-        return self.critic.predict_values(self.for_critic(obs, after), before.vf)
+        return self.critic.predict_values(self.critic_observation(obs, after), before.vf)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         raise NotImplementedError("A team has no single action tensor; use `predict` or `forward`.")
@@ -1082,7 +1083,7 @@ class JointPolicy(BasePolicy):
         states: dict[str, Any] = dict(state or {})
         if episode_start is not None:
             starts = np.asarray(episode_start, dtype=bool).reshape(-1)
-            states = {agent: _kept(~starts, before) for agent, before in states.items()}
+            states = {agent: _select_state(~starts, before) for agent, before in states.items()}
         active = self._active(observation)
         batched: set[str] = set()
         for agent in self.agents:
@@ -1096,7 +1097,9 @@ class JointPolicy(BasePolicy):
                     raise ValueError(f"agent {agent!r}: {error}") from error
                 if after is not None:
                     states[agent] = (
-                        after if active is None else _kept(active[agent], after, states.get(agent))
+                        after
+                        if active is None
+                        else _select_state(active[agent], after, states.get(agent))
                     )
                 if policy.is_vectorized_observation(policy.split_mask(own[agent])[0]):
                     batched.add(agent)
@@ -1127,7 +1130,7 @@ class JointPolicy(BasePolicy):
         return joint, states or None
 
 
-def _kept(
+def _select_state(
     rows: np.ndarray,
     states: tuple[np.ndarray, ...],
     otherwise: tuple[np.ndarray, ...] | None = None,

@@ -29,7 +29,7 @@ class Sequences(NamedTuple):
     sequences first, then the second step of all that have one, and so on.
 
     :param batch_sizes: How many sequences have a t-th step, on the CPU, ``(max_length,)``
-    :param states: Memory before the first step of each, ``(n_sequences, ..., n_parts, n_layers, hidden_size)``
+    :param states: RecurrentLayers before the first step of each, ``(n_sequences, ..., n_parts, n_layers, hidden_size)``
     """
 
     batch_sizes: th.Tensor

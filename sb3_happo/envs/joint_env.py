@@ -41,7 +41,7 @@ from sb3_happo.envs.teams import (
     agent_ids,
     has_ended,
 )
-from sb3_happo.names import check_names
+from sb3_happo.suggestions import check_names
 
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
 State: TypeAlias = str | Callable[[Any, Observations], np.ndarray] | None

@@ -10,9 +10,16 @@ from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 
 from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
 from sb3_happo.common.gradients import add_up, pieces
+from sb3_happo.common.hyperparameters import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Setting,
+    optional,
+    scheduled,
+)
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.policies import AgentPolicy
-from sb3_happo.common.settings import COUNT, NOT_NEGATIVE, POSITIVE, Setting, optional, scheduled
 from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
 

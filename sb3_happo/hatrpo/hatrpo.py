@@ -6,8 +6,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
-from sb3_happo.common.memory import twice_differentiable
-from sb3_happo.common.settings import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
+from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
+from sb3_happo.common.recurrent import twice_differentiable
 from sb3_happo.common.trust_region import (
     flat_gradient,
     hessian_vector_product,

@@ -1,6 +1,6 @@
 """Vectorised joint environments: in this process, in workers, inside EnvPool, or around a single-agent ``VecEnv``."""
 
-from sb3_happo.vec_env.choose import choose_vec_env
+from sb3_happo.vec_env.auto_vec_env import choose_vec_env
 from sb3_happo.vec_env.envpool_vec_env import EnvPoolVecEnv
 from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv, VecEnvChoice
 from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv

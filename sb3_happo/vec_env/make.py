@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.envs import as_joint_env, make_joint_env
 from sb3_happo.envs.make import EnvWrapper, is_vectorised
-from sb3_happo.vec_env.choose import choose_vec_env
+from sb3_happo.vec_env.auto_vec_env import choose_vec_env
 
 # For each of VECTORISED_FAMILIES: the module, imported when it is needed, and what to call there, (id, n_envs, seed, **kwargs)
 _MAKERS = {

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
-from sb3_happo.common.memory import StackedMemory
 from sb3_happo.common.policies import AgentPolicy, JointPolicy
+from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates
 
 _ELEMENTWISE = (
@@ -88,7 +88,7 @@ def _choose(
     return choices, log_probs.gather(1, choices.unsqueeze(1)).squeeze(1)
 
 
-class StackedPolicies:
+class BatchedPolicies:
     """
     Some agents' policies as one network with one more dimension: agents. A snapshot of their weights.
 
@@ -99,7 +99,7 @@ class StackedPolicies:
         self.leader = policies[0]
         self.n_agents = len(policies)
         memories = [policy.memory for policy in policies if policy.memory is not None]
-        self.memory = StackedMemory(memories) if memories else None
+        self.memory = BatchedRecurrentLayers(memories) if memories else None
         self.layers: list[tuple[nn.Module, th.Tensor | None, th.Tensor | None]] = []
         for layers in zip(*(policy.body for policy in policies), strict=True):
             if isinstance(layers[0], (nn.Linear, nn.LayerNorm)):
@@ -192,7 +192,7 @@ class StackedPolicies:
         )
 
 
-class RolloutTeam:
+class BatchedActors:
     """
     The team as it acts during one rollout. Agents whose spaces and networks have the same form are evaluated together, the
     rest one by one. Weights are those at construction.
@@ -214,7 +214,7 @@ class RolloutTeam:
         for agent, member in policy.policies.items():
             groups.setdefault(_form(member) or agent, []).append(agent)
         self.stacks = {
-            tuple(agents): StackedPolicies([policy.policies[agent] for agent in agents])
+            tuple(agents): BatchedPolicies([policy.policies[agent] for agent in agents])
             for agents in groups.values()
             if len(agents) > 1
         }
@@ -254,7 +254,7 @@ class RolloutTeam:
             actions[agent], log_probs[agent] = alone.actions, alone.log_probs
             if alone.states is not None:
                 pi[agent] = alone.states
-        values, vf = policy.critic.step(policy.for_critic(obs, pi), states.vf)
+        values, vf = policy.critic.step(policy.critic_observation(obs, pi), states.vf)
         return JointStep(actions, log_probs, values, RNNStates(pi, vf))
 
     def to_env_actions(self, step: JointStep) -> np.ndarray:

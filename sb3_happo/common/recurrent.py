@@ -1,4 +1,4 @@
-"""Memory: how a rollout's rows follow each other in time, and the recurrent layers that run over them."""
+"""RecurrentLayers: how a rollout's rows follow each other in time, and the recurrent layers that run over them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ _twice: ContextVar[bool] = ContextVar("twice", default=False)
 _LAYERS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
 
 
-class Memory(nn.Module):
+class RecurrentLayers(nn.Module):
     """
     LSTM or GRU layers. Their state is one tensor ``(batch, n_parts, n_layers, hidden_size)``: an LSTM's hidden and cell
     states are two parts, a GRU has one.
@@ -113,14 +113,14 @@ def twice_differentiable() -> Iterator[None]:
         _twice.reset(token)
 
 
-class StackedMemory:
+class BatchedRecurrentLayers:
     """
     The memories of several agents, one step at a time in one call. A snapshot of their weights.
 
     :param memories: Of the same form, at least one
     """
 
-    def __init__(self, memories: Sequence[Memory]) -> None:
+    def __init__(self, memories: Sequence[RecurrentLayers]) -> None:
         def stack(name: str) -> th.Tensor:
             """Weights ``(n_agents, in, out)`` or biases ``(n_agents, 1, out)`` of all."""
             values = th.stack([getattr(memory.rnn, name).detach() for memory in memories])
@@ -232,7 +232,7 @@ def select(sequences: Sequences, kept: th.Tensor) -> tuple[th.Tensor, Sequences]
 # ---------------------------------------------------------------- states of running environments
 
 
-def where(rows: th.Tensor, states: th.Tensor, otherwise: th.Tensor) -> th.Tensor:
+def select_states(rows: th.Tensor, states: th.Tensor, otherwise: th.Tensor) -> th.Tensor:
     """
     :param rows: Bool ``(...)``
     :param states: ``(..., n_parts, n_layers, hidden_size)``
@@ -242,7 +242,7 @@ def where(rows: th.Tensor, states: th.Tensor, otherwise: th.Tensor) -> th.Tensor
     return th.where(rows[..., None, None, None], states, otherwise)
 
 
-def forget(states: RNNStates, starts: th.Tensor) -> RNNStates:
+def reset_states(states: RNNStates, starts: th.Tensor) -> RNNStates:
     """
     :param states: Of running environments
     :param starts: Which of them begin an episode, bool ``(n_envs,)``

@@ -23,7 +23,7 @@ from sb3_happo import (
     make_joint_env,
     make_joint_vec_env,
 )
-from sb3_happo.common.buffers import MultiAgentRolloutBuffer
+from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from tests.algorithms import (
     ALGORITHMS,
     PLAIN_SPACES,

@@ -18,7 +18,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, NatureC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
-from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.envs import joint_action_dtype
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import every_algorithm, same, small, snapshot

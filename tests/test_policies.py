@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
 from sb3_happo.common.batched_actors import BatchedActors, _choose
-from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.agent_policy import AgentPolicy
 from tests.algorithms import (
     PLAIN_SPACES,
     alike_team,

@@ -12,7 +12,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAPPO, JointEnv
-from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.envs import joint_action_dtype
 from tests.algorithms import PLAIN_SPACES, every_algorithm, random_team, small
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam, TurnGame

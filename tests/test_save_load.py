@@ -10,7 +10,7 @@ import torch as th
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
-from sb3_happo.common.policies import JointPolicy
+from sb3_happo.common.joint_policy import JointPolicy
 from tests.algorithms import (
     alike_team,
     collect,

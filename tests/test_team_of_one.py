@@ -16,7 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAA2C, HAPPO, IPPO, MAPPO, make_joint_vec_env
-from sb3_happo.common.critics import ValueNet
+from sb3_happo.common.state_critics import ValueNet
 from sb3_happo.vec_env import VecTeamOfOne
 from tests.algorithms import collect, small
 

@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from sb3_happo import HATRPO, JointEnv
 from sb3_happo.common.distributions import kl_divergence
-from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.trust_region import (
     flat_gradient,
     flatten,

@@ -39,7 +39,7 @@ import sb3_happo
 from sb3_happo import make_joint_vec_env
 from sb3_happo.common import on_policy_algorithm
 from sb3_happo.common.batched_actors import BatchedActors
-from sb3_happo.common.policies import JointPolicy
+from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs.make import is_vectorised, make_env
 from sb3_happo.vec_env import EnvPoolVecEnv

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
-from sb3_happo.common.policies import AgentPolicy, JointPolicy
+from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates
 

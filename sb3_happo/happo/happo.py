@@ -6,10 +6,18 @@ from typing import Any, ClassVar, get_args
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_happo.common.buffers import MultiAgentRolloutBuffer, joint_minibatches
-from sb3_happo.common.gradients import add_up, pieces
+from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.formulas import (
+    approx_kl,
+    clip_fraction,
+    clipped_policy_loss,
+    effective_sample_size,
+    normalize,
+    update_factor,
+)
+from sb3_happo.common.gradient_step import gradient_step
 from sb3_happo.common.hyperparameters import (
     COUNT,
     NOT_NEGATIVE,
@@ -18,10 +26,14 @@ from sb3_happo.common.hyperparameters import (
     optional,
     scheduled,
 )
+from sb3_happo.common.minibatches import joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
-from sb3_happo.common.policies import AgentPolicy
+from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
+
+#: Figures of a gradient step of an actor, in the order of ``HAPPO._actor_terms``
+ACTOR_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction")
 
 
 class HAPPO(MultiAgentOnPolicyAlgorithm):
@@ -179,51 +191,51 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def _setup_model(self) -> None:
         if self.normalize_advantage not in (True, False, "minibatch", "rollout"):
             raise ValueError(
-                f"normalize_advantage must be a bool, 'minibatch' or 'rollout', not {self.normalize_advantage!r}"
+                "normalize_advantage must be a bool, 'minibatch' or 'rollout', "
+                f"not {self.normalize_advantage!r}"
             )
         if not callable(self.agent_order) and self.agent_order not in get_args(AgentOrderName):
             raise ValueError(
-                f"agent_order must be one of {get_args(AgentOrderName)} or a callable, not {self.agent_order!r}"
+                f"agent_order must be one of {get_args(AgentOrderName)} or a callable, "
+                f"not {self.agent_order!r}"
             )
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
         if callable(self.agent_order):
-            self._own_order(
-                self.agent_order
-            )  # once in vain, so that a wrong one is refused before any training
-
-    def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
-        order = list(agent_order(self.agents))
-        if sorted(order) != sorted(self.agents):
-            raise ValueError(
-                f"agent_order must return every agent once; it returned {order} for {list(self.agents)}"
-            )
-        return order
+            # One call without use, so that a wrong order is refused before any training
+            self._own_order(self.agent_order)
 
     def train(self) -> None:
-        """One update of the team from the rollout: lines 7 to 14 of the paper's Algorithm 3."""
+        """One update of the team from a rollout: lines 6 to 14 of the paper's Algorithm 3."""
         self.policy.set_training_mode(True)
-        # M^{i_1} = A: before the first agent the factor is 1, and it multiplies the joint advantage
+        # Lines 4 to 7: `collect_rollouts` filled the buffer and computed the joint advantage by GAE
+        # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
-        for agents in self._update_order(factor):  # one at a time
+        # Lines 8 and 10: for each agent, in the order of a random permutation
+        for agents in self._update_order(factor):
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
+            # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
-            factor.copy_(self._next_factor(data, factor))  # in place: a greedy order looks at it
+            # Line 12: multiply M by the agent's new probability ratio. The tensor is changed in
+            # place, for a greedy order reads it
+            factor.copy_(self._next_factor(data, factor))
+        # Line 14: fit the critic to the returns
         self._update_critic()
         self._n_updates += 1
         self._log_update(factor)
 
+    # ---------------------------------------------------------------- order of the agents
+
     def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """
-        :param factor: Of the agents updated so far, ``(n_rows,)``, as it stands whenever the next one is asked for
-        :return: Who is updated next, until everybody was: one agent at a time (line 8 of Algorithm 3)
+        Order of the updates (line 8 of Algorithm 3).
+
+        :param factor: Factor of the agents updated so far, ``(n_rows,)``, which changes between two
+            iterations
+        :return: Iterator over the agents to update next, one at a time
         """
         if self.agent_order == "greedy":
-            remaining = list(self.agents)
-            while remaining:
-                steepest = max(remaining, key=lambda agent: self._steepness(agent, factor))
-                remaining.remove(steepest)
-                yield (steepest,)
+            yield from self._greedy_order(factor)
             return
         order: Sequence[str] = self.agents
         if callable(self.agent_order):
@@ -232,18 +244,37 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             order = [self.agents[index] for index in np.random.permutation(len(self.agents))]
         elif self.agent_order == "reverse":
             order = self.agents[::-1]
-        yield from ((agent,) for agent in order)
+        for agent in order:
+            yield (agent,)
+
+    def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
+        """Order of the user's function, checked."""
+        order = list(agent_order(self.agents))
+        if sorted(order) != sorted(self.agents):
+            raise ValueError(
+                f"agent_order must return every agent once; it returned {order} for "
+                f"{list(self.agents)}"
+            )
+        return order
+
+    def _greedy_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
+        """Agents by the steepness of their objectives, steepest first."""
+        remaining = list(self.agents)
+        while remaining:
+            steepest = max(remaining, key=lambda agent: self._steepness(agent, factor))
+            remaining.remove(steepest)
+            yield (steepest,)
 
     def _steepness(self, agent: str, factor: th.Tensor) -> float:
         """
-        How fast the agent's surrogate advantage rises: the norm of the gradient of its objective at the policy of the rollout.
+        Norm of the gradient of an agent's objective at the policy of the rollout.
 
-        The surrogate advantages themselves, ``mean(ratio * factor * A)``, cannot rank agents that share one advantage: before
-        its own update every agent's ratio is 1.
+        The surrogate advantages themselves, ``mean(ratio * factor * A)``, cannot rank agents that
+        share one advantage: before its own update every agent's ratio is 1.
 
-        :param agent: An agent that was not updated yet
-        :param factor: Of the agents updated so far, ``(n_rows,)``
-        :return: >= 0
+        :param agent: Agent that was not updated yet
+        :param factor: Factor of the agents updated so far, ``(n_rows,)``
+        :return: Norm, >= 0
         """
         data = self.rollout_buffer.agent_data(agent, factor)
         if not len(data.advantages):
@@ -255,148 +286,148 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         params = [param for param in policy.parameters() if param.requires_grad]
         return flat_gradient(self._policy_loss(log_prob, data), params).norm().item()
 
+    # ---------------------------------------------------------------- actors
+
     def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
 
-        :param data: Per agent that is updated, its rows of the rollout with the factor of the agents before; several agents
-            are updated at once only if they share parameters
+        :param data: Samples of the agents to update, with the factor of the agents before; several
+            agents are updated at once only if they share parameters
         """
-        policies = {agent: self.policies[agent] for agent in data}
-        leader, policy = next(iter(policies.items()))
-        rate = self.policy.lr_schedules.get(leader, self.lr_schedule)(
-            self._current_progress_remaining
-        )
-        update_learning_rate(policy.optimizer, rate)
-        params = list(policy.parameters())
+        leader = next(iter(data))
+        self._set_actor_rate(leader)
         ent_coef = self._ent_coef(self._current_progress_remaining)
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []
-        for _ in range(self.n_epochs):
-            for batch in joint_minibatches(data, self.batch_size):
-                if self.normalize_advantage in (True, "minibatch"):
-                    batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
-                n_rows = sum(len(rows.advantages) for rows in batch.values())
+        for batch in self._epochs(data):
+            if self.normalize_advantage in (True, "minibatch"):
+                batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
+            n_rows = sum(len(rows.advantages) for rows in batch.values())
 
-                def contribution(
-                    part: tuple[str, ActorBatch], n_rows: int = n_rows
-                ) -> tuple[th.Tensor, th.Tensor]:
-                    agent, rows = part
-                    terms = self._actor_terms(policies[agent], rows) * (
-                        len(rows.advantages) / n_rows
-                    )
-                    return terms[0] - ent_coef * terms[1], terms
+            def loss_of(
+                agent: str, rows: ActorBatch, n_rows: int = n_rows
+            ) -> tuple[th.Tensor, th.Tensor]:
+                terms = self._actor_terms(self.policies[agent], rows)
+                terms = terms * (len(rows.advantages) / n_rows)
+                return terms[0] - ent_coef * terms[1], terms
 
-                parts = [(agent, piece) for agent, rows in batch.items() for piece in pieces(rows)]
-                logs.append(add_up(contribution, parts, params, self._executor))
-                if self.target_kl is not None and logs[-1][2] > 1.5 * self.target_kl:
-                    self._log_actors(list(data), logs)
-                    return
-
-                th.nn.utils.clip_grad_norm_(params, self.max_grad_norm)
-                policy.optimizer.step()
+            step = gradient_step(
+                loss_of,
+                batch,
+                self.policies[leader].optimizer,
+                self.max_grad_norm,
+                f"agent {', '.join(map(repr, data))}",
+                self._executor,
+                self._within_target_kl,
+            )
+            logs.append(step.figures)
+            if not step.accepted:
+                break
         self._log_actors(list(data), logs)
+
+    def _epochs(self, data: dict[str, ActorBatch]) -> Iterator[dict[str, ActorBatch]]:
+        """Minibatches of all passes over the rollout."""
+        for _ in range(self.n_epochs):
+            yield from joint_minibatches(data, self.batch_size)
+
+    def _within_target_kl(self, figures: th.Tensor) -> bool:
+        """False if the approximate KL divergence among the figures is too large for a step."""
+        return self.target_kl is None or not bool(figures[2] > 1.5 * self.target_kl)
 
     def _actor_terms(self, policy: AgentPolicy, batch: ActorBatch) -> th.Tensor:
         """
-        :param policy: An agent's policy
-        :param batch: A minibatch of its rows
-        :return: Policy loss, entropy, approximate KL divergence from the policy at collection, share of clipped samples,
-            ``(4,)``
+        :param policy: Policy of an agent
+        :param batch: Minibatch of its samples
+        :return: Policy loss, entropy, approximate KL divergence from the policy at collection, and
+            share of clipped samples, ``(4,)``
         """
         log_prob, entropy = policy.evaluate_batch(batch)
         policy_loss = self._policy_loss(log_prob, batch)
         with th.no_grad():
-            # Schulman's estimate of the KL divergence, low in variance (http://joschu.net/blog/kl-approx.html)
-            log_ratio = log_prob - batch.old_log_prob
-            change = log_ratio.exp() - 1
-            approx_kl = (change - log_ratio).mean()
-            clip_fraction = (change.abs() > self._clip_range()).float().mean()
-        return th.stack([policy_loss, entropy.mean(), approx_kl, clip_fraction])
+            kl = approx_kl(log_prob, batch.old_log_prob)
+            clipped = clip_fraction(log_prob, batch.old_log_prob, self._clip_range())
+        return th.stack([policy_loss, entropy.mean(), kl, clipped])
 
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
-        PPO's clipped objective of ``M = factor * A``, negated (line 11 of Algorithm 3).
+        Hook: loss of the policy. Here PPO's clipped objective of ``M = factor * A``, negated
+        (line 11 of Algorithm 3).
 
-        :param log_prob: Of the actions now, ``(batch,)``
-        :param batch: With their log-probabilities at collection, (normalised) advantages and factor
-        :return: Scalar
+        :param log_prob: Log-probabilities of the actions under the present policy, ``(batch,)``
+        :param batch: Minibatch with (normalised) advantages and factor
+        :return: Loss, a scalar
         """
-        objective = batch.factor * batch.advantages
-        ratio = th.exp(log_prob - batch.old_log_prob)
-        clip_range = self._clip_range()
-        return -th.min(
-            ratio * objective, ratio.clamp(1 - clip_range, 1 + clip_range) * objective
-        ).mean()
+        return clipped_policy_loss(
+            log_prob, batch.old_log_prob, batch.advantages, batch.factor, self._clip_range()
+        )
 
     def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
         """
-        Multiply the factor by the new ratio of the agents just updated, at the steps at which they were active
-        (line 12 of Algorithm 3).
+        Hook: factor after an update, multiplied by the new ratios of the agents just updated at the
+        steps at which they were active (line 12 of Algorithm 3).
 
-        :param data: Their rows of the rollout
-        :param factor: Of the agents before them, ``(n_rows,)``
-        :return: Of the agents up to and with them, ``(n_rows,)``
+        :param data: Samples of these agents
+        :param factor: Factor of the agents before them, ``(n_rows,)``
+        :return: Factor of the agents up to and with them, ``(n_rows,)``
         """
-        factor = factor.clone()
         for agent, batch in data.items():
             if not len(batch.advantages):
-                continue  # never active in this rollout, and PyTorch's distributions refuse an empty batch
+                # Never active in this rollout; PyTorch's distributions refuse an empty batch
+                continue
             policy = self.policies[agent]
-            policy.set_training_mode(False)  # dropout has no part in who changed what
+            # Without dropout, whose noise is no change of the policy
+            policy.set_training_mode(False)
             with th.no_grad():
                 log_prob, _ = policy.evaluate_batch(batch)
             policy.set_training_mode(True)
-            ratio = th.exp(log_prob - batch.old_log_prob)
-            factor[slice(None) if batch.rows is None else batch.rows] *= ratio
+            factor = update_factor(factor, log_prob, batch.old_log_prob, batch.rows)
         return factor
 
+    # ---------------------------------------------------------------- schedules and log
+
     def _ent_coef(self, progress: float) -> float:
-        # A plain number stays one, for callbacks that set it
+        # A number stays a number, for callbacks that set it
         return self.ent_coef(progress) if callable(self.ent_coef) else self.ent_coef
 
     def _clip_range(self) -> float:
-        return self.clip_range(self._current_progress_remaining)  # type: ignore[operator]
+        assert callable(self.clip_range)
+        return self.clip_range(self._current_progress_remaining)
 
     def _log_actors(self, agents: list[str], logs: list[th.Tensor]) -> None:
         means = th.stack(logs).mean(dim=0).tolist() if logs else [float("nan")] * 4
+        figures = dict(zip(ACTOR_FIGURES, means, strict=True))
         for agent in agents:
-            name = self._log_names[agent]
-            for key, value in zip(
-                ("policy_loss", "entropy", "approx_kl", "clip_fraction"), means, strict=True
-            ):
-                self.logger.record(f"{name}/{key}", value)
-            log_std = self.policies[agent].effective_log_std()
-            if log_std is not None:
-                self.logger.record(f"{name}/std", log_std.exp().mean().item())
+            self._log_agent(agent, figures)
+
+    def _log_agent(self, agent: str, figures: dict[str, float]) -> None:
+        """Record figures of an agent, and the deviation of its continuous actions."""
+        name = self._log_names[agent]
+        for key, value in figures.items():
+            self.logger.record(f"{name}/{key}", value)
+        log_std = self.policies[agent].effective_log_std()
+        if log_std is not None:
+            self.logger.record(f"{name}/std", log_std.exp().mean().item())
 
     def _log_update(self, factor: th.Tensor) -> None:
+        progress = self._current_progress_remaining
         self.logger.record("train/factor_mean", factor.mean().item())
         self.logger.record("train/factor_std", factor.std().item())
-        # Which share of the samples would carry as much information if all had the same weight (Kish)
-        self.logger.record(
-            "train/factor_ess", (factor.sum() ** 2 / (factor**2).sum() / len(factor)).item()
-        )
-        self.logger.record(
-            "train/learning_rate", self.lr_schedule(self._current_progress_remaining)
-        )
+        self.logger.record("train/factor_ess", effective_sample_size(factor).item())
+        self.logger.record("train/learning_rate", self.lr_schedule(progress))
         self.logger.record("train/clip_range", self._clip_range())
         if callable(self.ent_coef):
-            self.logger.record("train/ent_coef", self._ent_coef(self._current_progress_remaining))
-        if self.clip_range_vf is not None:
-            self.logger.record(
-                "train/clip_range_vf", self.clip_range_vf(self._current_progress_remaining)
-            )  # type: ignore[operator]
+            self.logger.record("train/ent_coef", self._ent_coef(progress))
+        clip_range_vf = self.value_loss.clip_range
+        if clip_range_vf is not None:
+            self.logger.record("train/clip_range_vf", clip_range_vf)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
 def normalize_advantages(batch: ActorBatch) -> ActorBatch:
     """
-    :param batch: Some of an agent's rows
-    :return: The same with advantages of mean 0 and standard deviation 1; a single row as it is
+    :param batch: Samples of an agent
+    :return: Samples with advantages of mean 0 and standard deviation 1; a single row is unchanged
     """
-    advantages = batch.advantages
-    if len(advantages) < 2:
-        return batch
-    return batch._replace(advantages=(advantages - advantages.mean()) / (advantages.std() + 1e-8))
+    return batch._replace(advantages=normalize(batch.advantages))

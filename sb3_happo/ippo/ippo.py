@@ -34,7 +34,7 @@ class IPPO(MAPPO):
         policy_kwargs = {"local_critics": True} | (policy_kwargs or {})
         super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)
 
-    def _values_of_the_gone(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
+    def _value_after_leaving(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
         """
         :param values: Of an observation, ``(n, n_agents)``
         :param active: Who is active in it, likewise

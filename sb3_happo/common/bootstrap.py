@@ -1,0 +1,117 @@
+"""Values beyond the last step of a rollout: absent agents, and episodes cut off by a time limit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch as th
+
+#: Function of values ``(n, n_values)`` and an active mask ``(n, n_agents)`` that returns the value
+#: of agents that have left, ``(n, 1)`` or ``(n, n_values)``
+ValueAfterLeaving: TypeAlias = Callable[[th.Tensor, th.Tensor], th.Tensor]
+
+
+class Presence(NamedTuple):
+    """
+    State of the agents in a batch of observations.
+
+    :param active: Mask of the agents that are alive and on turn, ``(n, n_agents)``; None for all
+    :param waiting: Mask of the agents that are alive and not on turn, ``(n, n_agents)``; None for
+        none
+    """
+
+    active: np.ndarray | None
+    waiting: np.ndarray | None
+
+
+def mean_of_active_agents(values: th.Tensor, active: th.Tensor) -> th.Tensor:
+    """
+    Value of agents that have left a team with a common reward, which goes on without them: the mean
+    of the active agents' values.
+
+    :param values: Values of an observation, ``(n, n_agents)``
+    :param active: Active mask of the observation, ``(n, n_agents)``
+    :return: ``(n, 1)``
+    """
+    count = active.sum(dim=1, keepdim=True).clamp(min=1)
+    return (values * active).sum(dim=1, keepdim=True) / count
+
+
+def zero_after_leaving(values: th.Tensor, active: th.Tensor) -> th.Tensor:
+    """
+    Value of agents with rewards of their own that have left: nothing.
+
+    :param values: Values of an observation, ``(n, n_agents)``
+    :param active: Active mask of the observation, ``(n, n_agents)``, unused
+    :return: Zeros, ``(n, n_agents)``
+    """
+    return th.zeros_like(values)
+
+
+def values_of_all_agents(
+    values: th.Tensor,
+    last_own_values: th.Tensor,
+    presence: Presence,
+    after_leaving: ValueAfterLeaving,
+) -> th.Tensor:
+    """
+    Values of an observation for active and inactive agents. A critic with a value per agent learns
+    only the steps at which an agent was active; its output for others has no meaning.
+
+    :param values: Outputs of the critic, ``(n, n_agents)``
+    :param last_own_values: Values of each agent's last active step in the episode, which hold for
+        agents that wait for their turn, ``(n, n_agents)``
+    :param presence: State of the agents in the observation
+    :param after_leaving: Value of agents that have left for good
+    :return: ``(n, n_agents)``
+    """
+    if presence.active is None:
+        return values
+    active = th.as_tensor(presence.active, device=values.device)
+    others = after_leaving(values, active)
+    if presence.waiting is not None:
+        waiting = th.as_tensor(presence.waiting, device=values.device)
+        others = last_own_values.where(waiting, others)
+    return values.where(active, others)
+
+
+def truncated_envs(dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> list[int]:
+    """
+    :param dones: True where an episode ended, ``(n_envs,)``
+    :param infos: Infos of the step
+    :return: Indices of the environments whose episode was cut off by a time limit
+    """
+    cut = []
+    for index in np.flatnonzero(dones):
+        info = infos[index]
+        known = info.get("terminal_observation") is not None
+        if known and info.get("TimeLimit.truncated", False):
+            cut.append(int(index))
+    return cut
+
+
+def stack_entries(observations: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+    """
+    :param observations: Joint observations of single environments
+    :param keys: Entries to stack
+    :return: Joint observation of a batch, each entry ``(n, ...)``: tensors where the environment
+        returned tensors, else arrays
+    """
+    first = next(iter(observations[0].values()))
+    join: Any = th.stack if isinstance(first, th.Tensor) else np.stack
+    return {key: join([obs[key] for obs in observations]) for key in keys}
+
+
+def stack_masks(
+    name: str, infos: Sequence[Mapping[str, Any]], default: np.ndarray
+) -> np.ndarray | None:
+    """
+    :param name: Key of a mask in the infos
+    :param infos: Infos of some environments
+    :param default: Mask of environments whose info has none, ``(n_agents,)``
+    :return: Masks ``(n, n_agents)``; None if no info has one
+    """
+    masks = [info.get(name) for info in infos]
+    if all(mask is None for mask in masks):
+        return None
+    return np.stack([default if mask is None else mask for mask in masks])

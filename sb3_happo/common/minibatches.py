@@ -1,0 +1,137 @@
+"""Rows, sequences and minibatches of rollouts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.type_aliases import PyTorchObs
+
+from sb3_happo.common.recurrent import owners_of, select
+from sb3_happo.common.type_aliases import ActorBatch, Sequences
+
+
+class TeamBatch(NamedTuple):
+    """
+    Joint transitions: row i of every agent belongs to the same step of the same environment.
+
+    :param agents: Batches by agent, all of the same rows; rows at which an agent was inactive are
+        among them
+    :param active: Active mask, ``(batch, n_agents)``, bool
+    """
+
+    agents: dict[str, ActorBatch]
+    active: th.Tensor
+
+    def select(self, rows: th.Tensor | slice) -> "TeamBatch":
+        """
+        :param rows: Indices ``(n,)``, or a slice
+        :return: Rows of all agents
+        """
+        agents = {agent: select_rows(batch, rows) for agent, batch in self.agents.items()}
+        return TeamBatch(agents, self.active[rows])
+
+
+def select_rows(batch: Any, rows: th.Tensor | slice | None) -> Any:
+    """
+    Rows of a batch.
+
+    :param batch: NamedTuple of tensors, dicts of tensors, and None; sequences are not changed
+    :param rows: Indices ``(n,)``; a slice for a view; None for all rows, without a copy
+    :return: Batch of the same type
+    """
+    if rows is None:
+        return batch
+
+    def select_part(part: PyTorchObs | Sequences | None) -> PyTorchObs | Sequences | None:
+        if part is None or isinstance(part, Sequences):
+            return part
+        if isinstance(part, dict):
+            return {key: value[rows] for key, value in part.items()}
+        return part[rows]
+
+    return type(batch)(*map(select_part, batch))
+
+
+def divide_sequences(batch: Any, parts: th.Tensor) -> Iterator[Any]:
+    """
+    Divide a batch with sequences.
+
+    :param batch: Batch with sequences
+    :param parts: Number of the part for each sequence, ``(n_sequences,)``
+    :return: Iterator over the parts
+    """
+    owners = owners_of(batch.sequences)
+    for number in parts.unique():
+        rows, sequences = select(batch.sequences, (parts == number)[owners])
+        yield select_rows(batch, rows)._replace(sequences=sequences)
+
+
+def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
+    """
+    Shuffle a batch and cut it up, as SB3 does; the last minibatch may be smaller. Sequences stay
+    whole, so minibatches with sequences have about ``batch_size`` rows at most.
+
+    :param batch: NamedTuple as for :func:`select_rows`
+    :param batch_size: Rows per minibatch; None for all rows at once
+    :return: Iterator over batches of the same type
+    """
+    n_rows = len(batch[1])
+    if batch_size is None or batch_size >= n_rows:
+        # The order within one minibatch has no effect: no shuffling and no copy
+        yield batch
+    elif batch.sequences is not None:
+        lengths = owners_of(batch.sequences).bincount()
+        order = th.from_numpy(np.random.permutation(len(lengths))).to(lengths.device)
+        parts = th.empty_like(order)
+        parts[order] = (lengths[order].cumsum(0) - 1) // batch_size
+        yield from divide_sequences(batch, parts)
+    else:
+        order = th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device)
+        for rows in order.split(batch_size):
+            yield select_rows(batch, rows)
+
+
+def joint_minibatches(
+    data: Mapping[str, ActorBatch], batch_size: int | None
+) -> Iterator[dict[str, ActorBatch]]:
+    """
+    Minibatches of several agents side by side, each agent shuffled by itself. An agent that was
+    active less often has fewer of them. For the same rows of all agents, see
+    :func:`aligned_minibatches`.
+
+    :param data: Rows by agent
+    :param batch_size: Rows of each agent per minibatch; None for all rows at once
+    :return: Iterator over minibatches by agent, with the agents that have rows left
+    """
+    iterators = {}
+    for agent, rows in data.items():
+        if len(rows.advantages):
+            iterators[agent] = minibatches(rows, batch_size)
+    while iterators:
+        batch = {}
+        for agent, iterator in iterators.items():
+            rows = next(iterator, None)
+            if rows is not None:
+                batch[agent] = rows
+        iterators = {agent: iterators[agent] for agent in batch}
+        if batch:
+            yield batch
+
+
+def aligned_minibatches(data: TeamBatch, batch_size: int | None) -> Iterator[TeamBatch]:
+    """
+    Minibatches with the same rows for all agents, for policies whose agents read one another
+    (communication, attention over agents, joint actors).
+
+    :param data: Joint transitions of a rollout, with the agents' active mask
+    :param batch_size: Joint transitions per minibatch; None for all rows at once
+    :return: Iterator over minibatches; the last one may be smaller
+    """
+    n_rows = len(data.active)
+    if batch_size is None or batch_size >= n_rows:
+        yield data
+        return
+    order = th.from_numpy(np.random.permutation(n_rows)).to(data.active.device)
+    for rows in order.split(batch_size):
+        yield data.select(rows)

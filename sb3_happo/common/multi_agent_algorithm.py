@@ -1,0 +1,337 @@
+"""What the algorithms of all families share: team, environment, prediction, saving."""
+
+import io
+import pathlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecNormalize,
+    VecTransposeImage,
+    unwrap_vec_normalize,
+)
+from torch import nn
+
+from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.checks import (
+    all_finite,
+    check_channel_order,
+    check_env_of_model,
+    check_observations,
+    check_rewards,
+    is_joint,
+    takes_tensors,
+)
+from sb3_happo.common.hyperparameters import Setting, check_settings
+from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.threads import torch_threads
+from sb3_happo.envs import as_joint_env
+from sb3_happo.envs.spaces import ACTION_MASK, is_flag
+from sb3_happo.suggestions import nearest_names
+from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
+from sb3_happo.vec_env.make import make_from_id
+
+SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
+
+
+class MultiAgentAlgorithm(BaseAlgorithm):
+    """
+    Base of the algorithms for teams, beside one of SB3's base classes:
+    ``class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm)``.
+
+    It turns any environment into a vectorised joint one, holds the team's policies, predicts, checks
+    what the environment returns, saves and loads. A subclass collects experience and learns.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
+    #: Allowed values of the hyperparameters, by attribute
+    settings: ClassVar[dict[str, Setting]] = {}
+    policy: MultiAgentPolicy  # type: ignore[assignment]
+    #: Threads for gradients, during ``learn``
+    _executor: ThreadPoolExecutor | None = None
+
+    # ---------------------------------------------------------------- set-up
+
+    def _policy_and_env(self, policy: Any, env: Any) -> tuple[type[BasePolicy], Any]:
+        """Arguments of the constructor: ``HAPPO(env)`` means ``HAPPO("MlpPolicy", env)``."""
+        named = isinstance(policy, type)
+        if isinstance(policy, str):
+            named = policy in self.policy_aliases
+        if env is None and not named:
+            policy, env = "MlpPolicy", policy
+        if isinstance(policy, str):
+            if policy not in self.policy_aliases:
+                (near,) = nearest_names(policy, self.policy_aliases, cutoff=0.0)
+                raise ValueError(
+                    f"Unknown policy {policy!r}; did you mean {near!r}? There are "
+                    f"{list(self.policy_aliases)}."
+                )
+            policy = self.policy_aliases[policy]
+        return policy, make_from_id(env) if isinstance(env, str) else env
+
+    @staticmethod
+    def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        """
+        Turn any environment into a vectorised joint one.
+
+        :param env: PettingZoo or Gymnasium environment, ``JointEnv``, id, or ``VecEnv``
+        :param verbose: Verbosity level
+        :param monitor_wrapper: Wrapping of a single environment in SB3's ``Monitor``
+        :return: ``VecEnv`` with a joint observation and action space, images channels first
+        """
+        if isinstance(env, str):
+            env = make_from_id(env)
+        if isinstance(env, VecEnv):
+            joint = env
+            if not is_joint(env.observation_space, env.action_space):
+                joint = VecTeamOfOne(env)
+        else:
+            is_joint_env = isinstance(env, gym.Env)
+            if not is_joint_env or not is_joint(env.observation_space, env.action_space):
+                env = as_joint_env(env)
+            if monitor_wrapper and not is_wrapped(env, Monitor):
+                env = Monitor(env)
+            joint = JointDummyVecEnv([lambda: env])
+        check_channel_order(joint.observation_space)
+        return BaseAlgorithm._wrap_env(joint, verbose, monitor_wrapper)
+
+    def _check_normalisation(self) -> None:
+        """Refuse a ``VecNormalize`` that would normalise flags."""
+        normalize = None if self.env is None else unwrap_vec_normalize(self.env)
+        if not isinstance(normalize, VecNormalize) or not normalize.norm_obs:
+            return
+        keys = normalize.norm_obs_keys or []
+        flags = [key for key in keys if is_flag(key)]
+        if flags:
+            others = [key for key in keys if key not in flags]
+            raise ValueError(
+                f"VecNormalize would normalise {flags}, which are 0 or 1 and mean that; pass "
+                f"norm_obs_keys={others} to it."
+            )
+
+    def _check_settings(self) -> None:
+        """Check the hyperparameters, and that there is a team to learn with."""
+        if getattr(self, "observation_space", None) is None:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} needs an environment to learn the team's spaces from: {name}(env), or "
+                f"{name}('MlpPolicy', env)."
+            )
+        check_settings(vars(self), self.settings)
+
+    def _make_log_names(self) -> None:
+        """Short names of the agents: SB3's console logger cuts keys at 36 characters."""
+        self._log_names: dict[str, str] = {}
+        for index, agent in enumerate(self.agents):
+            self._log_names[agent] = agent if len(agent) <= 16 else f"{agent[:12]}~{index}"
+
+    # ---------------------------------------------------------------- the team
+
+    @property
+    def agents(self) -> tuple[str, ...]:
+        """
+        :return: Names of the agents, in the environment's order
+        """
+        return self.policy.agents
+
+    @property
+    def policies(self) -> dict[str, AgentPolicy]:
+        """
+        :return: Policies by agent
+        """
+        return self.policy.policies
+
+    @property
+    def critic(self) -> Any:
+        """
+        :return: Critic that the whole team shares (IPPO: one for each agent, in one module)
+        """
+        return self.policy.critic
+
+    def predict(
+        self,
+        observation: dict[str, Any] | np.ndarray,
+        state: Any = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: dict[str, np.ndarray] | None = None,
+    ) -> tuple[Any, Any]:
+        """
+        Actions of the agents whose observations are given; see :meth:`MultiAgentPolicy.predict`.
+
+        :param observation: ``{agent: observation}``, or the observation of a joint environment, one
+            or a batch
+        :param state: Hidden states of recurrent policies
+        :param episode_start: Mask of the environments whose hidden states are reset, ``(n_envs,)``
+        :param deterministic: Most likely actions instead of samples
+        :param action_masks: ``{agent: mask}``, where masks do not come within the observations
+        :return: ``{agent: action}``, or for a batch a structured array with one field per agent;
+            and the next hidden states
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    # ---------------------------------------------------------------- training
+
+    def learn(
+        self: SelfMultiAgent,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfMultiAgent:
+        """
+        Train the team.
+
+        :param total_timesteps: Joint environment steps to train for, at least; floats such as
+            ``1e6`` are accepted
+        :param callback: Callback, called at every step with the state of the algorithm
+        :param log_interval: Updates (on-policy) or episodes (off-policy) between two logs
+        :param tb_log_name: Name of the run in TensorBoard; the algorithm's by default
+        :param reset_num_timesteps: Restart of the count of timesteps; False to continue an earlier
+            call
+        :param progress_bar: Progress bar (needs tqdm and rich)
+        :return: Trained model
+        """
+        name = tb_log_name or type(self).__name__
+        n_threads = th.get_num_threads()
+        # Convolutions gain from PyTorch's own threads; other networks from threads per shard
+        convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
+        n_torch, n_shards = (n_threads, 1) if convolutions else (1, n_threads)
+        with torch_threads(n_torch), ThreadPoolExecutor(n_shards) as executor:
+            self._executor = executor
+            try:
+                return super().learn(
+                    int(total_timesteps),
+                    callback,
+                    log_interval,
+                    name,
+                    reset_num_timesteps,
+                    progress_bar,
+                )
+            finally:
+                self._executor = None
+
+    def _set_actor_rate(self, agent: str) -> None:
+        """Set the learning rate of an agent's optimiser, by its own schedule or the team's."""
+        schedule = self.policy.lr_schedules.get(agent, self.lr_schedule)
+        rate = schedule(self._current_progress_remaining)
+        update_learning_rate(self.policies[agent].optimizer, rate)
+
+    def _to_tensors(self, obs: Mapping[str, np.ndarray | th.Tensor]) -> dict[str, th.Tensor]:
+        return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}
+
+    def _check_step(
+        self, obs: dict[str, th.Tensor], rewards: th.Tensor, infos: list[dict[str, Any]]
+    ) -> None:
+        """
+        :param obs: Observations that the environment returned
+        :param rewards: Rewards to learn from, ``(n_envs, ...)``
+        :param infos: Infos of the step, with each agent's own reward
+        :raises ValueError: On NaN and infinities, and on action masks that allow nothing
+        """
+        if not all_finite([*obs.values(), rewards]):
+            check_observations(obs, range(len(rewards)), self.num_timesteps)
+            check_rewards(rewards, self.agents, infos, self.num_timesteps)
+        for agent, policy in self.policies.items():
+            if not policy.masked:
+                continue
+            masks = obs[f"{agent}/{ACTION_MASK}"].cpu().numpy()[..., -policy.masks.n_choices :]
+            rows = policy.masks.rows_without_choice(masks)
+            if len(rows):
+                raise ValueError(
+                    f"agent {agent!r}: its action mask allows nothing (environment {rows[0]}, "
+                    f"after {self.num_timesteps} timesteps); an agent that cannot act must be left "
+                    "out of the observations, or have one legal action."
+                )
+
+    # ---------------------------------------------------------------- save and load
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Callbacks may copy the model; threads cannot be copied
+        return self.__dict__ | {"_executor": None}
+
+    def _excluded_save_params(self) -> list[str]:
+        excluded = [*super()._excluded_save_params(), "_executor"]
+        if self.env is not None and takes_tensors(self.env):
+            # A simulator's tensors may be on a device that is missing where they are loaded
+            excluded.append("_last_obs")
+        return excluded
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        optimizers = []
+        for group in self.policy.groups:
+            # Agents that share parameters share the optimiser
+            optimizers.append(f"policy.actors.{self.agents.index(group[0])}.optimizer")
+        return ["policy", "policy.critic.optimizer", *optimizers], []
+
+    def get_env(self) -> VecEnv | None:
+        """
+        :return: Training environment, vectorised; a single-agent ``VecEnv`` as it was given, so that
+            SB3's callbacks can compare its wrappers with those of the environment for evaluation
+        """
+        env = self.env.venv if isinstance(self.env, VecTransposeImage) else self.env
+        return env.venv if isinstance(env, VecTeamOfOne) else self.env
+
+    def set_env(self, env: Any, force_reset: bool = True) -> None:
+        """
+        Train on another environment from now on.
+
+        :param env: Environment of any form that the constructor takes, with the same team and
+            number of environments
+        :param force_reset: Reset of the environment before training
+        :raises ValueError: If its team differs
+        """
+        env = self._wrap_env(env, self.verbose)
+        check_env_of_model(env, self.observation_space, self.action_space)
+        super().set_env(env, force_reset)
+        self._check_normalisation()
+
+    @classmethod
+    def load(
+        cls: type[SelfMultiAgent],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: Any = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfMultiAgent:
+        """
+        Load a saved model, with its optimisers and normalisers.
+
+        :param path: Path of the file, or an open file
+        :param env: Environment for further training, of any form that the constructor takes, with
+            any number of environments; not needed for ``predict``
+        :param device: Device of the model
+        :param custom_objects: Objects in the place of saved ones, by name
+        :param print_system_info: Print of the versions at saving and now
+        :param force_reset: Reset of the environment before training
+        :param kwargs: Attributes to change, such as ``learning_rate``
+        :return: Model
+        :raises ValueError: If ``env`` has another team
+        """
+        if env is not None:
+            env = cls._wrap_env(env)
+            data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
+            if isinstance(path, io.BufferedIOBase):
+                path.seek(0)
+            assert data is not None
+            check_env_of_model(env, data["observation_space"], data["action_space"])
+        return super().load(
+            path, env, device, custom_objects, print_system_info, force_reset, **kwargs
+        )

@@ -11,8 +11,8 @@ from pettingzoo import ParallelEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
-from sb3_happo.common.state_critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.networks import ValueNorm
+from sb3_happo.common.state_critics import CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.type_aliases import CriticBatch
 from tests.algorithms import (
     PLAIN_SPACES,

@@ -17,8 +17,8 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
-from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.recurrent import RecurrentLayers, pack, reset_states, twice_differentiable
 from sb3_happo.common.type_aliases import Sequences
 from sb3_happo.vec_env import JointDummyVecEnv

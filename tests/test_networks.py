@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from torch import nn
 
-from sb3_happo.common.state_critics import ValueNet
+from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.networks import (
     ACTOR_OUTPUT_GAIN,
     CRITIC_OUTPUT_GAIN,
@@ -20,7 +20,7 @@ from sb3_happo.common.networks import (
     make_memory,
     make_optimizer,
 )
-from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.state_critics import ValueNet
 
 BOX = spaces.Box(-1.0, 1.0, (3,))
 

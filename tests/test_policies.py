@@ -17,8 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
-from sb3_happo.common.batched_actors import BatchedActors, _choose
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.batched_actors import BatchedActors, _choose
 from tests.algorithms import (
     PLAIN_SPACES,
     alike_team,

@@ -13,8 +13,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from torch.func import functional_call
 
 from sb3_happo import HATRPO, JointEnv
-from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.trust_region import (
     flat_gradient,
     flatten,

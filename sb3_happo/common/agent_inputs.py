@@ -47,7 +47,7 @@ def split_mask(
     if isinstance(observation, dict) and ACTION_MASK in observation:
         mask = observation[ACTION_MASK]
         rest = {key: value for key, value in observation.items() if key != ACTION_MASK}
-        own_keys = ()
+        own_keys: tuple[str, ...] = ()
         if isinstance(observation_space, spaces.Dict):
             own_keys = tuple(observation_space.spaces)
         wrapped = list(rest) == ["observation"] and "observation" not in own_keys

@@ -11,8 +11,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 from torch.nn import functional as F
 
-from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates

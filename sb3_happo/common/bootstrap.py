@@ -82,11 +82,11 @@ def truncated_envs(dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> lis
     :return: Indices of the environments whose episode was cut off by a time limit
     """
     cut = []
-    for index in np.flatnonzero(dones):
+    for index in np.flatnonzero(dones).tolist():
         info = infos[index]
         known = info.get("terminal_observation") is not None
         if known and info.get("TimeLimit.truncated", False):
-            cut.append(int(index))
+            cut.append(index)
     return cut
 
 

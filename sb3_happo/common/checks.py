@@ -30,7 +30,8 @@ def check_channel_order(observation_space: spaces.Space) -> None:
         transposes all images of an environment or none
     """
     assert isinstance(observation_space, spaces.Dict)
-    first, last = [], []
+    first: list[str] = []
+    last: list[str] = []
     for key, space in observation_space.spaces.items():
         if is_image_space(space):
             assert isinstance(space, spaces.Box)

@@ -111,9 +111,9 @@ def joint_minibatches(
     while iterators:
         batch = {}
         for agent, iterator in iterators.items():
-            rows = next(iterator, None)
-            if rows is not None:
-                batch[agent] = rows
+            drawn = next(iterator, None)
+            if drawn is not None:
+                batch[agent] = drawn
         iterators = {agent: iterators[agent] for agent in batch}
         if batch:
             yield batch

@@ -58,7 +58,7 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     #: Allowed values of the hyperparameters, by attribute
     settings: ClassVar[dict[str, Setting]] = {}
-    policy: MultiAgentPolicy  # type: ignore[assignment]
+    policy: MultiAgentPolicy
     #: Threads for gradients, during ``learn``
     _executor: ThreadPoolExecutor | None = None
 
@@ -214,7 +214,7 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         with torch_threads(n_torch), ThreadPoolExecutor(n_shards) as executor:
             self._executor = executor
             try:
-                return super().learn(
+                return super().learn(  # type: ignore[safe-super]
                     int(total_timesteps),
                     callback,
                     log_interval,

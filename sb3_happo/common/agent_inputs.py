@@ -1,4 +1,4 @@
-"""Observations and action masks in the forms that ``predict`` takes."""
+"""Observations, action masks and hidden states in the forms that ``predict`` takes."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -53,6 +53,29 @@ def split_mask(
         wrapped = list(rest) == ["observation"] and "observation" not in own_keys
         observation = rest["observation"] if wrapped else rest
     return flat_observation(observation), mask
+
+
+def state_tensor(
+    state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None, device: th.device
+) -> th.Tensor | None:
+    """
+    Hidden states given to ``predict``.
+
+    :param state: Parts of the hidden states, each ``(n_layers, batch, hidden_size)``; None at the
+        start of an episode
+    :param episode_start: Mask of the rows that begin an episode, ``(batch,)``; None for no row
+    :param device: Device of the result
+    :return: ``(batch, n_parts, n_layers, hidden_size)``, with zeros at these rows; None at the start
+    """
+    if state is None:
+        return None
+    stacked = th.as_tensor(np.stack(state), dtype=th.float32, device=device)
+    states = stacked.permute(2, 0, 1, 3)
+    if episode_start is None:
+        return states
+    flags = np.asarray(episode_start, dtype=bool).reshape(-1)
+    starts = th.as_tensor(flags, device=device)
+    return states.masked_fill(starts.reshape(-1, 1, 1, 1), 0.0)
 
 
 class ActionMasks:

@@ -11,7 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_happo.common.agent_inputs import ActionMasks, split_mask
+from sb3_happo.common.agent_inputs import ActionMasks, split_mask, state_tensor
 from sb3_happo.common.distributions import action_leaves, make_action_distribution, set_parameters
 from sb3_happo.common.env_actions import EnvActions, unbatch
 from sb3_happo.common.networks import (
@@ -380,27 +380,16 @@ class AgentPolicy(BasePolicy, TeamModel):
         obs, vectorized = self.obs_to_tensor(own)
         given = own_masks if action_masks is None else action_masks
         masks = self.masks.to_tensor(given, self.device)
+        states = None
+        if self.memory is not None:
+            states = state_tensor(state, episode_start, self.device)
         with th.no_grad():
-            step = self.step(obs, self._state_tensor(state, episode_start), deterministic, masks)
+            step = self.step(obs, states, deterministic, masks)
         env_actions = self.to_env_actions(step.actions.cpu().numpy())
         if step.states is not None:
             # (batch, n_parts, n_layers, hidden_size) -> n_parts x (n_layers, batch, hidden_size)
             state = tuple(step.states.permute(1, 2, 0, 3).cpu().numpy())
         return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
-
-    def _state_tensor(
-        self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
-    ) -> th.Tensor | None:
-        """Hidden states given to :meth:`predict`, ``(batch, n_parts, n_layers, hidden_size)``."""
-        if self.memory is None or state is None:
-            return None
-        stacked = th.as_tensor(np.stack(state), dtype=th.float32, device=self.device)
-        states = stacked.permute(2, 0, 1, 3)
-        if episode_start is None:
-            return states
-        flags = np.asarray(episode_start, dtype=bool).reshape(-1)
-        starts = th.as_tensor(flags, device=self.device)
-        return states.masked_fill(starts.reshape(-1, 1, 1, 1), 0.0)
 
     def to_env_actions(self, actions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """

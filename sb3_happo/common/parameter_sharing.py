@@ -37,14 +37,19 @@ def make_groups(
             f"policy_kwargs['share_parameters'] names an agent twice: {list(map(list, groups))}"
         )
     for group in groups:
-        for agent in group[1:]:
-            if forms[agent] != forms[group[0]]:
-                raise ValueError(
-                    f"agents {group[0]!r} and {agent!r} cannot share parameters; their spaces or "
-                    f"kwargs differ ({forms[group[0]]} against {forms[agent]}); put them into "
-                    "different groups."
-                )
+        _check_group(group, forms)
     return groups + [(agent,) for agent in team.agents if agent not in named]
+
+
+def _check_group(group: tuple[str, ...], forms: dict[str, tuple[Any, ...]]) -> None:
+    """Raise if agents of different form shall share parameters."""
+    for agent in group[1:]:
+        if forms[agent] != forms[group[0]]:
+            raise ValueError(
+                f"agents {group[0]!r} and {agent!r} cannot share parameters; their spaces or "
+                f"kwargs differ ({forms[group[0]]} against {forms[agent]}); put them into "
+                "different groups."
+            )
 
 
 def _equal_agents(forms: dict[str, tuple[Any, ...]]) -> list[tuple[str, ...]]:

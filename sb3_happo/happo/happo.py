@@ -1,13 +1,13 @@
 """HAPPO: Heterogeneous-Agent Proximal Policy Optimisation."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, get_args
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
+from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.formulas import (
     approx_kl,
@@ -30,7 +30,7 @@ from sb3_happo.common.minibatches import joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.trust_region import flat_gradient
-from sb3_happo.common.type_aliases import ActorBatch, AgentOrder, AgentOrderFn, AgentOrderName
+from sb3_happo.common.type_aliases import ActorBatch, AgentOrder
 
 #: Figures of a gradient step of an actor, in the order of ``HAPPO._actor_terms``
 ACTOR_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction")
@@ -38,74 +38,82 @@ ACTOR_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction")
 
 class HAPPO(MultiAgentOnPolicyAlgorithm):
     """
-    Heterogeneous-Agent Proximal Policy Optimisation (Algorithm 3 of Kuba et al. 2021, "Trust Region Policy Optimisation in
-    Multi-Agent Reinforcement Learning", https://arxiv.org/abs/2109.11251; Zhong et al. 2024, "Heterogeneous-Agent
-    Reinforcement Learning", JMLR 25).
+    Heterogeneous-Agent Proximal Policy Optimisation (Algorithm 3 of Kuba et al. 2021, "Trust Region
+    Policy Optimisation in Multi-Agent Reinforcement Learning", https://arxiv.org/abs/2109.11251;
+    Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", JMLR 25).
 
-    The agents are updated one after the other. Each maximises PPO's clipped objective of ``M = factor * A``: the advantage of
-    the joint action, weighted by the product of the probability ratios of the agents updated before it. By the paper's
-    advantage decomposition lemma the team's return then improves with every agent's step, without shared parameters.
+    The agents are updated one after the other. Each maximises PPO's clipped objective of
+    ``M = factor * A``: the advantage of the joint action, weighted by the product of the probability
+    ratios of the agents updated before. By the paper's advantage decomposition lemma the return
+    of the team improves with every agent's step, without shared parameters.
 
-    Knowingly different from the paper: the advantages are normalised (``normalize_advantage``), the policies get an entropy
-    bonus (``ent_coef``), an agent makes several passes over minibatches, as PPO does, and an agent that is dead or not on
-    turn at a step has no part in it. From HARL: clipping ``ratio * M`` instead of ``factor * min(...)``, which is the same
-    because the factor is positive; the ratio is that of the whole action (the product over its dimensions); names and
-    meanings of the hyperparameters are SB3's. With one agent, and the same settings, the numbers are those of SB3's ``PPO``.
+    Differences from the paper: normalised advantages (``normalize_advantage``), an entropy bonus
+    (``ent_coef``), several passes over minibatches, as in PPO, and no part for an agent at steps at
+    which it is dead or not on turn. Differences from HARL: clipping of ``ratio * M`` instead of
+    ``factor * min(...)``, which is the same for the factor is positive; the ratio of the whole
+    action (the product over its dimensions); SB3's hyperparameters. With one agent and the same
+    settings the numbers are those of SB3's ``PPO``.
 
-    :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's network follows its observation
-        space), "MlpLstmPolicy" or "MlpGruPolicy" for actors and a critic with memory, a subclass of ``JointPolicy``, or the
-        environment itself: ``HAPPO(env)``
-    :param env: A PettingZoo or Gymnasium environment, a ``JointEnv``, an id such as "mpe2/simple_spread_v3", or a ``VecEnv``
-        of these (see ``make_joint_vec_env``)
-    :param learning_rate: Of the actors, > 0, constant or a schedule of the remaining progress (from 1 to 0); single agents
-        may have their own (``policy_kwargs["agent_kwargs"][agent]["learning_rate"]``)
-    :param n_steps: Steps per environment and update; an update learns from ``n_steps * n_envs`` joint transitions
-    :param batch_size: Minibatch of the actors, in joint transitions; None for all of them at once
-    :param n_epochs: Passes over the rollout that each agent makes
+    :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's
+        network follows its observation space), "MlpLstmPolicy" or "MlpGruPolicy" for recurrent
+        actors and critic, a subclass of ``JointPolicy``, or the environment: ``HAPPO(env)``
+    :param env: PettingZoo or Gymnasium environment, ``JointEnv``, id such as
+        "mpe2/simple_spread_v3", or ``VecEnv`` of these (see ``make_joint_vec_env``)
+    :param learning_rate: Learning rate of the actors, > 0, constant or a schedule of the remaining
+        progress (from 1 to 0). For single agents:
+        ``policy_kwargs["agent_kwargs"][agent]["learning_rate"]``
+    :param n_steps: Steps per environment and update; a rollout has ``n_steps * n_envs`` joint
+        transitions
+    :param batch_size: Minibatch of the actors, in joint transitions; None for the whole rollout
+    :param n_epochs: Passes of each agent over the rollout
     :param gamma: Discount factor, in [0, 1]
-    :param gae_lambda: Trade-off of bias against variance in generalised advantage estimation, in [0, 1]
-    :param clip_range: How far from 1 an agent's ratio may profit, > 0, constant or a schedule
-    :param clip_range_vf: How far a value may move in one update, > 0, constant or a schedule, in the units in which the critic
-        predicts (standard deviations of the return where ``normalize_value``); None for no limit
-    :param normalize_advantage: Normalise advantages to mean 0 and standard deviation 1: True or "minibatch" within each
-        minibatch, as SB3 does; "rollout" once per update, as HARL does; False not at all. Only steps at which the agent
-        was active count
-    :param ent_coef: Weight of the entropy bonus, >= 0, constant or a schedule: one that falls keeps the agents undecided until
-        they have seen more, so that they do not settle on the first division of labour that works
-    :param vf_coef: Weight of the value loss, >= 0; actors and critic have optimisers of their own, so with Adam it matters
-        only for the gradient clipping
-    :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart, > 0; None for no clipping
-    :param target_kl: Stop an agent's passes when its approximate KL divergence exceeds 1.5 times this (the critic goes on,
-        where SB3's ``PPO`` stops both); None for never
-    :param critic_learning_rate: Constant or a schedule; None for the actors' ``learning_rate``
-    :param critic_n_epochs: Passes of the critic; None for the actors' ``n_epochs``
-    :param critic_batch_size: Minibatch of the critic; None for the actors' ``batch_size``
-    :param normalize_value: Let the critic predict returns normalised by their running mean and standard deviation
-    :param huber_delta: Where the value loss turns from quadratic to linear (Huber loss), in the critic's units; None for the
-        mean squared error
-    :param use_clipped_value_loss: With ``clip_range_vf``, take the larger of the clipped and the unclipped loss, as HARL and
-        MAPPO do; otherwise the clipped one alone, as SB3 does
-    :param chunk_length: With a recurrent policy, through how many steps gradients flow back (truncated backpropagation through
-        time), at least 1; None for the whole rollout. What is learned in one piece must lie within one chunk: a cue that
-        matters k steps later wants more than k. Longer chunks take more time
-    :param agent_order: In which order the agents are updated: "random" (a new permutation every update, as in the paper),
-        "fixed" (the environment's), "reverse", "greedy" (the agent whose surrogate advantage can rise fastest first, after
-        "Order Matters", Wang et al. 2023, https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or
-        a callable from the tuple of agents to a sequence of them
-    :param rollout_buffer_class: A subclass of ``MultiAgentRolloutBuffer``
-    :param rollout_buffer_kwargs: Its further keyword arguments
+    :param gae_lambda: Trade-off of bias against variance in generalised advantage estimation, in
+        [0, 1]
+    :param clip_range: Distance from 1 up to which an agent's ratio may profit, > 0, constant or a
+        schedule
+    :param clip_range_vf: Largest change of a value per update, > 0, constant or a schedule, in the
+        critic's units (standard deviations of the return with ``normalize_value``); None for no
+        limit
+    :param normalize_advantage: Normalisation of the advantages to mean 0 and standard deviation 1:
+        True or "minibatch" within each minibatch, as in SB3; "rollout" once per update, as in HARL;
+        False for none. Only steps at which the agent was active count
+    :param ent_coef: Weight of the entropy bonus, >= 0, constant or a schedule. A falling schedule
+        keeps the policies stochastic at first, against early convergence to a poor joint policy
+    :param vf_coef: Weight of the value loss, >= 0. Actors and critic have their own optimisers, so
+        with Adam it has an effect on the clipping of gradients only
+    :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart, > 0;
+        None for no clipping
+    :param target_kl: Approximate KL divergence of which 1.5 times ends an agent's passes (those of
+        the critic continue, while SB3's ``PPO`` ends both); None for no limit
+    :param critic_learning_rate: Learning rate of the critic, constant or a schedule; None for
+        ``learning_rate``
+    :param critic_n_epochs: Passes of the critic; None for ``n_epochs``
+    :param critic_batch_size: Minibatch of the critic; None for ``batch_size``
+    :param normalize_value: Prediction of returns normalised by their running mean and deviation
+    :param huber_delta: Error at which the value loss turns from quadratic to linear (Huber loss), in
+        the critic's units; None for the squared error
+    :param use_clipped_value_loss: With ``clip_range_vf``, the larger of the clipped and the
+        unclipped loss, as in HARL and MAPPO; otherwise the clipped one, as in SB3
+    :param chunk_length: Steps of backpropagation through time of recurrent policies, >= 1; None for
+        the whole rollout. A dependency over k steps needs more than k. Longer chunks take more time
+    :param agent_order: Order of the updates: "random" (a new permutation per update, as in the
+        paper), "fixed" (the environment's), "reverse", "greedy" (the agent with the steepest
+        surrogate advantage first, after "Order Matters", Wang et al. 2023,
+        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
+        callable from the tuple of agents to a sequence of them
+    :param rollout_buffer_class: Subclass of ``MultiAgentRolloutBuffer``
+    :param rollout_buffer_kwargs: Further keyword arguments of the buffer
     :param stats_window_size: Episodes over which the logged return and length are averaged
     :param tensorboard_log: Folder for TensorBoard; None for no log
-    :param policy_kwargs: Of the networks: ``net_arch``, ``activation_fn``, ``ortho_init``, ``output_gain``,
-        ``input_layer_norm``, ``layer_norm``, ``log_std_init``, ``log_std_form``, ``rescale_actions``, features extractors,
-        optimisers, ``lstm_hidden_size``, ``n_lstm_layers``, ``enable_critic_lstm`` (see
-        :class:`~sb3_happo.common.policies.AgentPolicy`), and overrides in ``agent_kwargs`` and ``critic_kwargs`` (see
-        :class:`~sb3_happo.common.policies.JointPolicy`)
+    :param policy_kwargs: Keyword arguments of the policies, see
+        :class:`~sb3_happo.common.networks.NetworkOptions`,
+        :class:`~sb3_happo.common.agent_policy.AgentPolicy` and, for ``agent_kwargs`` and
+        ``critic_kwargs``, :class:`~sb3_happo.common.joint_policy.JointPolicy`
     :param verbose: 0 for no output, 1 for training information
-    :param seed: Seed of everything random
+    :param seed: Seed for the pseudo-random generators
     :param device: "auto", "cpu", "cuda", ...
-    :param _init_setup_model: Whether to build the networks now
-    :raises ValueError: If something in the environment or the settings cannot work, before any training
+    :param _init_setup_model: Construction of the networks now
+    :raises ValueError: If the environment or a setting cannot work, before any training
     """
 
     settings: ClassVar[dict[str, Setting]] = {
@@ -194,16 +202,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 "normalize_advantage must be a bool, 'minibatch' or 'rollout', "
                 f"not {self.normalize_advantage!r}"
             )
-        if not callable(self.agent_order) and self.agent_order not in get_args(AgentOrderName):
-            raise ValueError(
-                f"agent_order must be one of {get_args(AgentOrderName)} or a callable, "
-                f"not {self.agent_order!r}"
-            )
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
-        if callable(self.agent_order):
-            # One call without use, so that a wrong order is refused before any training
-            self._own_order(self.agent_order)
+        # Calls a user's function once, so that a wrong order is refused before any training
+        check_agent_order(self.agent_order, self.agents)
 
     def train(self) -> None:
         """One update of the team from a rollout: lines 6 to 14 of the paper's Algorithm 3."""
@@ -235,35 +237,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         :return: Iterator over the agents to update next, one at a time
         """
         if self.agent_order == "greedy":
-            yield from self._greedy_order(factor)
-            return
-        order: Sequence[str] = self.agents
-        if callable(self.agent_order):
-            order = self._own_order(self.agent_order)
-        elif self.agent_order == "random":
-            order = [self.agents[index] for index in np.random.permutation(len(self.agents))]
-        elif self.agent_order == "reverse":
-            order = self.agents[::-1]
+            order = greedy_order(self.agents, lambda agent: self._steepness(agent, factor))
+        else:
+            order = iter(fixed_order(self.agent_order, self.agents))
         for agent in order:
             yield (agent,)
-
-    def _own_order(self, agent_order: AgentOrderFn) -> list[str]:
-        """Order of the user's function, checked."""
-        order = list(agent_order(self.agents))
-        if sorted(order) != sorted(self.agents):
-            raise ValueError(
-                f"agent_order must return every agent once; it returned {order} for "
-                f"{list(self.agents)}"
-            )
-        return order
-
-    def _greedy_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
-        """Agents by the steepness of their objectives, steepest first."""
-        remaining = list(self.agents)
-        while remaining:
-            steepest = max(remaining, key=lambda agent: self._steepness(agent, factor))
-            remaining.remove(steepest)
-            yield (steepest,)
 
     def _steepness(self, agent: str, factor: th.Tensor) -> float:
         """

@@ -1,0 +1,69 @@
+"""Orders in which the agents of a team are updated one after the other."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
+
+import numpy as np
+
+from sb3_happo.common.type_aliases import AgentOrder, AgentOrderFn, AgentOrderName
+
+
+def check_agent_order(agent_order: AgentOrder, agents: tuple[str, ...]) -> None:
+    """
+    :param agent_order: Setting of the user
+    :param agents: Names of the agents
+    :raises ValueError: If the setting is unknown, or a callable does not return every agent once
+    """
+    if callable(agent_order):
+        call_order(agent_order, agents)
+    elif agent_order not in get_args(AgentOrderName):
+        raise ValueError(
+            f"agent_order must be one of {get_args(AgentOrderName)} or a callable, "
+            f"not {agent_order!r}"
+        )
+
+
+def call_order(agent_order: AgentOrderFn, agents: tuple[str, ...]) -> list[str]:
+    """
+    :param agent_order: Function of the user
+    :param agents: Names of the agents
+    :return: Order that the function returns
+    :raises ValueError: If it does not return every agent once
+    """
+    order = list(agent_order(agents))
+    if sorted(order) != sorted(agents):
+        raise ValueError(
+            f"agent_order must return every agent once; it returned {order} for {list(agents)}"
+        )
+    return order
+
+
+def fixed_order(agent_order: AgentOrder, agents: tuple[str, ...]) -> Sequence[str]:
+    """
+    Order that does not depend on the updates.
+
+    :param agent_order: "random" for a new permutation, drawn from NumPy's generator as SB3's
+        minibatches are; "fixed"; "reverse"; or a callable
+    :param agents: Names of the agents, in the environment's order
+    :return: Order of the next update
+    """
+    if callable(agent_order):
+        return call_order(agent_order, agents)
+    if agent_order == "random":
+        return [agents[index] for index in np.random.permutation(len(agents))]
+    return agents[::-1] if agent_order == "reverse" else agents
+
+
+def greedy_order(agents: tuple[str, ...], score: Callable[[str], float]) -> Iterator[str]:
+    """
+    Order by a score that may change with every update, highest first.
+
+    :param agents: Names of the agents
+    :param score: Score of an agent that was not updated yet
+    :return: Iterator over the agents; the scores are computed again before each of them
+    """
+    remaining = list(agents)
+    while remaining:
+        best = max(remaining, key=score)
+        remaining.remove(best)
+        yield best

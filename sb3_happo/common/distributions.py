@@ -165,21 +165,6 @@ def set_parameters(
     return distribution
 
 
-def split_masks(
-    action_masks: th.Tensor | None, sizes: Sequence[int]
-) -> Sequence[th.Tensor] | list[None]:
-    """
-    Cut the action masks of an agent into those of its leaves.
-
-    :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are
-    :param sizes: Length of the mask of each leaf
-    :return: One tensor ``(batch, size)`` per leaf, or one None per leaf
-    """
-    if action_masks is None:
-        return [None] * len(sizes)
-    return action_masks.split(list(sizes), dim=1)
-
-
 class HybridDistribution(Distribution):
     """
     Independent distributions over the parts of a Dict or Tuple action space.
@@ -233,7 +218,9 @@ class HybridDistribution(Distribution):
         :param action_masks: Masks of the discrete parts one after the other, ``(batch, n_choices)``
         :return: self
         """
-        masks = split_masks(action_masks, self._n_choices)
+        masks: Sequence[th.Tensor | None] = [None] * len(self.parts)
+        if action_masks is not None:
+            masks = action_masks.split(self._n_choices, dim=1)
         start = 0
         for part, leaf, leaf_params, mask in zip(
             self.parts, self.leaves, params.split(self._n_params, dim=1), masks, strict=True

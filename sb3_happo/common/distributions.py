@@ -1,6 +1,6 @@
-"""Probability distributions over one agent's actions, plain, masked or hybrid."""
+"""Probability distributions over the actions of one agent: plain, masked, squashed or hybrid."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,11 +15,14 @@ from sb3_contrib.common.maskable.distributions import (
 from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
+    SquashedDiagGaussianDistribution,
     make_proba_distribution,
     sum_independent_dims,
 )
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
+
+# ---------------------------------------------------------------- action spaces
 
 
 class ActionLeaf(NamedTuple):
@@ -28,8 +31,8 @@ class ActionLeaf(NamedTuple):
 
     :param path: Field names that lead to it, outermost first; empty where the whole space is plain
     :param space: The plain space, in the form of :func:`plain_form`
-    :param n_actions: Columns it takes in the agent's raw action
-    :param n_params: Outputs of the policy network that parametrise it (means or logits)
+    :param n_actions: Number of its columns in the agent's raw action
+    :param n_params: Number of means or logits of its distribution
     :param n_choices: Length of its action mask; 0 for spaces that have none
     """
 
@@ -39,13 +42,24 @@ class ActionLeaf(NamedTuple):
     n_params: int
     n_choices: int
 
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """
+        :return: Number of options of each choice that an action mask covers: ``(n,)`` for Discrete,
+            ``nvec`` for MultiDiscrete, empty for the others
+        """
+        if isinstance(self.space, spaces.MultiDiscrete):
+            return tuple(int(n) for n in self.space.nvec)
+        return (self.n_choices,) if self.n_choices else ()
+
 
 def plain_form(space: spaces.Space) -> spaces.Space:
     """
-    What the distributions, SB3's own, are made for: MultiDiscrete and MultiBinary of one dimension, and Boxes of float32.
+    The form of a space that SB3's distributions are made for: MultiDiscrete and MultiBinary of one
+    dimension, and Boxes of float32.
 
     :param space: Box, Discrete, MultiDiscrete or MultiBinary
-    :return: A space of the same size whose actions, brought into the space's own shape, lie within the space
+    :return: A space of the same size. Its actions, reshaped, lie within the given space
     """
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
         return spaces.MultiDiscrete(space.nvec.ravel(), start=space.start.ravel())
@@ -62,7 +76,7 @@ def plain_form(space: spaces.Space) -> spaces.Space:
 
 def action_leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[ActionLeaf]:
     """
-    The plain spaces inside an agent's action space, in the order in which raw actions hold them.
+    The plain spaces inside an agent's action space, in the order of the columns of raw actions.
 
     :param space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these
     :param path: Field names that lead to ``space``
@@ -85,20 +99,42 @@ def action_leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[A
         yield ActionLeaf(path, space, n_actions, n_choices or n_actions, n_choices)
 
 
-def make_action_distribution(action_space: spaces.Space, masked: bool = False) -> Distribution:
+def starts_of_choices(leaves: Iterable[ActionLeaf]) -> np.ndarray:
     """
-    The distribution for an agent's action space: SB3's own for plain spaces, sb3-contrib's maskable ones where the
-    agent has action masks, and a :class:`HybridDistribution` for Dict and Tuple spaces.
+    The layout of an agent's action masks.
+
+    :param leaves: Leaves of the agent's action space
+    :return: First column of each discrete choice in the masks, ``(n_factors,)``
+    """
+    sizes: list[int] = []
+    for leaf in leaves:
+        sizes.extend(leaf.factors)
+    return np.cumsum([0, *sizes[:-1]])
+
+
+# ---------------------------------------------------------------- distributions
+
+
+def make_action_distribution(
+    action_space: spaces.Space, masked: bool = False, squashed: bool = False
+) -> Distribution:
+    """
+    The distribution for an agent's action space: SB3's own for plain spaces, sb3-contrib's maskable
+    ones where the agent has action masks, and a :class:`HybridDistribution` for Dict and Tuple
+    spaces.
 
     :param action_space: The agent's action space
-    :param masked: Whether the discrete parts are masked
+    :param masked: Whether the Discrete and MultiDiscrete parts are masked
+    :param squashed: Whether the Gaussians of Box parts pass through tanh, as in SB3's SAC
     :return: A distribution without parameters yet
     """
     if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
-        return HybridDistribution(action_space, masked)
+        return HybridDistribution(action_space, masked, squashed)
     action_space = plain_form(action_space)
     if masked and isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
         return make_masked_proba_distribution(action_space)
+    if squashed and isinstance(action_space, spaces.Box):
+        return SquashedDiagGaussianDistribution(get_action_dim(action_space))
     return make_proba_distribution(action_space)
 
 
@@ -112,9 +148,9 @@ def set_parameters(
     Give a distribution of :func:`make_action_distribution` its parameters.
 
     :param distribution: The distribution, changed in place
-    :param params: Output of the policy network (means, logits), ``(batch, n_params)``
-    :param log_std: Logarithm of the standard deviations of the continuous dimensions, ``(n_continuous,)`` or one row per
-        sample
+    :param params: Means and logits, ``(batch, n_params)``
+    :param log_std: Logarithm of the standard deviations of the continuous columns,
+        ``(n_continuous,)`` or one row per sample
     :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
     :return: ``distribution``
     """
@@ -137,23 +173,32 @@ class HybridDistribution(Distribution):
     Actions are float tensors ``(batch, action_dim)``: the columns of the parts, in the order of
     :func:`action_leaves`.
 
-    :param action_space: Dict or Tuple of Box, Discrete, MultiDiscrete, MultiBinary, or of further Dicts and Tuples
+    :param action_space: Dict or Tuple of Box, Discrete, MultiDiscrete, MultiBinary, or of further
+        Dicts and Tuples
     :param masked: Whether the Discrete and MultiDiscrete parts are masked
+    :param squashed: Whether the Gaussians of Box parts pass through tanh
     """
 
-    def __init__(self, action_space: spaces.Dict | spaces.Tuple, masked: bool = False) -> None:
+    def __init__(
+        self,
+        action_space: spaces.Dict | spaces.Tuple,
+        masked: bool = False,
+        squashed: bool = False,
+    ) -> None:
         super().__init__()
         self.leaves = list(action_leaves(action_space))
-        self.parts = [make_action_distribution(leaf.space, masked) for leaf in self.leaves]
+        self.parts = [
+            make_action_distribution(leaf.space, masked, squashed) for leaf in self.leaves
+        ]
         self._n_params = [leaf.n_params for leaf in self.leaves]
         self._n_actions = [leaf.n_actions for leaf in self.leaves]
         self._n_choices = [leaf.n_choices for leaf in self.leaves]
 
     def proba_distribution_net(self, latent_dim: int) -> nn.Module:
         """
-        The linear layer whose outputs parametrise all parts.
+        The linear layer whose outputs are the means and logits of all parts.
 
-        :param latent_dim: Features that the policy network ends with
+        :param latent_dim: Number of features at the end of the policy network
         :return: The layer
         """
         return nn.Linear(latent_dim, sum(self._n_params))
@@ -167,16 +212,15 @@ class HybridDistribution(Distribution):
         """
         Set the parameters of every part.
 
-        :param params: ``(batch, n_params)``
-        :param log_std: ``(n_continuous,)``, None where no part is continuous
-        :param action_masks: ``(batch, n_choices)``, the masks of the discrete parts one after the other
+        :param params: Means and logits, ``(batch, n_params)``
+        :param log_std: Logarithm of the standard deviations, ``(n_continuous,)`` or
+            ``(batch, n_continuous)``; None where no part is continuous
+        :param action_masks: Masks of the discrete parts one after the other, ``(batch, n_choices)``
         :return: self
         """
-        masks = (
-            [None] * len(self.parts)
-            if action_masks is None
-            else action_masks.split(self._n_choices, dim=1)
-        )
+        masks: Sequence[th.Tensor | None] = [None] * len(self.parts)
+        if action_masks is not None:
+            masks = action_masks.split(self._n_choices, dim=1)
         start = 0
         for part, leaf, leaf_params, mask in zip(
             self.parts, self.leaves, params.split(self._n_params, dim=1), masks, strict=True
@@ -189,39 +233,48 @@ class HybridDistribution(Distribution):
             set_parameters(part, leaf_params, leaf_std, mask)
         return self
 
-    def _columns(self, actions: th.Tensor) -> list[th.Tensor]:
-        return [
-            column.flatten() if isinstance(leaf.space, spaces.Discrete) else column
-            for leaf, column in zip(self.leaves, actions.split(self._n_actions, dim=1), strict=True)
-        ]
-
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """
-        :param actions: ``(batch, action_dim)``
-        :return: Joint log-probability of the parts, ``(batch,)``
-        """
-        pairs = zip(self.parts, self._columns(actions), strict=True)
-        return th.stack([part.log_prob(column) for part, column in pairs]).sum(dim=0)
+        Joint log-probability of the parts of an action.
 
-    def entropy(self) -> th.Tensor:
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: Log-probabilities, ``(batch,)``
         """
-        :return: Joint entropy of the parts, ``(batch,)``
+        log_probs = []
+        columns = actions.split(self._n_actions, dim=1)
+        for leaf, part, column in zip(self.leaves, self.parts, columns, strict=True):
+            if isinstance(leaf.space, spaces.Discrete):
+                column = column.flatten()  # (batch, 1) -> (batch,), the form of a Categorical
+            log_probs.append(part.log_prob(column))
+        return th.stack(log_probs).sum(dim=0)
+
+    def entropy(self) -> th.Tensor | None:
         """
-        entropies = [part.entropy() for part in self.parts]
-        return th.stack([entropy for entropy in entropies if entropy is not None]).sum(dim=0)
+        Joint entropy of the parts.
+
+        :return: Entropies, ``(batch,)``; None if a part is squashed, which has no closed form
+        """
+        entropies = []
+        for part in self.parts:
+            entropy = part.entropy()
+            if entropy is None:
+                return None
+            entropies.append(entropy)
+        return th.stack(entropies).sum(dim=0)
 
     def _join(self, columns: list[th.Tensor]) -> th.Tensor:
+        """Join the columns of the parts, ``(batch,)`` or ``(batch, n)``."""
         return th.cat([column.reshape(len(column), -1).float() for column in columns], dim=1)
 
     def sample(self) -> th.Tensor:
         """
-        :return: ``(batch, action_dim)``
+        :return: Sampled raw actions, ``(batch, action_dim)``
         """
         return self._join([part.sample() for part in self.parts])
 
     def mode(self) -> th.Tensor:
         """
-        :return: The most likely action of each part, ``(batch, action_dim)``
+        :return: Most likely raw action of each part, ``(batch, action_dim)``
         """
         return self._join([part.mode() for part in self.parts])
 
@@ -233,11 +286,13 @@ class HybridDistribution(Distribution):
         deterministic: bool = False,
     ) -> th.Tensor:
         """
-        :param params: ``(batch, n_params)``
-        :param log_std: ``(n_continuous,)``
-        :param action_masks: ``(batch, n_choices)``
+        Raw actions of the distribution with the given parameters.
+
+        :param params: Means and logits, ``(batch, n_params)``
+        :param log_std: Logarithm of the standard deviations, ``(n_continuous,)``
+        :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
         :param deterministic: Take the mode instead of a sample
-        :return: ``(batch, action_dim)``
+        :return: Raw actions, ``(batch, action_dim)``
         """
         return self.proba_distribution(params, log_std, action_masks).get_actions(deterministic)
 
@@ -248,18 +303,99 @@ class HybridDistribution(Distribution):
         action_masks: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param params: ``(batch, n_params)``
-        :param log_std: ``(n_continuous,)``
-        :param action_masks: ``(batch, n_choices)``
-        :return: Sampled actions ``(batch, action_dim)`` and their log-probabilities ``(batch,)``
+        Sampled raw actions of the distribution with the given parameters, with log-probabilities.
+
+        :param params: Means and logits, ``(batch, n_params)``
+        :param log_std: Logarithm of the standard deviations, ``(n_continuous,)``
+        :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
+        :return: Raw actions ``(batch, action_dim)`` and log-probabilities ``(batch,)``
         """
         actions = self.actions_from_params(params, log_std, action_masks)
         return actions, self.log_prob(actions)
 
 
+class PointDistribution(Distribution):
+    """
+    All probability on one action: the policy of a deterministic or greedy actor.
+
+    The log-probability is 0 for this action and minus infinity for any other, the entropy 0: the
+    numbers of a point mass under the counting measure (a point in a Box has no density). They have
+    no gradient, so that a policy-gradient loss fails in ``backward`` instead of learning nothing.
+    """
+
+    #: Largest difference that counts as the same action: batches of other sizes round differently
+    TOLERANCE = 1e-5
+
+    actions: th.Tensor
+
+    def proba_distribution_net(self, latent_dim: int) -> nn.Module:
+        """
+        Not defined: the number of outputs depends on the head.
+
+        :param latent_dim: Number of features at the end of the policy network
+        :raises NotImplementedError: Always
+        """
+        raise NotImplementedError("A point has no layer of its own; use make_head(...).n_params.")
+
+    def proba_distribution(self, actions: th.Tensor) -> "PointDistribution":
+        """
+        Set the action.
+
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: self
+        """
+        self.actions = actions
+        return self
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: Raw actions, ``(batch, action_dim)``, or ``(batch,)`` if there is one column
+        :return: 0 for the action of the distribution, minus infinity for others, ``(batch,)``
+        """
+        own = self.actions.detach()
+        distance = (actions.reshape(own.shape) - own).abs().amax(dim=1)
+        return th.zeros_like(distance).masked_fill(distance > self.TOLERANCE, -th.inf)
+
+    def entropy(self) -> th.Tensor:
+        """
+        :return: Zeros, ``(batch,)``
+        """
+        return th.zeros_like(self.actions[:, 0]).detach()
+
+    def sample(self) -> th.Tensor:
+        """
+        :return: Raw actions, ``(batch, action_dim)``
+        """
+        return self.actions
+
+    def mode(self) -> th.Tensor:
+        """
+        :return: Raw actions, ``(batch, action_dim)``
+        """
+        return self.actions
+
+    def actions_from_params(self, actions: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        """
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :param deterministic: Without effect
+        :return: Raw actions, ``(batch, action_dim)``
+        """
+        return self.proba_distribution(actions).get_actions(deterministic)
+
+    def log_prob_from_params(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: Raw actions ``(batch, action_dim)`` and their log-probabilities, zeros ``(batch,)``
+        """
+        return self.actions_from_params(actions), self.log_prob(actions)
+
+
 @contextmanager
 def unvalidated() -> Iterator[None]:
-    """PyTorch's distributions without a look at their arguments, which costs as much as a layer of a small network."""
+    """
+    PyTorch's distributions without validation of their arguments, which costs as much as a layer of
+    a small network.
+    """
     before = th.distributions.Distribution._validate_args
     th.distributions.Distribution.set_default_validate_args(False)
     try:
@@ -268,46 +404,44 @@ def unvalidated() -> Iterator[None]:
         th.distributions.Distribution.set_default_validate_args(before)
 
 
-def starts_of_choices(leaves: Iterable[ActionLeaf]) -> np.ndarray:
-    """
-    :param leaves: Of an agent's action space
-    :return: Where each discrete choice begins in its action masks
-    """
-    sizes: list[int] = []
-    for leaf in leaves:
-        if isinstance(leaf.space, spaces.MultiDiscrete):
-            sizes.extend(int(n) for n in leaf.space.nvec.flatten())
-        elif leaf.n_choices:
-            sizes.append(leaf.n_choices)
-    return np.cumsum([0, *sizes[:-1]])
+# ---------------------------------------------------------------- divergence
 
 
 def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     """
-    KL divergence between two distributions over the same agent's actions, of whole actions: summed over their dimensions.
-    (SB3's ``kl_divergence`` leaves the dimensions apart, and does not know masked and hybrid distributions.)
+    KL divergence between two distributions over the same agent's actions, summed over the columns
+    of an action. SB3's ``kl_divergence`` keeps the columns apart, and does not take masked and
+    hybrid distributions.
 
-    :param old: The reference
-    :param new: What to measure
+    Of squashed distributions it is the divergence of the Gaussians below tanh: a bijection, applied
+    to both, leaves the divergence as it is.
+
+    :param old: Reference distribution
+    :param new: Distribution of the same form
     :return: ``KL(old || new)``, ``(batch,)``
+    :raises TypeError: If a distribution is a point, between two of which the divergence is 0 or
+        infinite
     """
     if isinstance(old, HybridDistribution):
         assert isinstance(new, HybridDistribution)
-        return th.stack(
-            [kl_divergence(*parts) for parts in zip(old.parts, new.parts, strict=True)]
-        ).sum(dim=0)
-    divergences = [
-        # A Gaussian's and a Bernoulli's dimensions come apart, (batch, n); a Categorical has none
-        sum_independent_dims(
-            th.distributions.kl_divergence(*heads).unsqueeze(1).flatten(start_dim=1)
-        )
-        for heads in zip(_heads(old), _heads(new), strict=True)
-    ]
+        parts = zip(old.parts, new.parts, strict=True)
+        return th.stack([kl_divergence(*pair) for pair in parts]).sum(dim=0)
+    divergences = []
+    for components in zip(_components(old), _components(new), strict=True):
+        divergence = th.distributions.kl_divergence(*components)
+        # (batch,) of a Categorical, (batch, n) of Gaussians and Bernoullis -> (batch, 1 or n)
+        columns = divergence.unsqueeze(1).flatten(start_dim=1)
+        divergences.append(sum_independent_dims(columns))
     return th.stack(divergences).sum(dim=0)
 
 
-def _heads(distribution: Distribution) -> list[th.distributions.Distribution]:
-    """The PyTorch distributions that a plain one consists of: one, or one per choice of a MultiDiscrete."""
+def _components(distribution: Distribution) -> list[th.distributions.Distribution]:
+    """The PyTorch distributions of a plain one: one, or one per choice of a MultiDiscrete."""
+    if isinstance(distribution, PointDistribution):
+        raise TypeError(
+            "A deterministic or greedy actor has no KL divergence; use the head 'gaussian' or "
+            "'squashed' with an algorithm that measures it."
+        )
     if isinstance(distribution, MaskableMultiCategoricalDistribution):
         return list(distribution.distributions)
     inner = distribution.distribution

@@ -25,6 +25,7 @@ from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs, VecEnvChoice, check_same_team
 from sb3_happo.vec_env.shared_memory import SharedArrays, SharedBlock
+from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
 from sb3_happo.vec_env.worker import (
     CLOSE,
     DONE,
@@ -197,7 +198,7 @@ class JointSubprocVecEnv(VecEnv):
         self._waiting = True
         self._send(dict.fromkeys(range(self.n_workers), STEP))
 
-    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, StepInfos]:
         """
         Wait for the step that :meth:`step_async` began.
 
@@ -208,28 +209,41 @@ class JointSubprocVecEnv(VecEnv):
         replies = self._end_step()
         arrays = self._arrays
         rewards, dones = arrays.rewards.copy(), arrays.dones.copy()
-        infos: list[dict[str, Any]] = [
-            {"agent_rewards": agent_rewards, "TimeLimit.truncated": False}
-            for agent_rewards in arrays.agent_rewards.copy()
-        ]
+        agent_rewards = arrays.agent_rewards.copy()
+        active, waiting = self._flags()
+        facts = StepFacts(
+            agent_rewards.astype(np.float32), dones, arrays.truncated.copy(), active, waiting
+        )
+        infos = StepInfos(
+            ({"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards), facts
+        )
+        if active is not None:
+            for index in np.flatnonzero(~dones & ~active.all(axis=1)).tolist():
+                infos[index]["active"] = active[index]
+                if waiting is not None and waiting[index].any():
+                    infos[index]["waiting_agents"] = waiting[index]
         for index in np.flatnonzero(dones).tolist():
-            infos[index]["TimeLimit.truncated"] = bool(arrays.truncated[index])
+            infos[index]["TimeLimit.truncated"] = bool(facts.truncated[index])
             infos[index]["terminal_observation"] = {
                 key: np.array(rows[index]) for key, rows in arrays.terminal_obs.items()
             }
             self.reset_infos[index] = {}
-        if arrays.partial.any():
-            active, waiting = arrays.active.copy(), arrays.waiting.copy()
-            for index in np.flatnonzero(arrays.partial).tolist():
-                infos[index]["active"] = active[index]
-                if waiting[index].any():
-                    infos[index]["waiting_agents"] = waiting[index]
         for rows, reply in zip(self._slices, replies, strict=True):
             for row, info, reset_info in reply or ():
                 infos[rows.start + row].update(info)
                 if reset_info:
                     self.reset_infos[rows.start + row] = reset_info
         return self._observation(), rewards, dones, infos
+
+    def _flags(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Active and waiting agents of the next observations, as in :class:`StepFacts`."""
+        partial = self._arrays.partial[:, np.newaxis]
+        if not partial.any():
+            return None, None
+        # Where `partial` is False the arrays hold flags of an earlier step
+        active = self._arrays.active | ~partial
+        waiting = self._arrays.waiting & partial
+        return active, waiting if waiting.any() else None
 
     def reset(self) -> JointObs:
         """

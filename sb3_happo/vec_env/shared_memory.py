@@ -24,10 +24,11 @@ class SharedArrays(NamedTuple):
     :param rewards: Team rewards, ``(n_envs,)``
     :param agent_rewards: Individual rewards, ``(n_envs, n_agents)``
     :param dones: End of an episode, ``(n_envs,)``
-    :param truncated: SB3's ``"TimeLimit.truncated"``, ``(n_envs,)``, valid where ``dones``
-    :param partial: Presence of an inactive agent, ``(n_envs,)``
-    :param active: ``info["active"]``, ``(n_envs, n_agents)``, valid where ``partial``
-    :param waiting: ``info["waiting_agents"]``, likewise, or all False
+    :param truncated: End of an episode by its time limit alone, ``(n_envs,)``
+    :param partial: Validity of ``active`` and ``waiting``, ``(n_envs,)``; False: all agents of the
+        environment are active
+    :param active: Active mask of ``obs``, ``(n_envs, n_agents)``
+    :param waiting: Mask of the agents that are alive though not active in ``obs``, likewise
     """
 
     obs: JointObs

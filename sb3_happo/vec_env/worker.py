@@ -23,14 +23,9 @@ STEP = b"step"
 CLOSE = b"close"
 DONE = b""  # reply to STEP when the shared memory holds all results
 
-# Infos that travel through the shared memory
-_SHARED_INFOS = {
-    "agent_rewards",
-    "active",
-    "waiting_agents",
-    "TimeLimit.truncated",
-    "terminal_observation",
-}
+# Infos that travel through the shared memory, at every step or while the episode goes on
+_SHARED_INFOS = {"agent_rewards", "TimeLimit.truncated", "terminal_observation"}
+_SHARED_FLAGS = {"active", "waiting_agents"}
 _BUSY_SECONDS = 5e-3  # time of busy waiting before a process sleeps until the next message
 
 
@@ -152,22 +147,23 @@ class Worker:
         :return: Row, info and reset info of each environment with something else to report
         """
         arrays = self.block.arrays
-        _, arrays.rewards[:], arrays.dones[:], infos = self.venv.step(arrays.actions)
+        self.venv.step_async(arrays.actions)
+        _, arrays.rewards[:], arrays.dones[:], infos = self.venv.step_wait()
+        facts = infos.facts
+        arrays.truncated[:] = facts.truncated
+        arrays.partial[:] = facts.active is not None
+        if facts.active is not None:
+            arrays.active[:] = facts.active
+            arrays.waiting[:] = False if facts.waiting is None else facts.waiting
         more = []
         for row, info in enumerate(infos):
             arrays.agent_rewards[row] = info["agent_rewards"]
-            active = info.get("active")
-            arrays.partial[row] = active is not None
-            if active is not None:
-                arrays.active[row] = active
-                arrays.waiting[row] = info.get("waiting_agents", False)
-            done = "terminal_observation" in info
+            done = facts.dones[row]
             if done:
-                arrays.truncated[row] = info["TimeLimit.truncated"]
                 for key, rows in arrays.terminal_obs.items():
                     rows[row] = info["terminal_observation"][key]
             if done or self.full_infos:
-                own_info = {key: value for key, value in info.items() if key not in _SHARED_INFOS}
+                own_info = _unshared(info, done)
                 reset_info = self.venv.reset_infos[row] if done else {}
                 if own_info or reset_info:
                     more.append((row, own_info, reset_info))
@@ -223,6 +219,16 @@ class Worker:
         if hasattr(self, "block"):
             del self.venv
             self.block.close()
+
+
+def _unshared(info: dict[str, Any], done: bool) -> dict[str, Any]:
+    """
+    :param info: Info of a step
+    :param done: End of the episode: the shared flags are then those of the next observation
+    :return: Entries that do not travel through the shared memory
+    """
+    shared = _SHARED_INFOS if done else _SHARED_INFOS | _SHARED_FLAGS
+    return {key: value for key, value in info.items() if key not in shared}
 
 
 class InProcessWorker:

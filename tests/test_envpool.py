@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, IPPO, make_joint_env, make_joint_vec_env
 from sb3_happo.envs.make import one_agent_per_joint
+from sb3_happo.vec_env import step_facts
 from sb3_happo.vec_env.envpool_vec_env import EnvPoolVecEnv
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 
@@ -216,6 +217,12 @@ def test_time_limit() -> None:
         )
         assert dones.tolist() == [n_steps % 4 == 0] * 3
         assert [info["TimeLimit.truncated"] for info in infos] == dones.tolist()
+        facts = step_facts(infos, dones, venv, len(venv.agents))
+        assert facts.dones.tolist() == facts.truncated.tolist() == dones.tolist()
+        own = np.stack([info["agent_rewards"] for info in infos])
+        np.testing.assert_array_equal(facts.agent_rewards, own.astype(np.float32))
+        assert facts.agent_rewards.dtype == np.float32
+        assert facts.active is None and facts.waiting is None
         if not dones.any():
             assert not any("terminal_observation" in info or "episode" in info for info in infos)
             continue

@@ -460,7 +460,7 @@ def test_killed_worker(busy: bool) -> None:
 
 
 def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sb3_happo.vec_env.joint_subproc_vec_env._CLOSING_TIME", 0.3)
+    monkeypatch.setattr(JointSubprocVecEnv, "closing_time", 0.3)
     venv = forked(each(talkative, [10, 11]))
     venv.reset()
     venv.set_attr("fail_in", "hang in step", indices=[1])

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 
 from sb3_happo import HAPPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.envs import joint_action_dtype
+from sb3_happo.vec_env import StepInfos
 from sb3_happo.vec_env.vmas_vec_env import VmasVecEnv
 from tests.algorithms import small
 
@@ -265,6 +266,16 @@ def test_tensors_are_the_same_as_numpy(continuous: bool) -> None:
         assert all(isinstance(part, th.Tensor) for part in (*t_obs.values(), t_rewards))  # type: ignore[union-attr]
         assert all(np.array_equal(part, t_obs[key]) for key, part in obs.items())  # type: ignore[call-overload]
         assert np.array_equal(rewards, t_rewards) and np.array_equal(dones, t_dones)
+        assert isinstance(infos, StepInfos) and isinstance(t_infos, StepInfos)
+        facts, t_facts = infos.facts, t_infos.facts
+        own = np.stack([info["agent_rewards"] for info in infos])
+        assert isinstance(facts.agent_rewards, np.ndarray)
+        assert isinstance(t_facts.agent_rewards, th.Tensor)
+        cut = [info["TimeLimit.truncated"] for info in infos]
+        for one in (facts, t_facts):
+            assert np.array_equal(one.agent_rewards, own)
+            assert np.array_equal(one.dones, dones) and one.truncated.tolist() == cut
+            assert one.active is None and one.waiting is None
         for info, t_info in zip(infos, t_infos, strict=True):
             assert np.array_equal(info["agent_rewards"], t_info["agent_rewards"]) and set(
                 info

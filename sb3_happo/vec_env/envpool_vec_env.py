@@ -18,6 +18,7 @@ from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.episodes import EpisodeStatistics
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
+from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
 
 # What Gymnasium and EnvPool call alike, and mean alike
 _PHYSICS = (
@@ -137,7 +138,7 @@ class EnvPoolVecEnv(VecEnv):
         self.pool.send(matrix[:, self._factorisation.actuators])
         self._waiting = True
 
-    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, StepInfos]:
         """
         Wait for the step that :meth:`step_async` began.
 
@@ -154,11 +155,13 @@ class EnvPoolVecEnv(VecEnv):
         agent_rewards = np.repeat(
             rewards.astype(np.float64)[:, None], len(self.agents), axis=1
         )  # (n_envs, n_agents)
-        infos: list[dict[str, Any]] = [
-            {"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards
-        ]
+        cut = truncated & ~terminated
+        facts = StepFacts(agent_rewards.astype(np.float32), dones, cut, None, None)
+        infos = StepInfos(
+            ({"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards), facts
+        )
         if dones.any():
-            self._begin_next(joint, infos, np.flatnonzero(dones), truncated & ~terminated)
+            self._begin_next(joint, infos, np.flatnonzero(dones), cut)
         return joint, rewards.astype(np.float32), dones, infos
 
     def _begin_next(

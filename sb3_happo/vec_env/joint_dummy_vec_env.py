@@ -10,6 +10,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
 JointObs = dict[str, np.ndarray]
 
@@ -81,7 +82,7 @@ class JointDummyVecEnv(DummyVecEnv):
             actions, self.action_space, self._action_dtype, self.num_envs
         ).copy()
 
-    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, StepInfos]:
         """
         Step every environment, and reset those whose episode has ended.
 
@@ -105,7 +106,8 @@ class JointDummyVecEnv(DummyVecEnv):
             for key, rows in batch.items():
                 rows[index] = obs[key]
             infos.append(info)
-        return batch, rewards, dones, infos
+        facts = gather_facts(infos, dones, self.reset_infos, len(self.action_space.spaces))
+        return batch, rewards, dones, StepInfos(infos, facts)
 
     def reset(self) -> JointObs:
         """

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.envs.spaces import STATE, joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.episodes import EpisodeStatistics
+from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
 
 TensorObs: TypeAlias = dict[str, th.Tensor]
 TeamReward: TypeAlias = str | Callable[[th.Tensor], th.Tensor]
@@ -170,7 +171,7 @@ class VmasVecEnv(VecEnv):
         # (n_envs,) -> (n_envs, 1), as VMAS takes Discrete actions
         self._actions = [part.to(self.device).reshape(self.num_envs, -1) for part in own]
 
-    def step_wait(self) -> tuple[Any, Any, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Any, Any, np.ndarray, StepInfos]:
         """
         Step every environment, and reset those whose episode has ended.
 
@@ -192,12 +193,17 @@ class VmasVecEnv(VecEnv):
         ended, cut = fetched[:, 1:3].astype(bool).T
         dones: np.ndarray = ended | cut
         self._episodes.add(fetched[:, 0])
-        infos: list[dict[str, Any]] = [
-            {"agent_rewards": own, "TimeLimit.truncated": False} for own in fetched[:, 3:]
-        ]
+        truncated_alone = cut & ~ended
+        own_rewards = (
+            agent_rewards.float() if self._in_tensors else fetched[:, 3:].astype(np.float32)
+        )
+        facts = StepFacts(own_rewards, dones, truncated_alone, None, None)
+        infos = StepInfos(
+            ({"agent_rewards": own, "TimeLimit.truncated": False} for own in fetched[:, 3:]), facts
+        )
         if dones.any():
             finished = np.flatnonzero(dones)
-            self._conclude(finished, cut & ~ended, obs, infos)
+            self._conclude(finished, truncated_alone, obs, infos)
             obs = self._restart(finished, obs)
         if self._in_tensors:
             return obs, rewards, dones, infos

@@ -13,9 +13,8 @@ from sb3_happo.envs.spaces import (
     joint_action_dtype,
     joint_action_to_dict,
 )
-from sb3_happo.envs.state import Leaf, concatenated_observations
+from sb3_happo.envs.state import Leaf, Observations, concatenated_observations
 from sb3_happo.vec_env.actions import as_joint_actions
-from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 
 AGENT = "agent_0"
 
@@ -69,7 +68,7 @@ class VecTeamOfOne(VecEnvWrapper):
             plain = [joint_action_to_dict(self.action_space, row)[AGENT] for row in joint]  # type: ignore[assignment]
         self.venv.step_async(plain)
 
-    def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    def step_wait(self) -> tuple[Observations, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """
         Wait for the step that :meth:`step_async` began.
 
@@ -85,7 +84,7 @@ class VecTeamOfOne(VecEnvWrapper):
                 info["terminal_observation"] = self._lift(info["terminal_observation"], ())
         return self._lift(obs, (self.num_envs,)), rewards, dones, infos
 
-    def reset(self) -> JointObs:
+    def reset(self) -> Observations:
         """
         Start an episode in every environment.
 
@@ -101,13 +100,13 @@ class VecTeamOfOne(VecEnvWrapper):
             )
         return self._lift(obs, (self.num_envs,))
 
-    def _lift(self, obs: VecEnvObs, batch: tuple[int, ...]) -> JointObs:
+    def _lift(self, obs: VecEnvObs, batch: tuple[int, ...]) -> Observations:
         """
         :param obs: Observation of the environment
         :param batch: ``(n_envs,)``, or ``()`` for a single observation
         :return: Joint observation
         """
-        lifted: JointObs = {}
+        lifted: Observations = {}
         for key, value in _entries(AGENT, obs).items():
             array, space = np.asarray(value), self.observation_space.spaces[key]
             # VecNormalize makes fractions of whole numbers, and leaves the space's dtype as it is

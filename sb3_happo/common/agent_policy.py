@@ -12,8 +12,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_happo.common.agent_inputs import ActionMasks, split_mask, state_tensor
-from sb3_happo.common.distributions import action_leaves, make_action_distribution, set_parameters
 from sb3_happo.common.env_actions import EnvActions, unbatch
+from sb3_happo.common.heads import HeadName, make_head
 from sb3_happo.common.networks import (
     ACTOR_OUTPUT_GAIN,
     NetworkOptions,
@@ -24,25 +24,6 @@ from sb3_happo.common.networks import (
 )
 from sb3_happo.common.recurrent import RecurrentLayers, single_steps
 from sb3_happo.common.type_aliases import ActorBatch, AgentStep, Sequences
-
-HeadName = Literal["gaussian"]
-
-
-class _Gaussian:
-    def __init__(self, action_space: spaces.Space, masked: bool) -> None:
-        leaves = list(action_leaves(action_space))
-        self.space, self.masked = action_space, masked
-        self.n_params = sum(leaf.n_params for leaf in leaves)
-        self.n_log_std = sum(l.n_actions for l in leaves if isinstance(l.space, spaces.Box))
-
-    def distribution(self, params, log_std, masks):
-        d = make_action_distribution(self.space, self.masked)
-        return set_parameters(d, params, log_std, masks)
-
-
-def make_head(name, action_space, masked):
-    return _Gaussian(action_space, masked)
-
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
 
@@ -307,6 +288,29 @@ class AgentPolicy(BasePolicy, TeamModel):
         """
         masks, sequences = batch.action_masks, batch.sequences
         return self.evaluate_actions(batch.observations, batch.actions, masks, sequences)
+
+    def rsample(
+        self, obs: PyTorchObs, action_masks: th.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Differentiable samples in the form that a Q network reads.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: ``(batch, n_choices)``
+        :param temperature: Temperature of the relaxation of discrete choices, > 0
+        :return: Encoded actions ``(batch, n_encoded)``, and their log-probabilities ``(batch,)``
+        """
+        params, _ = self.parameters_of_actions(obs)
+        log_std = self.effective_log_std()
+        return self.action_head.rsample(params, log_std, action_masks, temperature)
+
+    def values(self, obs: PyTorchObs, action_masks: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: ``(batch, n_choices)``
+        :return: Values of the choices, for the "greedy" head, ``(batch, n_choices)``
+        """
+        return self.action_head.values(self.parameters_of_actions(obs)[0], action_masks)
 
     # ---------------------------------------------------------------- acting
 

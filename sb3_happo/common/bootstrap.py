@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch as th
 
+#: SB3's key of the last observation of an episode in the infos
+LAST_OBSERVATION = "terminal_observation"
 #: Function of values ``(n, n_values)`` and an active mask ``(n, n_agents)`` that returns the value
 #: of agents that have left, ``(n, 1)`` or ``(n, n_values)``
 ValueAfterLeaving: TypeAlias = Callable[[th.Tensor, th.Tensor], th.Tensor]
@@ -22,6 +24,17 @@ class Presence(NamedTuple):
 
     active: np.ndarray | None
     waiting: np.ndarray | None
+
+    @classmethod
+    def from_infos(cls, infos: Sequence[Mapping[str, Any]], n_agents: int) -> "Presence":
+        """
+        :param infos: Infos with the masks of their observations
+        :param n_agents: Number of agents
+        :return: State of the agents in these observations
+        """
+        active = _stack_masks("active", infos, np.ones(n_agents, dtype=bool))
+        waiting = _stack_masks("waiting_agents", infos, np.zeros(n_agents, dtype=bool))
+        return cls(active, waiting)
 
 
 def mean_of_active_agents(values: th.Tensor, active: th.Tensor) -> th.Tensor:
@@ -75,42 +88,35 @@ def values_of_all_agents(
     return values.where(active, others)
 
 
-def truncated_envs(dones: np.ndarray, infos: Sequence[Mapping[str, Any]]) -> list[int]:
+def indices_with_last_observation(
+    truncated: np.ndarray, infos: Sequence[Mapping[str, Any]]
+) -> list[int]:
     """
-    :param dones: True where an episode ended, ``(n_envs,)``
+    :param truncated: True where a time limit cut an episode off, ``(n_envs,)``
     :param infos: Infos of the step
-    :return: Indices of the environments whose episode was cut off by a time limit
+    :return: Indices of these environments, without those whose last observation is not known
     """
-    cut = []
-    for index in np.flatnonzero(dones).tolist():
-        info = infos[index]
-        known = info.get("terminal_observation") is not None
-        if known and info.get("TimeLimit.truncated", False):
-            cut.append(index)
-    return cut
+    indices = np.flatnonzero(truncated).tolist()
+    return [index for index in indices if infos[index].get(LAST_OBSERVATION) is not None]
 
 
-def stack_entries(observations: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+def last_observations(infos: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
     """
-    :param observations: Joint observations of single environments
-    :param keys: Entries to stack
-    :return: Joint observation of a batch, each entry ``(n, ...)``: tensors where the environment
-        returned tensors, else arrays
+    :param infos: Infos of environments whose episode ended
+    :param keys: Entries of the joint observation
+    :return: Last observations of the episodes, each entry ``(n, ...)``: tensors where the
+        environment returned tensors, else arrays
     """
+    observations = [info[LAST_OBSERVATION] for info in infos]
     first = next(iter(observations[0].values()))
     join: Any = th.stack if isinstance(first, th.Tensor) else np.stack
     return {key: join([obs[key] for obs in observations]) for key in keys}
 
 
-def stack_masks(
+def _stack_masks(
     name: str, infos: Sequence[Mapping[str, Any]], default: np.ndarray
 ) -> np.ndarray | None:
-    """
-    :param name: Key of a mask in the infos
-    :param infos: Infos of some environments
-    :param default: Mask of environments whose info has none, ``(n_agents,)``
-    :return: Masks ``(n, n_agents)``; None if no info has one
-    """
+    """Masks ``(n, n_agents)`` under a key of the infos; None if no info has one."""
     masks = [info.get(name) for info in infos]
     if all(mask is None for mask in masks):
         return None

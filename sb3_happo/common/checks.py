@@ -1,5 +1,6 @@
 """Checks of spaces and numbers before and during training."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -52,6 +53,38 @@ def takes_tensors(env: VecEnv) -> bool:
         NumPy arrays only
     """
     return env is env.unwrapped and getattr(env, "takes_tensors", False)
+
+
+def check_batch_sizes(n_steps: int, n_envs: int, sizes: dict[str, int | None]) -> None:
+    """
+    :param n_steps: Steps per environment and rollout
+    :param n_envs: Number of environments
+    :param sizes: Rows per minibatch, by the name of the setting; None for all rows
+    :raises ValueError: If a rollout or a minibatch has a single row, which cannot be normalised
+    """
+    n_rows = n_envs * n_steps
+    if n_rows < 2:
+        raise ValueError(
+            f"`n_steps * n_envs` must be greater than 1; here n_steps={n_steps} and "
+            f"n_envs={n_envs}."
+        )
+    warned = set()
+    for name, size in sizes.items():
+        if size is None:
+            continue
+        if size < 2:
+            raise ValueError(
+                f"`{name}` must be greater than 1, not {size}: a single sample cannot be "
+                "normalised."
+            )
+        if size < n_rows and n_rows % size and size not in warned:
+            warned.add(size)
+            warnings.warn(
+                f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last "
+                f"minibatch of every epoch has only {n_rows % size} samples. We recommend a "
+                f"`{name}` that divides {n_rows} (n_steps={n_steps}, n_envs={n_envs}).",
+                stacklevel=4,
+            )
 
 
 def all_finite(values: Sequence[th.Tensor]) -> bool:

@@ -1,6 +1,5 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -12,18 +11,17 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
+    indices_with_last_observation,
+    last_observations,
     mean_of_active_agents,
-    stack_entries,
-    stack_masks,
-    truncated_envs,
     values_of_all_agents,
 )
-from sb3_happo.common.checks import check_observations, takes_tensors
+from sb3_happo.common.checks import check_batch_sizes, check_observations, takes_tensors
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
@@ -36,13 +34,13 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJointPolicy
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
-from sb3_happo.common.recurrent import reset_states
+from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
-from sb3_happo.vec_env import VecTeamOfOne
+from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
 
 SelfOnPolicy = TypeVar("SelfOnPolicy", bound="MultiAgentOnPolicyAlgorithm")
 
@@ -172,38 +170,13 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
                 choice = self.env.unwrapped.choice  # type: ignore[attr-defined]
                 print(f"{self.env.num_envs} environments run in {choice}")
             check_team_spaces(self.observation_space, self.action_space)
-            self._check_batch_sizes(self.env.num_envs)
+            sizes = {"batch_size": batch_size, "critic_batch_size": critic_batch_size}
+            check_batch_sizes(self.n_steps, self.env.num_envs, sizes)
             self._check_normalisation()
         if _init_setup_model:
             self._setup_model()
 
     # ---------------------------------------------------------------- set-up
-
-    def _check_batch_sizes(self, n_envs: int) -> None:
-        n_rows = n_envs * self.n_steps
-        if n_rows < 2:
-            raise ValueError(
-                "`n_steps * n_envs` must be greater than 1; here "
-                f"n_steps={self.n_steps} and n_envs={n_envs}."
-            )
-        sizes = {"batch_size": self.batch_size}
-        if self.critic_batch_size != self.batch_size:
-            sizes["critic_batch_size"] = self.critic_batch_size
-        for name, size in sizes.items():
-            if size is None:
-                continue
-            if size < 2:
-                raise ValueError(
-                    f"`{name}` must be greater than 1, not {size}: a single sample cannot be "
-                    "normalised."
-                )
-            if size < n_rows and n_rows % size:
-                warnings.warn(
-                    f"`n_steps * n_envs = {n_rows}` is not a multiple of `{name}={size}`: the last "
-                    f"minibatch of every epoch has only {n_rows % size} samples. We recommend a "
-                    f"`{name}` that divides {n_rows} (n_steps={self.n_steps}, n_envs={n_envs}).",
-                    stacklevel=4,
-                )
 
     def _setup_model(self) -> None:
         self._check_settings()
@@ -274,7 +247,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             # The environments were reset
             assert isinstance(self._last_obs, dict)
             self._reset_collector()
-            self._last_active = self._presence(np.ones(self.n_envs, dtype=bool), None).active
+            assert self.env is not None
+            self._last_active = initial_facts(self.env, len(self.agents)).active
             no_rewards = th.zeros(self.n_envs, 1, device=self.device)
             self._check_step(self._to_tensors(self._last_obs), no_rewards, [])
         return result
@@ -317,13 +291,13 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
 
             assert isinstance(new_obs, dict)
             next_obs = self._to_tensors(new_obs)
-            returns = self._split_rewards(rewards, infos)
+            facts = step_facts(infos, dones, env, len(self.agents))
+            returns = self._split_rewards(rewards, facts)
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
-            state = self._add(rollout_buffer, obs, step, returns, dones, infos, state)
-            presence = self._presence(dones, infos)
+            state = self._add(rollout_buffer, obs, step, returns, facts, infos, state)
             obs = next_obs
-            state = state._replace(obs=new_obs, episode_starts=dones, active=presence.active)
+            state = state._replace(obs=new_obs, episode_starts=dones, active=facts.active)
             self.collector_state = state
             if not goes_on:
                 # Only now, so that a later call of `learn` can continue from here
@@ -332,6 +306,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         with th.no_grad():
             last_values = self.policy.predict_values(obs, state.states)
         if self.critic.n_values > 1:
+            presence = Presence(facts.active, facts.waiting)
             last_values = values_of_all_agents(
                 last_values, state.own_values, presence, self._value_after_leaving
             )
@@ -347,7 +322,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         obs: dict[str, th.Tensor],
         step: JointStep,
         returns: th.Tensor,
-        dones: np.ndarray,
+        facts: StepFacts,
         infos: list[dict[str, Any]],
         state: CollectorState,
     ) -> CollectorState:
@@ -358,7 +333,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         :param obs: Joint observation before the step
         :param step: Decision of the team
         :param returns: Rewards ``(n_envs, n_values)``, changed at time limits
-        :param dones: True where an episode ended, ``(n_envs,)``
+        :param facts: Facts of the step
         :param infos: Infos of the step
         :param state: State before the step
         :return: State with the hidden states and the agents' own values after the step
@@ -366,24 +341,22 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         states = self.policy.advance_memory(state.states, step.states, state.active)
         own_values = state.own_values
         if self.critic.n_values > 1:
-            flags = th.as_tensor(True if state.active is None else state.active, device=self.device)
-            own_values = step.values.where(flags, own_values)
-        self._bootstrap_time_limits(returns, dones, infos, states, own_values)
+            active = True if state.active is None else state.active
+            own_values = step.values.where(th.as_tensor(active, device=self.device), own_values)
+        self._bootstrap_time_limits(returns, facts, infos, states, own_values)
         rollout_buffer.add(obs, step, returns, state.episode_starts, state.active, state.states)
-        if dones.any():
-            states = reset_states(states, th.as_tensor(dones, device=self.device))
-            own_values = own_values.clone()
-            own_values[dones] = 0.0
+        if facts.dones.any():
+            dones = th.as_tensor(facts.dones, device=self.device)
+            states = reset_states(states, dones)
+            own_values = own_values.masked_fill(dones.unsqueeze(1), 0.0)
         return state._replace(states=states, own_values=own_values)
 
-    def _split_rewards(
-        self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]
-    ) -> th.Tensor:
+    def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
         """
-        Rewards that the critic's values predict: the team's reward for all of them.
+        Hook: rewards that the critic's values predict. Here the team's reward for all of them.
 
         :param rewards: Team rewards, ``(n_envs,)``
-        :param infos: Infos of the step
+        :param facts: Facts of the step, with each agent's own reward
         :return: New tensor, ``(n_envs, n_values)``
         """
         column = th.as_tensor(rewards, dtype=th.float32, device=self.device).unsqueeze(1)
@@ -402,7 +375,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     def _bootstrap_time_limits(
         self,
         rewards: th.Tensor,
-        dones: np.ndarray,
+        facts: StepFacts,
         infos: list[dict[str, Any]],
         states: RNNStates,
         own_values: th.Tensor,
@@ -411,57 +384,28 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         Add the value of the last observation of episodes that a time limit cut off, as SB3 does.
 
         :param rewards: ``(n_envs, n_values)``, changed in place
-        :param dones: True where an episode ended, ``(n_envs,)``
+        :param facts: Facts of the step
         :param infos: Infos of the step, with the terminal observations
         :param states: Hidden states before these observations
         :param own_values: Values of each agent's last active step, ``(n_envs, n_values)``
         """
-        cut = truncated_envs(dones, infos)
+        if not facts.truncated.any():
+            return
+        cut = indices_with_last_observation(facts.truncated, infos)
         if not cut:
             return
-        cut_infos = [infos[index] for index in cut]
         assert isinstance(self.observation_space, spaces.Dict)
-        keys = list(self.observation_space.spaces)
-        last = self._to_tensors(
-            stack_entries([info["terminal_observation"] for info in cut_infos], keys)
-        )
+        cut_infos = [infos[index] for index in cut]
+        last = self._to_tensors(last_observations(cut_infos, list(self.observation_space.spaces)))
         check_observations(last, cut, self.num_timesteps)
-        pi = {agent: before[cut] for agent, before in states.pi.items()}
-        vf = None if states.vf is None else states.vf[cut]
         with th.no_grad():
-            values = self.policy.predict_values(last, RNNStates(pi, vf))
+            values = self.policy.predict_values(last, select_envs(states, cut))
         if self.critic.n_values > 1:
-            presence = self._presence_in(cut_infos)
+            presence = Presence.from_infos(cut_infos, len(self.agents))
             values = values_of_all_agents(
                 values, own_values[cut], presence, self._value_after_leaving
             )
         rewards[cut] += self.gamma * values
-
-    def _presence_in(self, infos: list[dict[str, Any]]) -> Presence:
-        """State of the agents according to infos."""
-        n_agents = len(self.agents)
-        active = stack_masks("active", infos, np.ones(n_agents, dtype=bool))
-        waiting = stack_masks("waiting_agents", infos, np.zeros(n_agents, dtype=bool))
-        return Presence(active, waiting)
-
-    def _presence(self, dones: np.ndarray, infos: list[dict[str, Any]] | None) -> Presence:
-        """
-        State of the agents in the observations that the team answers next.
-
-        :param dones: Environments that have just been reset, ``(n_envs,)``
-        :param infos: Infos of the last step; None after a reset of all environments
-        :return: Masks
-        """
-        assert self.env is not None
-        if is_vecenv_wrapped(self.env, VecTeamOfOne):
-            # An info "active" of a single-agent environment has another meaning
-            return Presence(None, None)
-        current = list(infos or [{}] * len(dones))
-        if dones.any():
-            reset_infos = self.env.unwrapped.reset_infos
-            for index in np.flatnonzero(dones):
-                current[index] = reset_infos[index]
-        return self._presence_in(current)
 
     # ---------------------------------------------------------------- learning
 

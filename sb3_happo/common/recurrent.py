@@ -242,6 +242,16 @@ def select_states(rows: th.Tensor, states: th.Tensor, otherwise: th.Tensor) -> t
     return th.where(rows[..., None, None, None], states, otherwise)
 
 
+def select_envs(states: RNNStates, envs: list[int]) -> RNNStates:
+    """
+    :param states: Hidden states of running environments
+    :param envs: Indices of environments, ``(n,)``
+    :return: Hidden states of these environments
+    """
+    pi = {agent: state[envs] for agent, state in states.pi.items()}
+    return RNNStates(pi, None if states.vf is None else states.vf[envs])
+
+
 def reset_states(states: RNNStates, starts: th.Tensor) -> RNNStates:
     """
     :param states: Of running environments

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import torch as th
 
+from sb3_happo.common.bootstrap import zero_after_leaving
 from sb3_happo.mappo.mappo import MAPPO
+from sb3_happo.vec_env.step_facts import StepFacts
 
 
 class IPPO(MAPPO):
@@ -36,19 +38,17 @@ class IPPO(MAPPO):
 
     def _value_after_leaving(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
         """
-        :param values: Of an observation, ``(n, n_agents)``
-        :param active: Who is active in it, likewise
-        :return: Zeros: an agent earns nothing when it is gone
+        :param values: Values of an observation, ``(n, n_agents)``
+        :param active: Active mask of the observation, ``(n, n_agents)``
+        :return: Zeros: an agent has no rewards after it has left
         """
-        return th.zeros_like(values)
+        return zero_after_leaving(values, active)
 
-    def _split_rewards(
-        self, rewards: np.ndarray | th.Tensor, infos: list[dict[str, Any]]
-    ) -> th.Tensor:
+    def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
         """
         :param rewards: Team rewards, unused
-        :param infos: With each agent's own reward
-        :return: ``(n_envs, n_agents)``, the caller's own
+        :param facts: Facts of the step, with each agent's own reward
+        :return: New tensor, ``(n_envs, n_agents)``
         """
-        own = np.stack([info["agent_rewards"] for info in infos])
-        return th.as_tensor(own, dtype=th.float32, device=self.device)
+        own = th.as_tensor(facts.agent_rewards, dtype=th.float32, device=self.device)
+        return own.clone()

@@ -14,6 +14,7 @@ from torch import nn
 
 from sb3_happo.common.agent_inputs import split_mask
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.heads import HeadName
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
 from sb3_happo.common.team_spaces import TeamSpaces
@@ -49,6 +50,8 @@ class MultiAgentPolicy(BasePolicy):
 
     #: Class of the agents' policies
     agent_class: ClassVar[type[AgentPolicy]] = AgentPolicy
+    #: Head of the agents' policies, see :mod:`~sb3_happo.common.heads`
+    actor_head: ClassVar[HeadName] = "gaussian"
     #: Further names that ``policy_kwargs`` may hold, for suggestions in errors
     own_kwargs: ClassVar[frozenset[str]] = frozenset(
         ("share_parameters", "append_agent_id", "agent_kwargs", "critic_kwargs")
@@ -82,19 +85,8 @@ class MultiAgentPolicy(BasePolicy):
         #: Agents that share parameters; most groups are one agent
         self.groups = make_groups(self.team_spaces, share_parameters, overrides)
         #: Learning rates of agents with one of their own
-        self.lr_schedules: dict[str, Schedule] = {}
-        for agent, own in overrides.items():
-            if own.get("learning_rate") is not None:
-                self.lr_schedules[agent] = FloatSchedule(own["learning_rate"])
-        made: dict[str, AgentPolicy] = {}
-        for group in self.groups:
-            for index, agent in enumerate(group):
-                agent_id = (index, len(group)) if append_agent_id and len(group) > 1 else None
-                own = kwargs | overrides.get(agent, {})
-                made[agent] = self._make_actor(agent, lr_schedule, agent_id, own)
-                if index:
-                    made[agent].share_parameters_with(made[group[0]])
-        self.policies: dict[str, AgentPolicy] = {agent: made[agent] for agent in self.agents}
+        self.lr_schedules = _own_schedules(overrides)
+        self.policies = self._make_actors(lr_schedule, append_agent_id, kwargs, overrides)
         # By index: an agent's name need not be a legal name of a module
         self.actors = nn.ModuleList(self.policies.values())
         critic_rate = critic_lr_schedule or lr_schedule
@@ -109,6 +101,24 @@ class MultiAgentPolicy(BasePolicy):
             self.team_spaces.check_agent(agent, "policy_kwargs['agent_kwargs']")
             where = f"policy_kwargs['agent_kwargs'][{agent!r}]"
             check_names(own, known | {"learning_rate"}, where)
+
+    def _make_actors(
+        self,
+        lr_schedule: Schedule,
+        append_agent_id: bool,
+        kwargs: dict[str, Any],
+        overrides: dict[str, dict[str, Any]],
+    ) -> dict[str, AgentPolicy]:
+        """Policies of all agents, in the agents' order; agents of a group share their networks."""
+        made: dict[str, AgentPolicy] = {}
+        for group in self.groups:
+            for index, agent in enumerate(group):
+                agent_id = (index, len(group)) if append_agent_id and len(group) > 1 else None
+                own = kwargs | overrides.get(agent, {})
+                made[agent] = self._make_actor(agent, lr_schedule, agent_id, own)
+                if index:
+                    made[agent].share_parameters_with(made[group[0]])
+        return {agent: made[agent] for agent in self.agents}
 
     def _make_actor(
         self,
@@ -126,6 +136,7 @@ class MultiAgentPolicy(BasePolicy):
                 own_space,
                 self.team_spaces.action_space.spaces[agent],
                 self.lr_schedules.get(agent, lr_schedule),
+                head=self.actor_head,
                 masked=self.team_spaces.is_masked(agent),
                 agent_id=agent_id,
                 **kwargs,
@@ -223,30 +234,29 @@ class MultiAgentPolicy(BasePolicy):
         if not isinstance(observation, dict):
             raise ValueError("A team needs a dict of observations, {agent: observation}.")
         own, masks = self._own_inputs(observation, action_masks)
-        before = _reset_starting(state, episode_start)
-        active = self.team_spaces.active(observation)
+        states = _reset_starting(state, episode_start)
+        active = self.team_spaces.active(observation) or {}
         actions: dict[str, Any] = {}
-        after: dict[str, AgentState] = dict(before)
         batched: set[str] = set()
         for agent, own_observation in own.items():
             policy = self.policies[agent]
-            last = before.get(agent)
+            before = states.get(agent)
             mask = masks.get(agent)
             try:
-                answer = policy.predict(own_observation, last, None, deterministic, mask)
+                answer = policy.predict(own_observation, before, None, deterministic, mask)
             except ValueError as error:
                 raise ValueError(f"agent {agent!r}: {error}") from error
-            actions[agent], new = answer
-            if new is not None:
-                kept = None if active is None else active[agent]
-                after[agent] = new if kept is None else _select_state(kept, new, last)
+            actions[agent], after = answer
+            if after is not None:
+                states[agent] = _select_state(active.get(agent), after, before)
             bare = split_mask(own_observation, policy.observation_space)[0]
             if policy.is_vectorized_observation(bare):
                 batched.add(agent)
+        joint: Any = self._join(actions, batched)
         if not batched:
             names = {str(name): name for name in observation}
-            return {names.get(agent, agent): one for agent, one in actions.items()}, after or None
-        return self._join(actions, batched), after or None
+            joint = {names.get(agent, agent): action for agent, action in actions.items()}
+        return joint, states or None
 
     def _own_inputs(
         self, observation: dict[str, Any], action_masks: dict[str, np.ndarray] | None
@@ -259,8 +269,10 @@ class MultiAgentPolicy(BasePolicy):
             self.team_spaces.check_agent(agent, "`action_masks`")
         return {agent: own[agent] for agent in self.agents if agent in own}, masks
 
-    def _join(self, actions: dict[str, Any], batched: set[str]) -> np.ndarray:
-        """Structured array ``(n_envs,)`` of the agents' batches."""
+    def _join(self, actions: dict[str, Any], batched: set[str]) -> np.ndarray | None:
+        """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""
+        if not batched:
+            return None
         sizes = {}
         for agent, own in actions.items():
             sizes[agent] = len(own) if agent in batched else 0
@@ -281,23 +293,34 @@ class MultiAgentPolicy(BasePolicy):
         return joint
 
 
+def _own_schedules(overrides: dict[str, dict[str, Any]]) -> dict[str, Schedule]:
+    """Learning rates of agents with one of their own."""
+    schedules: dict[str, Schedule] = {}
+    for agent, own in overrides.items():
+        if own.get("learning_rate") is not None:
+            schedules[agent] = FloatSchedule(own["learning_rate"])
+    return schedules
+
+
 def _reset_starting(state: Any, episode_start: np.ndarray | None) -> dict[str, AgentState]:
     """Hidden states by agent, with zeros for the environments that begin an episode."""
     if episode_start is None:
         return dict(state or {})
     running = ~np.asarray(episode_start, dtype=bool).reshape(-1)
-    return {agent: _select_state(running, own) for agent, own in (state or {}).items()}
+    return {agent: _select_state(running, own, None) for agent, own in (state or {}).items()}
 
 
 def _select_state(
-    rows: np.ndarray, state: AgentState, otherwise: AgentState | None = None
+    rows: np.ndarray | None, state: AgentState, otherwise: AgentState | None
 ) -> AgentState:
     """
-    :param rows: Mask ``(n_envs,)``
+    :param rows: Mask ``(n_envs,)``; None for all rows
     :param state: Hidden states, each ``(n_layers, n_envs, hidden_size)``
     :param otherwise: Hidden states of the same shape; None for zeros
     :return: ``state`` at ``rows``, ``otherwise`` at the others
     """
+    if rows is None:
+        return state
     others = [np.zeros_like(part) for part in state] if otherwise is None else otherwise
     pairs = zip(state, others, strict=True)
     return tuple(np.where(rows[:, None], part, other) for part, other in pairs)

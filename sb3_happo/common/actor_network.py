@@ -1,0 +1,312 @@
+"""Network of one agent's actor, and the distribution over raw actions."""
+
+import inspect
+from typing import Any, ClassVar, Literal
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_happo.common.agent_inputs import ActionMasks
+from sb3_happo.common.env_actions import EnvActions
+from sb3_happo.common.heads import HeadName, make_head
+from sb3_happo.common.networks import (
+    ACTOR_OUTPUT_GAIN,
+    NetworkOptions,
+    TeamModel,
+    make_body,
+    make_memory,
+    make_optimizer,
+)
+from sb3_happo.common.recurrent import RecurrentLayers, single_steps
+from sb3_happo.common.type_aliases import ActorBatch, Sequences
+
+LogStdForm = Literal["parameter", "sigmoid", "constant"]
+
+
+class ActorNetwork(BasePolicy, TeamModel):
+    """
+    Network of one agent's actor.
+
+    Raw actions, as they are sampled, stored and learned from, are float tensors
+    ``(batch, action_dim)``.
+
+    :param observation_space: Observation space of the agent, without action masks
+    :param action_space: Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these
+    :param lr_schedule: Learning rate over the remaining progress (1 at the start, 0 at the end)
+    :param head: Meaning of the network's outputs, see :mod:`~sb3_happo.common.heads`: "gaussian"
+        (on-policy algorithms), "squashed", "deterministic" or "greedy"
+    :param log_std_init: Initial logarithm of the standard deviation of the "gaussian" head (for
+        ``log_std_form="sigmoid"``: of its parameter, in units of ``std_x_coef``; SB3's 0 means
+        HARL's initial value, 1)
+    :param log_std_form: "parameter" learns the logarithm itself, as SB3 does; "sigmoid" learns ``x``
+        of ``std = std_y_coef * sigmoid(x / std_x_coef)``, as HARL does, which bounds it;
+        "constant" does not learn it
+    :param std_x_coef: Scale of the sigmoid's parameter
+    :param std_y_coef: Upper bound of the sigmoid's standard deviation
+    :param rescale_actions: Scaling of Box actions from [-1, 1] to the bounds; otherwise actions are
+        used without scaling and clipped. Both are the same for bounds of [-1, 1]
+    :param masked: Presence of action masks in the agent's environment
+    :param agent_id: ``(index, n)`` to append a one-hot of the agent's index among ``n`` to the
+        features, for policies that share parameters; None to append nothing
+    :param options: Network options
+    :param kwargs: Fields of :class:`~sb3_happo.common.networks.NetworkOptions`, in the place
+        of ``options``
+    """
+
+    #: Keyword arguments that follow from the environment and the team, not from the user
+    derived_kwargs: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("self", "observation_space", "action_space", "lr_schedule"),
+            *("head", "masked", "agent_id"),
+        )
+    )
+    memory: RecurrentLayers | None
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        head: HeadName = "gaussian",
+        log_std_init: float = 0.0,
+        log_std_form: LogStdForm = "parameter",
+        std_x_coef: float = 1.0,
+        std_y_coef: float = 0.5,
+        rescale_actions: bool = True,
+        masked: bool = False,
+        agent_id: tuple[int, int] | None = None,
+        options: NetworkOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = NetworkOptions(**kwargs) if options is None else options
+        super().__init__(
+            observation_space,
+            action_space,
+            options.extractor_class(observation_space),
+            options.features_extractor_kwargs,
+            normalize_images=options.normalize_images,
+            optimizer_class=options.optimizer_class,
+            optimizer_kwargs=options.optimizer_kwargs,
+        )
+        self.options = options
+        self.ortho_init = options.ortho_init
+        self.output_gain = options.gain(ACTOR_OUTPUT_GAIN)
+        self.head_name = head
+        self.log_std_init = log_std_init
+        self.log_std_form = log_std_form
+        self.std_x_coef = std_x_coef
+        self.std_y_coef = std_y_coef
+        self.rescale_actions = rescale_actions
+        self.masked = masked
+        self.agent_id = agent_id
+        self.env_actions = EnvActions(action_space, rescale_actions)
+        self.leaves = self.env_actions.leaves
+        self.masks = ActionMasks(action_space, self.leaves, masked)
+        self.action_head = make_head(head, action_space, masked)
+
+        self.features_extractor = self.make_features_extractor()
+        n_ids = 0 if agent_id is None else agent_id[1]
+        n_inputs = self.features_extractor.features_dim + n_ids
+        self.memory = make_memory(n_inputs, options)
+        self.body, latent_dim = make_body(
+            self.features_extractor, options, "pi", n_ids, self.memory
+        )
+        one_hot = None
+        if agent_id is not None:
+            one_hot = nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
+        self.one_hot: th.Tensor | None
+        self.register_buffer("one_hot", one_hot, persistent=False)
+        self.head = nn.Linear(latent_dim, self.action_head.n_params)
+        self._build_log_std(self.action_head.n_log_std)
+        self.optimizer = make_optimizer(self, lr_schedule, options)
+
+    def _build_log_std(self, n_continuous: int) -> None:
+        self.log_std: th.Tensor | None = None
+        if not n_continuous:
+            return
+        if self.log_std_form == "parameter":
+            self.log_std = nn.Parameter(th.full((n_continuous,), float(self.log_std_init)))
+        elif self.log_std_form == "sigmoid":
+            start = (1.0 + self.log_std_init) * self.std_x_coef
+            self.log_std = nn.Parameter(th.full((n_continuous,), start))
+        elif self.log_std_form == "constant":
+            del self.log_std
+            self.register_buffer("log_std", th.full((n_continuous,), float(self.log_std_init)))
+        else:
+            raise ValueError(
+                "log_std_form must be 'parameter', 'sigmoid' or 'constant', "
+                f"not {self.log_std_form!r}"
+            )
+
+    @classmethod
+    def option_names(cls) -> set[str]:
+        """
+        :return: Names that ``policy_kwargs`` may hold for an agent's policy
+        """
+        names = set(inspect.signature(cls.__init__).parameters) - {"options", "kwargs"}
+        return (names - cls.derived_kwargs) | set(NetworkOptions.names())
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        data["head"] = self.head_name
+        for name in self.option_names() | {"masked", "agent_id"}:
+            holder = self.options if name in NetworkOptions.names() else self
+            data[name] = getattr(holder, name)
+        # As in SB3, a policy that was saved alone can act, but not go on learning
+        data["lr_schedule"] = self._dummy_schedule
+        return data
+
+    def share_parameters_with(self, other: "ActorNetwork") -> None:
+        """
+        Use another agent's networks and optimiser from now on.
+
+        :param other: Network of the same form
+        """
+        self.features_extractor = other.features_extractor
+        self.memory = other.memory
+        self.body = other.body
+        self.head = other.head
+        self.log_std = other.log_std
+        self.optimizer = other.optimizer
+
+    # ---------------------------------------------------------------- distribution
+
+    def effective_log_std(self) -> th.Tensor | None:
+        """
+        :return: Logarithm of the standard deviations of the continuous dimensions,
+            ``(n_continuous,)``, or None
+        """
+        if self.log_std is not None and self.log_std_form == "sigmoid":
+            return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
+        return self.log_std
+
+    def _features(self, obs: PyTorchObs) -> th.Tensor:
+        assert self.features_extractor is not None
+        features = self.extract_features(obs, self.features_extractor)
+        if self.one_hot is None:
+            return features
+        return th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+
+    def advance_memory(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
+        """
+        Hidden states of a recurrent policy after an observation, without a decision.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param states: Hidden states before them, ``(batch, n_parts, n_layers, hidden_size)``; None
+            at the start of an episode
+        :return: Hidden states after them, of the same shape
+        """
+        assert self.memory is not None
+        features = self._features(obs)
+        if states is None:
+            states = self.memory.initial_state(len(features))
+        return self.memory(features, single_steps(states))[1]
+
+    def parameters_of_actions(
+        self, obs: PyTorchObs, sequences: Sequences | None = None
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        Outputs of the network: means, logits or values, by the head.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param sequences: Order of the rows in time, for a recurrent policy; None if each row begins
+            an episode
+        :return: Outputs ``(batch, n_params)``; and the hidden states after each sequence, or None
+        """
+        features = self._features(obs)
+        states = None
+        if self.memory is not None:
+            if sequences is None:
+                sequences = single_steps(self.memory.initial_state(len(features)))
+            features, states = self.memory(features, sequences)
+        return self.head(self.body(features)), states
+
+    def get_distribution(
+        self,
+        obs: PyTorchObs,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
+    ) -> Distribution:
+        """
+        Distribution over raw actions.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
+        :param sequences: Order of the rows in time, for a recurrent policy; None if each row begins
+            an episode
+        :return: Distribution with SB3's interface; a new one per call, for thread safety
+        """
+        params, _ = self.parameters_of_actions(obs, sequences)
+        return self.action_head.distribution(params, self.effective_log_std(), action_masks)
+
+    def batch_distribution(self, batch: ActorBatch) -> Distribution:
+        """
+        :param batch: Rows of a rollout
+        :return: Distribution over their raw actions
+        """
+        return self.get_distribution(batch.observations, batch.action_masks, batch.sequences)
+
+    def log_prob(self, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
+        """
+        :param distribution: Distribution over raw actions
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: Log-probability of each whole action, ``(batch,)``
+        """
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        return distribution.log_prob(actions)
+
+    def evaluate_actions(
+        self,
+        obs: PyTorchObs,
+        actions: th.Tensor,
+        action_masks: th.Tensor | None = None,
+        sequences: Sequences | None = None,
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :param action_masks: ``(batch, n_choices)``
+        :param sequences: Order of the rows in time, for a recurrent policy; None if each row begins
+            an episode
+        :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``
+        """
+        distribution = self.get_distribution(obs, action_masks, sequences)
+        entropy = distribution.entropy()
+        assert entropy is not None
+        return self.log_prob(distribution, actions), entropy
+
+    def evaluate_batch(self, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param batch: Rows of a rollout
+        :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``
+        """
+        masks, sequences = batch.action_masks, batch.sequences
+        return self.evaluate_actions(batch.observations, batch.actions, masks, sequences)
+
+    def rsample(
+        self, obs: PyTorchObs, action_masks: th.Tensor | None = None, temperature: float = 1.0
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        Differentiable samples in the form that a Q network reads.
+
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: ``(batch, n_choices)``
+        :param temperature: Temperature of the relaxation of discrete choices, > 0
+        :return: Encoded actions ``(batch, n_encoded)``, and their log-probabilities ``(batch,)``
+        """
+        params, _ = self.parameters_of_actions(obs)
+        log_std = self.effective_log_std()
+        return self.action_head.rsample(params, log_std, action_masks, temperature)
+
+    def values(self, obs: PyTorchObs, action_masks: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param obs: Own observations, ``(batch, ...)``
+        :param action_masks: ``(batch, n_choices)``
+        :return: Values of the choices, for the "greedy" head, ``(batch, n_choices)``
+        """
+        return self.action_head.values(self.parameters_of_actions(obs)[0], action_masks)

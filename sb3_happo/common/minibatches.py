@@ -67,33 +67,40 @@ def divide_sequences(batch: Any, parts: th.Tensor) -> Iterator[Any]:
         yield select_rows(batch, rows)._replace(sequences=sequences)
 
 
-def minibatches(batch: Any, batch_size: int | None) -> Iterator[Any]:
+def minibatches(batch: Any, batch_size: int | None, n_epochs: int = 1) -> Iterator[Any]:
     """
-    Shuffle a batch and cut it up, as SB3 does; the last minibatch may be smaller. Sequences stay
-    whole, so minibatches with sequences have about ``batch_size`` rows at most.
+    Shuffle a batch and cut it up, as SB3 does; the last minibatch of a pass may be smaller.
+    Sequences stay whole, so minibatches with sequences have about ``batch_size`` rows at most.
 
     :param batch: NamedTuple as for :func:`select_rows`
     :param batch_size: Rows per minibatch; None for all rows at once
+    :param n_epochs: Number of passes, each in a new order
     :return: Iterator over batches of the same type
     """
     n_rows = len(batch[1])
-    if batch_size is None or batch_size >= n_rows:
-        # The order within one minibatch has no effect: no shuffling and no copy
-        yield batch
-    elif batch.sequences is not None:
-        lengths = owners_of(batch.sequences).bincount()
-        order = th.from_numpy(np.random.permutation(len(lengths))).to(lengths.device)
-        parts = th.empty_like(order)
-        parts[order] = (lengths[order].cumsum(0) - 1) // batch_size
-        yield from divide_sequences(batch, parts)
-    else:
-        order = th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device)
-        for rows in order.split(batch_size):
-            yield select_rows(batch, rows)
+    for _ in range(n_epochs):
+        if batch_size is None or batch_size >= n_rows:
+            # The order within one minibatch has no effect: no shuffling and no copy
+            yield batch
+        elif batch.sequences is not None:
+            yield from _minibatches_of_sequences(batch, batch_size)
+        else:
+            order = th.from_numpy(np.random.permutation(n_rows)).to(batch[1].device)
+            for rows in order.split(batch_size):
+                yield select_rows(batch, rows)
+
+
+def _minibatches_of_sequences(batch: Any, batch_size: int) -> Iterator[Any]:
+    """Minibatches of whole sequences, in random order."""
+    lengths = owners_of(batch.sequences).bincount()
+    order = th.from_numpy(np.random.permutation(len(lengths))).to(lengths.device)
+    parts = th.empty_like(order)
+    parts[order] = (lengths[order].cumsum(0) - 1) // batch_size
+    yield from divide_sequences(batch, parts)
 
 
 def joint_minibatches(
-    data: Mapping[str, ActorBatch], batch_size: int | None
+    data: Mapping[str, ActorBatch], batch_size: int | None, n_epochs: int = 1
 ) -> Iterator[dict[str, ActorBatch]]:
     """
     Minibatches of several agents side by side, each agent shuffled by itself. An agent that was
@@ -102,21 +109,26 @@ def joint_minibatches(
 
     :param data: Rows by agent
     :param batch_size: Rows of each agent per minibatch; None for all rows at once
+    :param n_epochs: Number of passes
     :return: Iterator over minibatches by agent, with the agents that have rows left
     """
-    iterators = {}
-    for agent, rows in data.items():
-        if len(rows.advantages):
-            iterators[agent] = minibatches(rows, batch_size)
-    while iterators:
-        batch = {}
-        for agent, iterator in iterators.items():
-            drawn = next(iterator, None)
-            if drawn is not None:
-                batch[agent] = drawn
-        iterators = {agent: iterators[agent] for agent in batch}
-        if batch:
+    for _ in range(n_epochs):
+        iterators = {}
+        for agent, rows in data.items():
+            if len(rows.advantages):
+                iterators[agent] = minibatches(rows, batch_size)
+        while batch := _next_of_each(iterators):
             yield batch
+
+
+def _next_of_each(iterators: dict[str, Iterator[ActorBatch]]) -> dict[str, ActorBatch]:
+    """Next minibatch of every agent that has one."""
+    batch = {}
+    for agent, iterator in iterators.items():
+        rows = next(iterator, None)
+        if rows is not None:
+            batch[agent] = rows
+    return batch
 
 
 def aligned_minibatches(data: TeamBatch, batch_size: int | None) -> Iterator[TeamBatch]:

@@ -231,6 +231,15 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         rate = schedule(self._current_progress_remaining)
         update_learning_rate(self.policies[agent].optimizer, rate)
 
+    def _log_agent(self, agent: str, figures: Mapping[str, float]) -> None:
+        """Record figures of an agent, and the mean deviation of its continuous actions."""
+        name = self._log_names[agent]
+        for key, value in figures.items():
+            self.logger.record(f"{name}/{key}", value)
+        log_std = self.policies[agent].effective_log_std()
+        if log_std is not None:
+            self.logger.record(f"{name}/std", log_std.exp().mean().item())
+
     def _to_tensors(self, obs: Mapping[str, np.ndarray | th.Tensor]) -> dict[str, th.Tensor]:
         return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}
 

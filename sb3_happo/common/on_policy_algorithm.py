@@ -69,7 +69,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
 
-    See :class:`~sb3_happo.HAPPO` for the parameters.
+    See :class:`~sb3_happo.HAPPO` for the parameters; those of SB3's ``OnPolicyAlgorithm`` are keyword
+    arguments.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -105,14 +106,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         self,
         policy: Any,
         env: Any,
-        learning_rate: float | Schedule,
-        n_steps: int,
         batch_size: int | None,
-        gamma: float,
-        gae_lambda: float,
-        ent_coef: float | Schedule,
-        vf_coef: float,
-        max_grad_norm: float | None,
         clip_range_vf: float | Schedule | None = None,
         use_clipped_value_loss: bool = False,
         critic_learning_rate: float | Schedule | None = None,
@@ -121,39 +115,20 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         normalize_value: bool = True,
         huber_delta: float | None = None,
         chunk_length: int | None = 32,
-        rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
-        rollout_buffer_kwargs: dict[str, Any] | None = None,
-        stats_window_size: int = 100,
-        tensorboard_log: str | None = None,
-        policy_kwargs: dict[str, Any] | None = None,
         verbose: int = 0,
-        seed: int | None = None,
-        device: th.device | str = "auto",
         _init_setup_model: bool = True,
+        **kwargs: Any,
     ) -> None:
         policy, env = self._policy_and_env(policy, env)
         super().__init__(
             policy,
             env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            ent_coef=ent_coef,  # type: ignore[arg-type]
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]
             use_sde=False,
             sde_sample_freq=-1,
-            rollout_buffer_class=rollout_buffer_class,  # type: ignore[arg-type]
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
             verbose=verbose,
-            device=device,
-            seed=seed,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Dict,),
+            **kwargs,
         )
         self.batch_size = batch_size
         self.clip_range_vf = clip_range_vf

@@ -1,6 +1,5 @@
 """Learning of a state critic from a rollout."""
 
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -101,7 +100,7 @@ def update_critic(
     """
     targets = critic_targets(critic, data)
     losses = []
-    for batch in _epochs(targets, n_epochs, batch_size):
+    for batch in minibatches(targets, batch_size, n_epochs):
         n_values = batch.returns.numel()
         if batch.active is not None:
             n_values = max(1, int(batch.active.sum()))
@@ -121,8 +120,3 @@ def update_critic(
         values, returns = values[data.active], returns[data.active]
     explained = explained_variance(values, returns)
     return CriticUpdate(th.stack(losses).mean().item(), explained.item())
-
-
-def _epochs(data: CriticBatch, n_epochs: int, batch_size: int | None) -> Iterator[CriticBatch]:
-    for _ in range(n_epochs):
-        yield from minibatches(data, batch_size)

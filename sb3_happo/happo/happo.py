@@ -279,7 +279,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         logs: list[th.Tensor] = []
-        for batch in self._epochs(data):
+        for batch in joint_minibatches(data, self.batch_size, self.n_epochs):
             if self.normalize_advantage in (True, "minibatch"):
                 batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
             n_rows = sum(len(rows.advantages) for rows in batch.values())
@@ -304,11 +304,6 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             if not step.accepted:
                 break
         self._log_actors(list(data), logs)
-
-    def _epochs(self, data: dict[str, ActorBatch]) -> Iterator[dict[str, ActorBatch]]:
-        """Minibatches of all passes over the rollout."""
-        for _ in range(self.n_epochs):
-            yield from joint_minibatches(data, self.batch_size)
 
     def _within_target_kl(self, figures: th.Tensor) -> bool:
         """False if the approximate KL divergence among the figures is too large for a step."""
@@ -375,18 +370,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     def _log_actors(self, agents: list[str], logs: list[th.Tensor]) -> None:
         means = th.stack(logs).mean(dim=0).tolist() if logs else [float("nan")] * 4
-        figures = dict(zip(ACTOR_FIGURES, means, strict=True))
         for agent in agents:
-            self._log_agent(agent, figures)
-
-    def _log_agent(self, agent: str, figures: dict[str, float]) -> None:
-        """Record figures of an agent, and the deviation of its continuous actions."""
-        name = self._log_names[agent]
-        for key, value in figures.items():
-            self.logger.record(f"{name}/{key}", value)
-        log_std = self.policies[agent].effective_log_std()
-        if log_std is not None:
-            self.logger.record(f"{name}/std", log_std.exp().mean().item())
+            self._log_agent(agent, dict(zip(ACTOR_FIGURES, means, strict=True)))
 
     def _log_update(self, factor: th.Tensor) -> None:
         progress = self._current_progress_remaining

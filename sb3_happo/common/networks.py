@@ -1,6 +1,7 @@
-"""Building blocks that the policies and the critics share."""
+"""Building blocks of policies and critics: options, layers, optimisers, initialisation."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -17,25 +18,136 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
-from sb3_happo.common.recurrent import RecurrentLayers
+from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
 
 NetArch = list[int] | dict[str, list[int]]
+#: Gains of the output layers where ``NetworkOptions.output_gain`` is None: small ones for actors,
+#: which start near the uniform policy
+ACTOR_OUTPUT_GAIN = 0.01
+CRITIC_OUTPUT_GAIN = 1.0
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """
+    Hyperparameters of a network, which actors and critics share.
+
+    :param net_arch: Units of the hidden layers, or SB3's ``dict(pi=..., vf=...)``, of which actors
+        take ``pi`` and critics ``vf``; None for no hidden layer after a CNN, else two of 128
+    :param activation_fn: Activation function after each hidden layer
+    :param ortho_init: Orthogonal initialisation (applied by :func:`initialise`)
+    :param output_gain: Gain of the output layer's initialisation; None for ``ACTOR_OUTPUT_GAIN``
+        in actors and ``CRITIC_OUTPUT_GAIN`` in critics
+    :param input_layer_norm: Layer normalisation of the features (HARL's
+        ``use_feature_normalization``)
+    :param layer_norm: Layer normalisation after each activation, as in HARL's networks
+    :param features_extractor_class: Features extractor; None for SB3's choice for the space
+    :param features_extractor_kwargs: Keyword arguments of the features extractor
+    :param normalize_images: Whether images are divided by 255
+    :param optimizer_class: Optimiser
+    :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate; None for
+        those of :func:`make_optimizer`
+    :param recurrent: Recurrent layers between the features and the hidden layers: "lstm", "gru", or
+        None
+    :param lstm_hidden_size: Units of each recurrent layer
+    :param n_lstm_layers: Number of recurrent layers
+    :param lstm_kwargs: Further keyword arguments of ``nn.LSTM`` or ``nn.GRU``: ``bias`` and
+        ``dropout``
+    """
+
+    net_arch: NetArch | None = None
+    activation_fn: type[nn.Module] = nn.ReLU
+    ortho_init: bool = True
+    output_gain: float | None = None
+    input_layer_norm: bool = False
+    layer_norm: bool = False
+    features_extractor_class: type[BaseFeaturesExtractor] | None = None
+    features_extractor_kwargs: dict[str, Any] | None = None
+    normalize_images: bool = True
+    optimizer_class: type[th.optim.Optimizer] = th.optim.Adam
+    optimizer_kwargs: dict[str, Any] | None = None
+    recurrent: RecurrentKind | None = None
+    lstm_hidden_size: int = 256
+    n_lstm_layers: int = 1
+    lstm_kwargs: dict[str, Any] | None = None
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """
+        :return: Names of the options, for checks of keyword arguments
+        """
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_kwargs(cls, kwargs: Mapping[str, Any]) -> tuple["NetworkOptions", dict[str, Any]]:
+        """
+        Split keyword arguments into the options of a network and others.
+
+        :param kwargs: Keyword arguments, such as ``policy_kwargs``
+        :return: The options, with defaults for those not given; and the other arguments
+        """
+        rest = dict(kwargs)
+        own = {name: rest.pop(name) for name in cls.names() if name in rest}
+        return cls(**own), rest
+
+    def replace(self, **changes: Any) -> "NetworkOptions":
+        """
+        :param changes: New values by name, such as the overrides of a single agent
+        :return: A copy with these values
+        :raises TypeError: If a name is unknown
+        """
+        return replace(self, **changes)
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """
+        :return: The options as keyword arguments, from which :meth:`from_kwargs` makes equal ones
+        """
+        return {name: getattr(self, name) for name in self.names()}
+
+    def gain(self, default: float) -> float:
+        """
+        :param default: The owner's gain, ``ACTOR_OUTPUT_GAIN`` or ``CRITIC_OUTPUT_GAIN``
+        :return: Gain of the output layer's initialisation
+        """
+        return default if self.output_gain is None else self.output_gain
+
+    def hidden_units(self, part: str, after_cnn: bool = False) -> list[int]:
+        """
+        :param part: List to take where ``net_arch`` is a dict, "pi" or "vf"
+        :param after_cnn: Whether the features come out of SB3's ``NatureCNN``
+        :return: Units of each hidden layer
+        """
+        if self.net_arch is None:
+            return [] if after_cnn else [128, 128]
+        if isinstance(self.net_arch, dict):
+            return self.net_arch.get(part, [])
+        return self.net_arch
+
+    def extractor_class(self, space: spaces.Space) -> type[BaseFeaturesExtractor]:
+        """
+        :param space: Observation space of the network
+        :return: The features extractor, by default SB3's choice
+        :raises ValueError: If SB3's choice cannot take the space's images
+        """
+        return self.features_extractor_class or default_features_extractor(space)
 
 
 def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtractor]:
     """
-    The features extractor that SB3 would choose for an observation.
+    The features extractor that SB3 would choose for a space.
 
     :param space: Observation space
-    :return: ``CombinedExtractor`` for Dict spaces, ``NatureCNN`` for images, else ``FlattenExtractor``
+    :return: ``CombinedExtractor`` for Dict spaces, ``NatureCNN`` for images, ``FlattenExtractor``
+        for others
     :raises ValueError: If there is an image too small for ``NatureCNN``
     """
-    for part in space.spaces.values() if isinstance(space, spaces.Dict) else [space]:
+    parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
+    for part in parts:
         if is_image_space(part) and sorted(part.shape)[1] < 36:  # type: ignore[arg-type]
             raise ValueError(
-                f"An image of shape {part.shape} is too small for SB3's NatureCNN, which needs 36 x 36 pixels; pass your own "
-                "`features_extractor_class` in policy_kwargs, its agent_kwargs or critic_kwargs, or let the environment "
-                "return a vector or floats."
+                f"An image of shape {part.shape} is too small for SB3's NatureCNN, which needs "
+                "36 x 36 pixels; pass your own `features_extractor_class` in policy_kwargs, its "
+                "agent_kwargs or critic_kwargs, or let the environment return a vector or floats."
             )
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
@@ -45,22 +157,78 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
 def make_optimizer(
     network: nn.Module,
     lr_schedule: Schedule,
-    optimizer_class: type[th.optim.Optimizer],
-    optimizer_kwargs: dict[str, Any] | None,
+    options: NetworkOptions | type[th.optim.Optimizer],
+    optimizer_kwargs: dict[str, Any] | None = None,
 ) -> th.optim.Optimizer:
     """
-    :param network: Whose parameters to optimise
+    :param network: Network whose parameters are optimised
     :param lr_schedule: Learning rate over the remaining progress
-    :param optimizer_class: Optimiser
-    :param optimizer_kwargs: Its keyword arguments; by default SB3's own, a larger epsilon that avoids NaN in Adam. PyTorch's
-        common optimisers run fused unless ``fused=False`` is among them
+    :param options: Options of the network; or an optimiser's class, with keyword arguments apart
+    :param optimizer_kwargs: Keyword arguments of the optimiser. By default those of SB3, where
+        Adam's epsilon is large enough to avoid NaN. PyTorch's common optimisers run fused unless
+        ``fused=False`` is among them
     :return: The optimiser, at the schedule's first rate
     """
+    optimizer_class = options
+    if isinstance(options, NetworkOptions):
+        optimizer_class, optimizer_kwargs = options.optimizer_class, options.optimizer_kwargs
     if optimizer_kwargs is None:
         optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
     if optimizer_class in (th.optim.Adam, th.optim.AdamW, th.optim.SGD):
         optimizer_kwargs = {"fused": True} | optimizer_kwargs
-    return optimizer_class(network.parameters(), lr=lr_schedule(1), **optimizer_kwargs)  # type: ignore[call-arg]
+    make: Any = optimizer_class
+    return make(network.parameters(), lr=lr_schedule(1), **optimizer_kwargs)
+
+
+def make_memory(n_inputs: int, options: NetworkOptions) -> RecurrentLayers | None:
+    """
+    :param n_inputs: Number of features that go in
+    :param options: Options of the network
+    :return: The recurrent layers, or None for a feed-forward network
+    :raises ValueError: If the options name an unknown kind of layers or argument of theirs
+    """
+    if not options.recurrent:
+        return None
+    return RecurrentLayers(
+        options.recurrent,
+        n_inputs,
+        options.lstm_hidden_size,
+        options.n_lstm_layers,
+        options.input_layer_norm,
+        options.lstm_kwargs,
+    )
+
+
+def make_body(
+    features_extractor: BaseFeaturesExtractor,
+    options: NetworkOptions,
+    part: str,
+    n_extra: int = 0,
+    memory: RecurrentLayers | None = None,
+) -> tuple[nn.Sequential, int]:
+    """
+    The hidden layers of a policy or a critic.
+
+    :param features_extractor: Features extractor before them
+    :param options: Options of the network
+    :param part: List to take where ``net_arch`` is a dict, "pi" or "vf"
+    :param n_extra: Number of inputs beside the features
+    :param memory: Recurrent layers between the features and the hidden layers, if any; they
+        normalise their own input
+    :return: The layers, and the number of features that come out of them
+    """
+    dim = features_extractor.features_dim + n_extra
+    input_layer_norm = options.input_layer_norm
+    if memory is not None:
+        # What the recurrent layers return is normalised as what a hidden layer returns
+        dim, input_layer_norm = memory.hidden_size, options.layer_norm
+    layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
+    for n_units in options.hidden_units(part, isinstance(features_extractor, NatureCNN)):
+        layers += [nn.Linear(dim, n_units), options.activation_fn()]
+        if options.layer_norm:
+            layers.append(nn.LayerNorm(n_units))
+        dim = n_units
+    return nn.Sequential(*layers), dim
 
 
 def make_mlp(
@@ -74,38 +242,34 @@ def make_mlp(
     memory: RecurrentLayers | None = None,
 ) -> tuple[nn.Sequential, int]:
     """
-    The hidden layers of a policy or a critic.
+    :func:`make_body` with the options one by one.
 
-    :param features_extractor: What goes before
-    :param net_arch: Units of each hidden layer, or SB3's dict of such lists; by default none after a CNN, else two of 128
-    :param part: Which list of a dict to take, "pi" or "vf"
-    :param activation_fn: Activation after each layer
-    :param input_layer_norm: Layer normalisation of the features (HARL's ``use_feature_normalization``)
-    :param layer_norm: Layer normalisation after each activation, as HARL's networks have
-    :param n_extra: Inputs beside the features
-    :param memory: What stands between the features and the hidden layers, and normalises its own input
-    :return: The layers, and the number of features that come out of them
+    :param features_extractor: As for ``make_body``
+    :param net_arch: See :class:`NetworkOptions`
+    :param part: As for ``make_body``
+    :param activation_fn: See :class:`NetworkOptions`
+    :param input_layer_norm: See :class:`NetworkOptions`
+    :param layer_norm: See :class:`NetworkOptions`
+    :param n_extra: As for ``make_body``
+    :param memory: As for ``make_body``
+    :return: As for ``make_body``
     """
-    if net_arch is None:
-        net_arch = [] if isinstance(features_extractor, NatureCNN) else [128, 128]
-    dim = features_extractor.features_dim + n_extra
-    if memory is not None:
-        dim, input_layer_norm = memory.hidden_size, layer_norm
-    layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
-    for n_units in net_arch.get(part, []) if isinstance(net_arch, dict) else net_arch:
-        layers += [nn.Linear(dim, n_units), activation_fn()]
-        if layer_norm:
-            layers.append(nn.LayerNorm(n_units))
-        dim = n_units
-    return nn.Sequential(*layers), dim
+    options = NetworkOptions(
+        net_arch=net_arch,
+        activation_fn=activation_fn,
+        input_layer_norm=input_layer_norm,
+        layer_norm=layer_norm,
+    )
+    return make_body(features_extractor, options, part, n_extra, memory)
 
 
 class TeamModel(BaseModel):
     """
-    A network of the team: an SB3 model whose weights are drawn apart from its construction.
+    A network of the team: an SB3 model whose initialisation is separate from its construction.
 
-    A team's networks are initialised together (see :func:`initialise`), bodies before heads. For a team of one this draws
-    the random numbers in SB3's order, so that a seed gives the same weights as in ``PPO``.
+    The networks of a team are initialised together (see :func:`initialise`), all bodies before all
+    heads. With one agent this draws the random numbers in SB3's order, so that a seed gives the
+    same weights as in ``PPO``.
     """
 
     ortho_init: bool
@@ -115,13 +279,13 @@ class TeamModel(BaseModel):
     head: nn.Linear
 
     def init_body(self) -> None:
-        """Orthogonal weights for the features extractor and the hidden layers, as SB3 draws them."""
+        """Draw orthogonal weights for the features extractor and the hidden layers, as SB3 does."""
         assert self.features_extractor is not None
         for module in (self.features_extractor, self.body):
             module.apply(lambda layer: _orthogonal(layer, np.sqrt(2)))
 
     def init_head(self) -> None:
-        """Orthogonal weights for the output layer, scaled by ``output_gain``."""
+        """Draw orthogonal weights for the output layer, scaled by ``output_gain``."""
         self.head.apply(lambda layer: _orthogonal(layer, self.output_gain))
 
 
@@ -134,9 +298,9 @@ def _orthogonal(layer: nn.Module, gain: float) -> None:
 
 def initialise(models: Iterable[TeamModel]) -> None:
     """
-    Draw the weights of a team's networks.
+    Draw the weights of a team's networks with ``ortho_init``.
 
-    :param models: Actors first, then critics
+    :param models: Networks, actors before critics
     """
     models = [model for model in models if model.ortho_init]
     for model in models:
@@ -147,13 +311,15 @@ def initialise(models: Iterable[TeamModel]) -> None:
 
 class ValueNorm(nn.Module):
     """
-    Running mean and variance of the returns (Yu et al. 2022, "The Surprising Effectiveness of PPO", appendix D.1).
-    The critic predicts normalised returns; values leave it in units of reward.
+    Running mean and variance of the returns (Yu et al. 2022, "The Surprising Effectiveness of PPO
+    in Cooperative Multi-Agent Games", appendix D.1). The critic predicts normalised returns; its
+    values are denormalised to units of reward.
 
-    :param n_values: Number of separate statistics: one for all columns of the returns, or one for each
-    :param decay: Weight of the old statistics at each update; the bias towards the initial zero is divided out, so that a
-        decay near 1 averages over all updates so far
-    :param epsilon: Least variance
+    :param n_values: Number of separate statistics: 1 for all columns of the returns together, or
+        one per column
+    :param decay: Weight of the old statistics at each update, in [0, 1). The bias towards the
+        initial zero is divided out, so that a decay near 1 averages over all updates so far
+    :param epsilon: Smallest variance, > 0
     """
 
     mean: th.Tensor
@@ -167,28 +333,27 @@ class ValueNorm(nn.Module):
         self.epsilon = epsilon
         self.register_buffer("mean", th.zeros(n_values))
         self.register_buffer("std", th.ones(n_values))
-        # Double precision: with a decay this close to 1 the first updates would be lost in float32
+        # Double precision: with a decay near 1 float32 would lose the first updates
         self.register_buffer("moments", th.zeros(2, n_values, dtype=th.float64))
         self.register_buffer("weight", th.zeros(n_values, dtype=th.float64))
 
     @th.no_grad()
     def update(self, returns: th.Tensor, active: th.Tensor | None = None) -> None:
         """
-        Take a rollout's returns into the statistics.
+        Add the returns of a rollout to the statistics.
 
-        :param returns: ``(batch, n_columns)``, units of reward; with a single statistic all columns count together
-        :param active: Which of them count, ``(batch, n_columns)``
+        :param returns: Returns in units of reward, ``(batch, n_columns)``; with a single statistic
+            all columns count together
+        :param active: Mask of the returns that count, ``(batch, n_columns)``; None for all
         """
         n_values = len(self.weight)
         returns = returns.double().reshape(-1, n_values)
         present = th.ones_like(returns) if active is None else active.double().reshape(-1, n_values)
         count = present.sum(dim=0)
-        batch_moments = th.stack(
-            [(returns * present).sum(dim=0), (returns**2 * present).sum(dim=0)]
-        ) / count.clamp(min=1)
-        step = (1 - self.decay) * (
-            count > 0
-        ).double()  # a column without a single return keeps its statistics
+        sums = th.stack([(returns * present).sum(dim=0), (returns**2 * present).sum(dim=0)])
+        batch_moments = sums / count.clamp(min=1)
+        # A column without a single return keeps its statistics
+        step = (1 - self.decay) * (count > 0).double()
         self.moments.lerp_(batch_moments, step)
         self.weight.lerp_(th.ones_like(self.weight), step)
         mean, square = self.moments / self.weight.clamp(min=1e-12)
@@ -198,14 +363,14 @@ class ValueNorm(nn.Module):
 
     def normalize(self, values: th.Tensor) -> th.Tensor:
         """
-        :param values: ``(..., n_columns)``, units of reward
-        :return: The same in standard deviations from the mean
+        :param values: Values in units of reward, ``(..., n_columns)``
+        :return: Values in standard deviations from the mean, ``(..., n_columns)``
         """
         return (values - self.mean) / self.std
 
     def denormalize(self, values: th.Tensor) -> th.Tensor:
         """
-        :param values: ``(..., n_columns)``, as the critic's network gives them
-        :return: The same in units of reward
+        :param values: Normalised values, as the critic's network returns them, ``(..., n_columns)``
+        :return: Values in units of reward, ``(..., n_columns)``
         """
         return values * self.std + self.mean

@@ -347,7 +347,7 @@ def test_seeds() -> None:
 def test_time_limits_are_bootstrapped() -> None:
     recorder = Recorder()
     model = trainee(
-        HAPPO, walkers(), n_steps=4, n_epochs=1, learning_rate=0.0, normalize_value=False, gamma=0.9
+        HAPPO, walkers(), n_steps=4, n_epochs=1, learning_rate=1e-12, normalize_value=False, gamma=0.9
     )
     model.learn(4 * N_ENVS, callback=recorder)
     expected = th.stack([rewards for rewards, _, _ in recorder.steps])  # (n_steps, n_envs)

@@ -38,12 +38,15 @@ from sb3_happo.common.gradients import add_up, pieces
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
+    LEARNING_RATE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     Setting,
+    check_agent_learning_rates,
     check_settings,
     optional,
+    plain_numbers,
     scheduled,
 )
 from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
@@ -92,6 +95,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
     }
     #: What the settings must be
     settings: ClassVar[dict[str, Setting]] = {
+        "learning_rate": LEARNING_RATE,
+        "critic_learning_rate": optional(LEARNING_RATE),
         "n_steps": COUNT,
         "gamma": SHARE,
         "gae_lambda": SHARE,
@@ -262,7 +267,10 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"{type(self).__name__} needs an environment to learn the team's spaces from: "
                 f"{type(self).__name__}(env), or {type(self).__name__}('MlpPolicy', env)."
             )
+        names = [*self.settings, "seed", "_stats_window_size", "policy_kwargs"]
+        vars(self).update(plain_numbers({name: getattr(self, name) for name in names}))
         check_settings(vars(self), self.settings)
+        check_agent_learning_rates(self.policy_kwargs.get("agent_kwargs"))
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)

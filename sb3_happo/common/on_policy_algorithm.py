@@ -52,7 +52,7 @@ from sb3_happo.common.hyperparameters import (
 from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
 from sb3_happo.common.recurrent import reset_states
 from sb3_happo.common.threads import keep_freed_memory, torch_threads
-from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
+from sb3_happo.common.type_aliases import ActorsStep, CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
@@ -433,15 +433,15 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         rollout_buffer.reset()
         team = BatchedActors(self.policy)
         # A simulator made of tensors, unless a wrapper stands in between, keeps all on its device
-        to_env_actions: Callable[[JointStep], Any] = (
+        to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = (
             team.to_env_tensors if takes_tensors(env) else team.to_env_actions
         )
         obs = self._to_tensors(self._last_obs)
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = team(obs, self._last_states)
-            new_obs, rewards, dones, infos = env.step(to_env_actions(step))
+            step = self._with_values(team(obs, self._last_states.pi), obs)
+            new_obs, rewards, dones, infos = env.step(to_env_actions(step.actions))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -489,6 +489,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    @th.inference_mode()
+    def _with_values(self, step: ActorsStep, obs: dict[str, th.Tensor]) -> JointStep:
+        """
+        :param step: Decision of the actors
+        :param obs: Joint observation before it, each entry ``(n_envs, ...)``
+        :return: The same decision with the critic's values and states
+        """
+        critic_obs = self.policy.critic_observation(obs, step.states)
+        values, vf = self.critic.step(critic_obs, self._last_states.vf)
+        return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))
 
     def _to_tensors(self, obs: Mapping[str, np.ndarray | th.Tensor]) -> dict[str, th.Tensor]:
         return {key: th.as_tensor(value, device=self.device) for key, value in obs.items()}

@@ -598,7 +598,7 @@ def test_images_too_small_for_the_cnn() -> None:
         ),
         (
             dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)),
-            "is -0.1 when 50% of the training are left",
+            "is -0.02.* when 70% of the training are left",
         ),
         (
             dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)),

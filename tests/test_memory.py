@@ -202,7 +202,7 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
         states = reset_states(states, th.as_tensor(starts))
         with th.no_grad():
             step = model.policy(tensors, True, states)
-        expected = BatchedActors(model.policy).to_env_actions(step)
+        expected = BatchedActors(model.policy).to_env_actions(step.actions)
         here = np.ones((env.num_envs, len(model.agents)), bool) if active is None else active
         for index, agent in enumerate(model.agents):
             assert (actions[agent] == expected[agent])[here[:, index]].all(), agent
@@ -360,10 +360,11 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     model.policy.set_training_mode(False)
     obs = model._to_tensors(model._last_obs)  # type: ignore[arg-type]
     states = model._last_states
-    step = BatchedActors(model.policy)(obs, states)
+    step = BatchedActors(model.policy)(obs, states.pi)
     with th.no_grad():
         values = model.policy.predict_values(obs, states)
-        assert th.allclose(values, step.values, atol=1e-5)
+        seen = model.policy.critic_observation(obs, step.states)
+        assert th.allclose(values, model.critic.predict_values(seen, states.vf), atol=1e-5)
         assert th.allclose(values, model.policy.forward(obs, states=states).values, atol=1e-5)
         assert model.policy.predict_values(obs).shape == values.shape  # at the start of an episode
         for agent, columns in {"a": [0], "c": [2]}.items():

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_happo import HAPPO, JointEnv
 from sb3_happo.common.agent_policy import AgentPolicy
-from sb3_happo.common.batched_actors import BatchedActors, _choose
+from sb3_happo.common.batched_actors import BatchedActors, draw_choices
 from tests.algorithms import (
     PLAIN_SPACES,
     alike_team,
@@ -557,10 +557,7 @@ def test_boxes_that_print_alike_are_not_alike() -> None:
     )
     with np.printoptions(precision=1):
         team = BatchedActors(model.policy)
-    step = team(model._to_tensors(model.env.reset()), model._last_states)  # type: ignore[union-attr, arg-type]
-    joint = team.to_env_actions(
-        step._replace(actions={name: th.full((1, 2), 5.0) for name in bounds})
-    )
+    joint = team.to_env_actions({name: th.full((1, 2), 5.0) for name in bounds})
     for name, high in bounds.items():
         assert np.array_equal(joint[name][0], high)
 
@@ -570,7 +567,7 @@ def test_choices_are_drawn_as_likely_as_they_are() -> None:
     th.manual_seed(0)
     logits = th.tensor([[0.0, 1.0, 2.0, -1.0], [3.0, 3.0, 3.0, 3.0]])
     masks = th.tensor([[1, 1, 1, 1], [0, 1, 1, 0]], dtype=th.int8)
-    choices, log_probs = _choose(
+    choices, log_probs = draw_choices(
         logits.repeat(100_000, 1), masks.repeat(100_000, 1), deterministic=False
     )
     expected = logits.masked_fill(masks == 0, -th.inf).softmax(dim=1)
@@ -579,14 +576,14 @@ def test_choices_are_drawn_as_likely_as_they_are() -> None:
     assert th.allclose(
         log_probs, expected.log().repeat(100_000, 1).gather(1, choices[:, None])[:, 0]
     )
-    assert _choose(logits, masks, deterministic=True)[0].tolist() == [2, 1]
+    assert draw_choices(logits, masks, deterministic=True)[0].tolist() == [2, 1]
     for number in (0.0, 1.0 - 2**-24):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(th, "rand", lambda *shape, number=number, **_: th.full(shape, number))
             assert set(
-                _choose(logits[1:].repeat(9, 1) / 7, masks[1:].repeat(9, 1), deterministic=False)[
-                    0
-                ].tolist()
+                draw_choices(
+                    logits[1:].repeat(9, 1) / 7, masks[1:].repeat(9, 1), deterministic=False
+                )[0].tolist()
             ) <= {1, 2}
 
 

@@ -487,7 +487,10 @@ def measure_inference(
         for _ in range(n_repeats):
             for n, (team, obs) in teams.items():
                 begin = time.perf_counter()
-                team.to_env_actions(team(obs))
+                step = team(obs)
+                team.to_env_actions(step.actions)
+                with th.inference_mode():
+                    team.policy.critic.step(team.policy.critic_observation(obs, step.states))
                 times[n].append(time.perf_counter() - begin)
     return {n: round(1e6 * statistics.median(values), 1) for n, values in times.items()}
 

@@ -1,7 +1,7 @@
-"""The team's decisions during collection: agents of the same form are evaluated in one batched call."""
+"""The team's actors during collection: agents with the same networks are evaluated in one call."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -15,7 +15,7 @@ from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
-from sb3_happo.common.type_aliases import AgentStep, JointStep, RNNStates
+from sb3_happo.common.type_aliases import ActorsStep, AgentStep
 
 _ELEMENTWISE = (
     nn.Tanh,
@@ -30,22 +30,26 @@ _ELEMENTWISE = (
     nn.Softplus,
     nn.Identity,
 )
+_BATCHED_LAYERS = (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)
 
 
 def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
-    """What two policies must have in common to be stacked; None for a policy that can only be evaluated by itself."""
-    plain = type(policy) is AgentPolicy and type(policy.features_extractor) is FlattenExtractor
-    if not plain or not all(
-        isinstance(layer, (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)) for layer in policy.body
-    ):
+    """
+    :param policy: An agent's policy
+    :return: Properties that policies must have in common to be evaluated in one call; None for a
+        policy that can only be evaluated alone
+    """
+    if type(policy) is not AgentPolicy or type(policy.features_extractor) is not FlattenExtractor:
         return None
+    if not all(isinstance(layer, _BATCHED_LAYERS) for layer in policy.body):
+        return None
+    # Spaces are compared by what they print, except for bounds, which NumPy may print rounded
     boxes = [leaf.space for leaf in policy.leaves if isinstance(leaf.space, spaces.Box)]
+    bounds = tuple((box.low.tobytes(), box.high.tobytes()) for box in boxes)
     return (
         str(policy.observation_space),
         str(policy.action_space),
-        *(
-            (box.low.tobytes(), box.high.tobytes()) for box in boxes
-        ),  # which NumPy may print rounded
+        bounds,
         str(policy.memory),
         str(policy.body),
         str(policy.head),
@@ -59,39 +63,73 @@ def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
 
 
 def _tanh(x: th.Tensor) -> th.Tensor:
-    """Hyperbolic tangent to 2e-7: PyTorch's own takes five times as long on a CPU, where its sigmoid is vectorised."""
+    """
+    :param x: Tensor of any shape
+    :return: Hyperbolic tangent, on a CPU with errors up to 2e-7: PyTorch's own takes five times as
+        long there, because only its sigmoid is vectorised
+    """
     return th.sigmoid(x + x).mul_(2.0).sub_(1.0) if x.device.type == "cpu" else x.tanh()
 
 
-def _choose(
+def draw_choices(
     logits: th.Tensor, masks: th.Tensor | None, deterministic: bool
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    Draw from categorical distributions, in less than half of the time that ``th.distributions.Categorical`` takes.
+    Draw from categorical distributions, in less than half of the time of
+    ``th.distributions.Categorical``.
 
-    :param logits: ``(batch, n_choices)``
+    :param logits: Logits, ``(batch, n_choices)``
     :param masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are
-    :param deterministic: Take the most likely choices instead
+    :param deterministic: Whether to take the most likely choices instead
     :return: Choices and their log-probabilities, both ``(batch,)``
     """
     if masks is not None:
-        logits = logits.masked_fill(
-            masks == 0, -1e8
-        )  # as in sb3-contrib's distributions, of which the update's are made
+        # As in sb3-contrib's distributions, with which the update evaluates these choices
+        logits = logits.masked_fill(masks == 0, -1e8)
     log_probs = logits.log_softmax(dim=1)
     if deterministic:
         choices = log_probs.argmax(dim=1)
     else:
         sums = log_probs.exp().cumsum(dim=1)
-        # In (0, the whole], so that the first sum that reaches it is never that of an impossible choice, nor none at all
-        drawn = (1.0 - th.rand(len(sums), 1, device=sums.device)) * sums[:, -1:]
-        choices = (sums < drawn).sum(dim=1)
+        # The threshold lies in (0, sum], so that the first partial sum that reaches it exists and
+        # is never that of an impossible choice
+        thresholds = (1.0 - th.rand(len(sums), 1, device=sums.device)) * sums[:, -1:]
+        choices = (sums < thresholds).sum(dim=1)
     return choices, log_probs.gather(1, choices.unsqueeze(1)).squeeze(1)
+
+
+class _BatchedLayer(NamedTuple):
+    """
+    One layer of several agents.
+
+    :param layer: The first agent's layer
+    :param weights: Weights of all agents, for a Linear ``(n_agents, in, out)``, for a LayerNorm
+        ``(n_agents, 1, in)``; None for a layer without
+    :param biases: Biases of all agents, ``(n_agents, 1, out)``; None for a layer without
+    """
+
+    layer: nn.Module
+    weights: th.Tensor | None = None
+    biases: th.Tensor | None = None
+
+    def __call__(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: Features, ``(n_agents, n_envs, in)``
+        :return: Features, ``(n_agents, n_envs, out)``
+        """
+        layer, weights, biases = self
+        if isinstance(layer, nn.LayerNorm):
+            x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+            return x if weights is None or biases is None else x * weights + biases
+        if weights is not None and biases is not None:
+            return th.baddbmm(biases, x, weights)
+        return _tanh(x) if type(layer) is nn.Tanh else layer(x)
 
 
 class BatchedPolicies:
     """
-    Some agents' policies as one network with one more dimension: agents. A snapshot of their weights.
+    Policies of several agents as one network with an additional dimension for the agents. The
+    weights are copied at construction.
 
     :param policies: Policies of the same form, at least one
     """
@@ -101,38 +139,40 @@ class BatchedPolicies:
         self.n_agents = len(policies)
         memories = [policy.memory for policy in policies if policy.memory is not None]
         self.memory = BatchedRecurrentLayers(memories) if memories else None
-        self.layers: list[tuple[nn.Module, th.Tensor | None, th.Tensor | None]] = []
+        self.layers: list[_BatchedLayer] = []
         for layers in zip(*(policy.body for policy in policies), strict=True):
-            if isinstance(layers[0], (nn.Linear, nn.LayerNorm)):
-                self._add(layers)
-            else:
-                self.layers.append((layers[0], None, None))
+            self._add(layers)
         self._add([policy.head for policy in policies])
-        stds = [std for policy in policies if (std := policy.effective_log_std()) is not None]
-        self.log_std = th.stack(stds).detach() if stds else None  # (n_agents, n_continuous)
-        ids = [policy.one_hot for policy in policies if policy.one_hot is not None]
-        self.ids = th.stack(ids).unsqueeze(1) if ids else None  # (n_agents, 1, n_ids)
+        stds = [policy.effective_log_std() for policy in policies]
+        self.log_std = _stack_present(stds)  # (n_agents, n_continuous)
+        ids = _stack_present([policy.one_hot for policy in policies])
+        self.ids = None if ids is None else ids.unsqueeze(1)  # (n_agents, 1, n_ids)
         self.distribution = make_action_distribution(self.leader.action_space, self.leader.masked)
 
     def _add(self, layers: Sequence[nn.Module]) -> None:
+        """
+        :param layers: One layer of each agent, of the same form
+        """
+        first = layers[0]
+        if not isinstance(first, (nn.Linear, nn.LayerNorm)):
+            self.layers.append(_BatchedLayer(first))
+            return
         weights = th.stack([cast(nn.Linear, layer).weight.detach() for layer in layers])
-        # Linear: (n_agents, out, in) -> (n_agents, in, out), for the product with (n_agents, n_envs, in); as a view, for laid
-        # out anew the few columns of the head would take three times as long to multiply
-        weights = (
-            weights.transpose(1, 2) if isinstance(layers[0], nn.Linear) else weights.unsqueeze(1)
-        )
         biases = th.stack([cast(nn.Linear, layer).bias.detach() for layer in layers]).unsqueeze(1)
-        if (
-            isinstance(layers[0], nn.Linear)
-            and self.layers
-            and isinstance(self.layers[-1][0], nn.LayerNorm)
-        ):
-            # The normalisation's scale and shift, (n_agents, 1, in), become part of the product after it
-            norm, scale, shift = self.layers[-1]
+        if isinstance(first, nn.LayerNorm):
+            self.layers.append(_BatchedLayer(first, weights.unsqueeze(1), biases))
+            return
+        # (n_agents, out, in) -> (n_agents, in, out), for the product with (n_agents, n_envs, in).
+        # A view: in a copy the few columns of the head would take three times as long to multiply
+        weights = weights.transpose(1, 2)
+        before = self.layers[-1] if self.layers else None
+        if before is not None and isinstance(before.layer, nn.LayerNorm):
+            # Scale and shift of the normalisation, (n_agents, 1, in), become part of the product
+            scale, shift = before.weights, before.biases
             assert scale is not None and shift is not None
-            self.layers[-1] = norm, None, None
+            self.layers[-1] = _BatchedLayer(before.layer)
             weights, biases = scale.transpose(1, 2) * weights, biases + shift @ weights
-        self.layers.append((layers[0], weights, biases))
+        self.layers.append(_BatchedLayer(first, weights, biases))
 
     def __call__(
         self,
@@ -142,151 +182,213 @@ class BatchedPolicies:
         deterministic: bool = False,
     ) -> AgentStep:
         """
-        :param observations: Of each agent, ``(n_envs, ...)``
-        :param masks: Of each agent, ``(n_envs, n_choices)``
-        :param states: Of each agent that has a memory, ``(n_envs, n_parts, n_layers, hidden_size)``
-        :param deterministic: Take the most likely actions instead of samples
-        :return: Raw actions ``(n_agents, n_envs, action_dim)``, log-probabilities ``(n_agents, n_envs)`` and memories
-            ``(n_agents, n_envs, ...)``
+        :param observations: Observations of each agent, ``(n_envs, ...)``
+        :param masks: Action masks of each agent, ``(n_envs, n_choices)``, or None
+        :param states: States of each agent's recurrent layers before the step,
+            ``(n_envs, n_parts, n_layers, hidden_size)``; empty without recurrent layers
+        :param deterministic: Whether to take the most likely actions instead of samples
+        :return: Raw actions ``(n_agents, n_envs, action_dim)``, log-probabilities
+            ``(n_agents, n_envs)``, and states ``(n_agents, n_envs, ...)`` or None
         """
         n_envs = len(observations[0])
-        leader = self.leader
-        flat = preprocess_obs(
-            th.cat(list(observations)),
-            leader.observation_space,
-            normalize_images=leader.normalize_images,
-        )
-        assert isinstance(flat, th.Tensor)
-        x = flat.reshape(self.n_agents, n_envs, -1)
-        if self.ids is not None:
-            x = th.cat([x, self.ids.expand(-1, n_envs, -1)], dim=2)
+        x = self._features(observations)
         after = None
         if self.memory is not None:
             x, after = self.memory(x, th.stack(list(states)))
-        for layer, weights, biases in self.layers:
-            if isinstance(layer, nn.LayerNorm):
-                x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-                if weights is not None and biases is not None:
-                    x = x * weights + biases
-            elif weights is not None and biases is not None:
-                x = th.baddbmm(biases, x, weights)
-            elif type(layer) is nn.Tanh:
-                x = _tanh(x)
-            else:
-                x = layer(x)
-        # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution agents are so many more rows
-        params = x.flatten(end_dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution,
+        # further agents are further rows
         joined = None if masks is None else th.cat(list(masks))
-        if isinstance(leader.action_space, spaces.Discrete):
-            actions, log_probs = _choose(params, joined, deterministic)
-        else:
-            log_std = (
-                None if self.log_std is None else self.log_std.repeat_interleave(n_envs, dim=0)
-            )
-            distribution = set_parameters(self.distribution, params, log_std, joined)
-            actions = distribution.get_actions(deterministic=deterministic)
-            log_probs = distribution.log_prob(actions)
+        actions, log_probs = self._act(x.flatten(end_dim=1), joined, deterministic)
         return AgentStep(
             actions.reshape(self.n_agents, n_envs, -1),
             log_probs.reshape(self.n_agents, n_envs),
             after,
         )
 
+    def _features(self, observations: Sequence[th.Tensor]) -> th.Tensor:
+        """
+        :param observations: Observations of each agent, ``(n_envs, ...)``
+        :return: Flat observations, with the agents' ids if they have some,
+            ``(n_agents, n_envs, n_inputs)``
+        """
+        flat = preprocess_obs(
+            th.cat(list(observations)),
+            self.leader.observation_space,
+            normalize_images=self.leader.normalize_images,
+        )
+        assert isinstance(flat, th.Tensor)
+        n_envs = len(observations[0])
+        x = flat.reshape(self.n_agents, n_envs, -1)
+        return x if self.ids is None else th.cat([x, self.ids.expand(-1, n_envs, -1)], dim=2)
+
+    def _act(
+        self, params: th.Tensor, masks: th.Tensor | None, deterministic: bool
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param params: Outputs of the networks, ``(n_agents * n_envs, n_params)``
+        :param masks: Action masks, ``(n_agents * n_envs, n_choices)``, or None
+        :param deterministic: Whether to take the most likely actions instead of samples
+        :return: Raw actions and log-probabilities, ``(n_agents * n_envs, ...)``
+        """
+        if isinstance(self.leader.action_space, spaces.Discrete):
+            return draw_choices(params, masks, deterministic)
+        log_std = self.log_std
+        if log_std is not None:
+            n_envs = len(params) // self.n_agents
+            log_std = log_std.repeat_interleave(n_envs, dim=0)
+        distribution = set_parameters(self.distribution, params, log_std, masks)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, distribution.log_prob(actions)
+
+
+def _stack_present(values: Sequence[th.Tensor | None]) -> th.Tensor | None:
+    """
+    :param values: A tensor of each agent, or None for each
+    :return: Stacked tensors without gradients, or None
+    """
+    present = [value for value in values if value is not None]
+    return th.stack(present).detach() if present else None
+
 
 class BatchedActors:
     """
-    The team as it acts during one rollout. Agents whose spaces and networks have the same form are evaluated together, the
-    rest one by one. Weights are those at construction.
+    The team's actors during one rollout. Agents whose spaces and networks have the same form are
+    evaluated together, the others one by one. The weights are copied at construction.
 
     :param policy: The team
-    :raises ValueError: If a weight is not a number, or infinite
+    :raises ValueError: If a weight is NaN or infinite
     """
 
     def __init__(self, policy: JointPolicy) -> None:
         self.policy = policy
+        # Checked once here, so that PyTorch need not check the logits of every step
         for agent, member in policy.policies.items():
-            # Once here, so that PyTorch need not look at the logits of every step
             if not nn.utils.parameters_to_vector(member.parameters()).isfinite().all():
                 raise ValueError(
-                    f"agent {agent!r}: the last update has made weights NaN or infinite. Lower `learning_rate` or "
-                    "`max_grad_norm`, or normalise observations and rewards (VecNormalize)."
+                    f"agent {agent!r}: the last update has made weights NaN or infinite. Lower "
+                    "`learning_rate` or `max_grad_norm`, or normalise observations and rewards "
+                    "(VecNormalize)."
                 )
         groups: dict[object, list[str]] = {}
         for agent, member in policy.policies.items():
             groups.setdefault(_form(member) or agent, []).append(agent)
-        self.stacks = {
-            tuple(agents): BatchedPolicies([policy.policies[agent] for agent in agents])
-            for agents in groups.values()
-            if len(agents) > 1
-        }
-        self.singles = [agents[0] for agents in groups.values() if len(agents) == 1]
+        self.stacks: dict[tuple[str, ...], BatchedPolicies] = {}
+        self.singles: list[str] = []
+        for agents in groups.values():
+            if len(agents) > 1:
+                members = [policy.policies[agent] for agent in agents]
+                self.stacks[tuple(agents)] = BatchedPolicies(members)
+            else:
+                self.singles += agents
 
     @th.inference_mode()
     @unvalidated()
-    def __call__(self, obs: dict[str, th.Tensor], states: RNNStates | None = None) -> JointStep:
+    def __call__(
+        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor] | None = None
+    ) -> ActorsStep:
         """
-        One decision of the whole team, without gradients.
+        Choose the actions of all agents, without gradients. The critic is not evaluated.
 
         :param obs: Joint observation, each entry ``(n_envs, ...)``
-        :param states: What the team remembers; None at the start of an episode, or without memory
-        :return: Raw actions, log-probabilities, values, and what it remembers then
+        :param states: States of the agents with recurrent layers before the step,
+            ``(n_envs, n_parts, n_layers, hidden_size)`` each (``RNNStates.pi``); None at the start
+            of an episode, or if no agent has some
+        :return: Raw actions, log-probabilities, and states after the step
         """
-        policy = self.policy
         if states is None:
-            states = policy.initial_states(len(next(iter(obs.values()))))
-        actions: dict[str, th.Tensor] = {}
-        log_probs: dict[str, th.Tensor] = {}
-        pi: dict[str, th.Tensor] = {}
+            states = self._initial_states(len(next(iter(obs.values()))))
+        step = ActorsStep({}, {}, {})
         for agents, stack in self.stacks.items():
-            masks = (
-                [policy.action_masks(obs, agent) for agent in agents]
-                if stack.leader.masked
-                else None
-            )
-            before = [states.pi[agent] for agent in agents if agent in states.pi]
-            together = stack([obs[agent] for agent in agents], masks, before)  # type: ignore[arg-type]
-            actions.update(zip(agents, together.actions.unbind(), strict=True))
-            log_probs.update(zip(agents, together.log_probs.unbind(), strict=True))
-            if together.states is not None:
-                pi.update(zip(agents, together.states.unbind(), strict=True))
+            self._step_together(agents, stack, obs, states, step)
         for agent in self.singles:
-            own, mask = policy.agent_observation(obs, agent), policy.action_masks(obs, agent)
-            alone = policy.policies[agent].step(own, states.pi.get(agent), action_masks=mask)
-            actions[agent], log_probs[agent] = alone.actions, alone.log_probs
-            if alone.states is not None:
-                pi[agent] = alone.states
-        values, vf = policy.critic.step(policy.critic_observation(obs, pi), states.vf)
-        return JointStep(actions, log_probs, values, RNNStates(pi, vf))
+            self._step_alone(agent, obs, states, step)
+        return step
 
-    def to_env_actions(self, step: JointStep) -> np.ndarray:
+    def _initial_states(self, n_envs: int) -> dict[str, th.Tensor]:
+        states = {}
+        for agent, member in self.policy.policies.items():
+            if member.memory is not None:
+                states[agent] = member.memory.initial_state(n_envs)
+        return states
+
+    def _step_together(
+        self,
+        agents: tuple[str, ...],
+        stack: BatchedPolicies,
+        obs: dict[str, th.Tensor],
+        states: Mapping[str, th.Tensor],
+        step: ActorsStep,
+    ) -> None:
         """
-        Join a decision to what a vectorised environment takes.
+        :param agents: Agents of one form
+        :param stack: Their policies
+        :param obs: Joint observation
+        :param states: States before the step
+        :param step: Filled with the agents' actions, log-probabilities and states
+        """
+        masks = None
+        if stack.leader.masked:
+            masks = [self.policy.action_masks(obs, agent) for agent in agents]
+        own = [obs[agent] for agent in agents]
+        before = [states[agent] for agent in agents] if stack.memory is not None else []
+        joint = stack(own, masks, before)  # type: ignore[arg-type]
+        step.actions.update(zip(agents, joint.actions.unbind(), strict=True))
+        step.log_probs.update(zip(agents, joint.log_probs.unbind(), strict=True))
+        if joint.states is not None:
+            step.states.update(zip(agents, joint.states.unbind(), strict=True))
 
-        :param step: The decision
+    def _step_alone(
+        self,
+        agent: str,
+        obs: dict[str, th.Tensor],
+        states: Mapping[str, th.Tensor],
+        step: ActorsStep,
+    ) -> None:
+        """
+        :param agent: An agent whose form no other agent has
+        :param obs: Joint observation
+        :param states: States before the step
+        :param step: Filled with the agent's actions, log-probabilities and state
+        """
+        own, mask = self.policy.agent_observation(obs, agent), self.policy.action_masks(obs, agent)
+        alone = self.policy.policies[agent].step(own, states.get(agent), action_masks=mask)
+        step.actions[agent] = alone.actions
+        step.log_probs[agent] = alone.log_probs
+        if alone.states is not None:
+            step.states[agent] = alone.states
+
+    def to_env_actions(self, actions: Mapping[str, th.Tensor]) -> np.ndarray:
+        """
+        Turn raw actions into the joint actions that a vectorised environment takes.
+
+        :param actions: Raw actions of each agent, ``(n_envs, action_dim)``
         :return: Structured array ``(n_envs,)`` with one field per agent
         """
-        joint = np.empty(len(step.values), self.policy.action_dtype)
+        n_envs = len(next(iter(actions.values())))
+        joint = np.empty(n_envs, self.policy.action_dtype)
         for agents, stack in self.stacks.items():
-            raw = (
-                th.stack([step.actions[agent] for agent in agents]).flatten(end_dim=1).cpu().numpy()
-            )
-            together = stack.leader.to_env_actions(raw).reshape(len(agents), len(joint), -1)
-            for agent, own in zip(agents, together, strict=True):
+            # (n_agents, n_envs, action_dim) -> (n_agents * n_envs, action_dim)
+            raw = th.cat([actions[agent] for agent in agents]).cpu().numpy()
+            scaled = stack.leader.to_env_actions(raw).reshape(len(agents), n_envs, -1)
+            for agent, own in zip(agents, scaled, strict=True):
                 joint[agent] = own.reshape(joint[agent].shape)
         for agent in self.singles:
-            self.policy.policies[agent].to_env_actions(
-                step.actions[agent].cpu().numpy(), out=joint[agent]
-            )
+            raw = actions[agent].cpu().numpy()
+            self.policy.policies[agent].to_env_actions(raw, out=joint[agent])
         return joint
 
-    def to_env_tensors(self, step: JointStep) -> dict[str, th.Tensor]:
+    def to_env_tensors(self, actions: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         """
-        Join a decision to what an environment made of tensors takes: :meth:`to_env_actions` without leaving the device.
+        Turn raw actions into those that an environment made of tensors takes:
+        :meth:`to_env_actions` on the model's device.
 
-        :param step: The decision
-        :return: For each agent, whose action space is plain, ``(n_envs, ...)``
+        :param actions: Raw actions of each agent, ``(n_envs, action_dim)``; the agents' action
+            spaces are neither Dict nor Tuple
+        :return: Actions of each agent, ``(n_envs, ...)``
         """
         return {
-            agent: policy.to_env_tensor(step.actions[agent])
+            agent: policy.to_env_tensor(actions[agent])
             for agent, policy in self.policy.policies.items()
         }

@@ -34,7 +34,12 @@ from sb3_happo.common.checks import (
     is_joint,
     takes_tensors,
 )
-from sb3_happo.common.hyperparameters import Setting, check_settings
+from sb3_happo.common.hyperparameters import (
+    Setting,
+    check_agent_learning_rates,
+    check_settings,
+    plain_numbers,
+)
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs import as_joint_env
@@ -129,7 +134,10 @@ class MultiAgentAlgorithm(BaseAlgorithm):
                 f"{name} needs an environment to learn the team's spaces from: {name}(env), or "
                 f"{name}('MlpPolicy', env)."
             )
+        names = [*self.settings, "seed", "_stats_window_size", "policy_kwargs"]
+        vars(self).update(plain_numbers({name: getattr(self, name) for name in names}))
         check_settings(vars(self), self.settings)
+        check_agent_learning_rates(self.policy_kwargs.get("agent_kwargs"))
 
     def _make_log_names(self) -> None:
         """Short names of the agents: SB3's console logger cuts keys at 36 characters."""

@@ -1,6 +1,6 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
@@ -25,6 +25,7 @@ from sb3_happo.common.checks import check_batch_sizes, check_observations, takes
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
+    LEARNING_RATE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
@@ -37,7 +38,7 @@ from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.threads import torch_threads
-from sb3_happo.common.type_aliases import JointStep, RNNStates
+from sb3_happo.common.type_aliases import ActorsStep, JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
@@ -85,6 +86,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         "MultiInputGruPolicy": GruJointPolicy,
     }
     settings: ClassVar[dict[str, Setting]] = {
+        "learning_rate": LEARNING_RATE,
+        "critic_learning_rate": optional(LEARNING_RATE),
         "n_steps": COUNT,
         "gamma": SHARE,
         "gae_lambda": SHARE,
@@ -250,15 +253,15 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         rollout_buffer.reset()
         actors = BatchedActors(self.policy)
         # A simulator of tensors, without a wrapper around it, keeps all data on its device
-        to_env_actions: Callable[[JointStep], Any] = actors.to_env_actions
+        to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
             to_env_actions = actors.to_env_tensors
         obs = self._to_tensors(state.obs)
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = actors(obs, state.states)
-            new_obs, rewards, dones, infos = env.step(to_env_actions(step))
+            step = self._with_values(actors(obs, state.states.pi), obs, state.states.vf)
+            new_obs, rewards, dones, infos = env.step(to_env_actions(step.actions))
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
@@ -290,6 +293,20 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    @th.inference_mode()
+    def _with_values(
+        self, step: ActorsStep, obs: dict[str, th.Tensor], states: th.Tensor | None
+    ) -> JointStep:
+        """
+        :param step: Decision of the actors
+        :param obs: Joint observation before it, each entry ``(n_envs, ...)``
+        :param states: Hidden states of the critic before it, or None
+        :return: Decision with the critic's values and hidden states
+        """
+        critic_obs = self.policy.critic_observation(obs, step.states)
+        values, vf = self.critic.step(critic_obs, states)
+        return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))
 
     def _add(
         self,

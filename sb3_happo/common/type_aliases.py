@@ -50,6 +50,22 @@ class AgentStep(NamedTuple):
     states: th.Tensor | None
 
 
+class ActorsStep(NamedTuple):
+    """
+    Decision of all actors at one vectorised step, without the critic.
+
+    :param actions: Raw actions (neither clipped nor shifted) of each agent,
+        ``(n_envs, action_dim)``
+    :param log_probs: Log-probability of each agent's whole action, ``(n_envs,)``
+    :param states: States after the step of each agent with recurrent layers, as if all agents were
+        active, ``(n_envs, n_parts, n_layers, hidden_size)``
+    """
+
+    actions: dict[str, th.Tensor]
+    log_probs: dict[str, th.Tensor]
+    states: dict[str, th.Tensor]
+
+
 class JointStep(NamedTuple):
     """
     What the team decided at one vectorised step.

@@ -259,7 +259,7 @@ class Head(ABC):
         """
         if not raw.is_floating_point():
             raw = raw.float()
-        columns = raw.reshape(len(raw), -1).split(self._n_actions, dim=1)
+        columns = raw.reshape(-1, sum(self._n_actions)).split(self._n_actions, dim=1)
         pairs = zip(self.parts, columns, strict=True)
         return th.cat([part.encode(column) for part, column in pairs], dim=1)
 
@@ -268,7 +268,7 @@ class Head(ABC):
         The inverse of :meth:`encode`.
 
         :param encoded: Encoded actions, ``(batch, n_encoded)``
-        :return: Raw actions, ``(batch, action_dim)``. Box columns keep their gradient
+        :return: Raw actions, ``(batch, action_dim)``; only Box columns keep their gradient
         """
         pairs = zip(self.parts, encoded.split(self._n_encoded, dim=1), strict=True)
         return th.cat([part.decode(column) for part, column in pairs], dim=1)

@@ -467,6 +467,9 @@ def test_greedy_choices() -> None:
     assert th.equal(legal[masks == 1], values[masks == 1]) and (legal[masks == 0] == -1e8).all()
     raw = th.tensor([[2.0, 1.0], [0.0, 0.0]])
     assert (head.values(values) * head.encode(raw)).sum(dim=1).tolist() == [5.0, -9.0]
+    expansion = head.expand(values, None, masks)
+    taken = (expansion.actions * expansion.probs.unsqueeze(2)).sum(dim=1)
+    assert th.equal(taken, head.mode(values, masks)) and taken.tolist()[0] == [0, 1, 0, 1, 0]
     first, second = head.probabilities(values, masks)
     assert first.tolist() == [[0, 1, 0], [0, 0, 1]] and second.tolist() == [[1, 0], [1, 0]]
 

@@ -22,6 +22,7 @@ head                      Box                    Discrete, MultiDiscrete     as 
 ========================  =====================  ==========================  =======================
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, NamedTuple
 
@@ -146,11 +147,7 @@ class Head(ABC):
         """
         :return: Number of combinations of discrete choices; 1 where there are none
         """
-        # Python integers: NumPy's overflow for 64 bits or more
-        product = 1
-        for n in self.factors:
-            product *= n
-        return product
+        return math.prod(self.factors)
 
     def _make_part(self, leaf: ActionLeaf) -> LeafHead:
         """
@@ -259,7 +256,7 @@ class Head(ABC):
         """
         if not raw.is_floating_point():
             raw = raw.float()
-        columns = raw.reshape(len(raw), -1).split(self._n_actions, dim=1)
+        columns = raw.reshape(-1, sum(self._n_actions)).split(self._n_actions, dim=1)
         pairs = zip(self.parts, columns, strict=True)
         return th.cat([part.encode(column) for part, column in pairs], dim=1)
 
@@ -268,7 +265,7 @@ class Head(ABC):
         The inverse of :meth:`encode`.
 
         :param encoded: Encoded actions, ``(batch, n_encoded)``
-        :return: Raw actions, ``(batch, action_dim)``. Box columns keep their gradient
+        :return: Raw actions, ``(batch, action_dim)``; only Box columns keep their gradient
         """
         pairs = zip(self.parts, encoded.split(self._n_encoded, dim=1), strict=True)
         return th.cat([part.decode(column) for part, column in pairs], dim=1)
@@ -392,7 +389,8 @@ class Head(ABC):
             if part.factors:
                 options = combinations[:, start : start + len(part.factors)]
                 start += len(part.factors)
-                encoded = part.encode(options.to(params.dtype))
+                # By way of float32, for half precision does not hold every whole number
+                encoded = part.encode(options.float()).to(params.dtype)
                 # (n_combinations, n_encoded) -> (1, n_combinations, n_encoded)
                 actions.append(encoded.unsqueeze(0).expand(size))
             else:

@@ -352,7 +352,7 @@ class BitsHead(LeafHead):
         return raw
 
     def decode(self, encoded: th.Tensor) -> th.Tensor:
-        return encoded
+        return encoded.detach()  # as the columns of other choices, raw bits have no gradient
 
     def log_probabilities(self, params: th.Tensor, mask: th.Tensor | None) -> list[th.Tensor]:
         both = th.stack([F.logsigmoid(-params), F.logsigmoid(params)], dim=2)

@@ -1,7 +1,7 @@
 """Joint environments in the current process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,33 +12,10 @@ from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
+if TYPE_CHECKING:
+    from sb3_happo.vec_env.auto_vec_env import VecEnvChoice
+
 JointObs = dict[str, np.ndarray]
-
-
-class VecEnvChoice(NamedTuple):
-    """
-    What :func:`~sb3_happo.vec_env.choose_vec_env` has found.
-
-    :param n_workers: Number of processes that step environments, the current one among them; 0 for the current one alone
-    :param in_process: Environment steps per second in the current process, None if not measured
-    :param in_workers: Environment steps per second in several processes, None if not measured
-    """
-
-    n_workers: int
-    in_process: float | None
-    in_workers: float | None
-
-    def __str__(self) -> str:
-        place = f"{self.n_workers} processes" if self.n_workers else "the current process"
-        rates = [
-            f"{rate:,.0f} steps/s {where}"
-            for rate, where in (
-                (self.in_process, "in the current process"),
-                (self.in_workers, "in several"),
-            )
-            if rate is not None
-        ]
-        return f"{place} ({', '.join(rates) or 'not measured'})"
 
 
 class JointDummyVecEnv(DummyVecEnv):
@@ -55,8 +32,8 @@ class JointDummyVecEnv(DummyVecEnv):
 
     observation_space: spaces.Dict
     action_space: spaces.Dict
-    #: What was measured, if ``choose_vec_env`` has made this
-    choice: VecEnvChoice | None = None
+    #: Measurement of ``choose_vec_env``, if that has made this
+    choice: "VecEnvChoice | None" = None
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(list(env_fns))

@@ -21,7 +21,7 @@ from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv, availabl
 
 logger = logging.getLogger(__name__)
 
-# Workers cost memory and withhold infos: their speed must exceed that of the current process by this
+# Workers cost memory and withhold infos, so they must be faster by this factor
 _MARGIN = 1.1
 # Other programs slow down now one kind and now the other: both are measured in turns, and the best
 # rates are compared

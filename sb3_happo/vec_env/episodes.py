@@ -1,4 +1,4 @@
-"""Statistics of episodes, for simulators whose environments no ``Monitor`` can be put around."""
+"""Statistics of episodes, for simulators whose environments cannot be wrapped in ``Monitor``."""
 
 import time
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 class EpisodeStatistics:
     """
-    What SB3's ``Monitor`` says of episodes that end, for many environments at once.
+    Returns and lengths of episodes, as SB3's ``Monitor`` reports them, for many environments.
 
     :param n_envs: Number of environments
     """
@@ -20,20 +20,25 @@ class EpisodeStatistics:
 
     def add(self, rewards: np.ndarray) -> None:
         """
-        :param rewards: Of one step of all environments, ``(n_envs,)``
+        Count a step of all environments.
+
+        :param rewards: Team rewards, ``(n_envs,)``
         """
         self._returns += rewards
         self._lengths += 1
 
     def clear(self) -> None:
-        """Begin new episodes everywhere."""
+        """Begin new episodes in all environments."""
         self._returns[:] = 0.0
         self._lengths[:] = 0
 
     def end(self, rows: np.ndarray) -> list[dict[str, Any]]:
         """
-        :param rows: Environments whose episode has ended, and where the next one begins
-        :return: ``info["episode"]`` of each: return ``r``, length ``l``, seconds since the beginning ``t``
+        End the episodes of some environments, and begin new ones there.
+
+        :param rows: Indices of the environments
+        :return: ``info["episode"]`` of each: return ``r``, length ``l``, and ``t``, the seconds
+            since this object was made
         """
         seconds = round(time.time() - self._start, 6)
         ended = zip(self._returns[rows].tolist(), self._lengths[rows].tolist(), strict=True)

@@ -238,11 +238,29 @@ def test_monitors_that_continue_files_see_no_trial(tmp_path: Path) -> None:
         monitor_dir=str(tmp_path), monitor_kwargs=dict(override_existing=False)
     )
     for _ in range(2):
-        make_joint_vec_env("mpe2/simple_spread_v3", 2, seed=0, **kwargs).close()
+        make_joint_vec_env("mpe2/simple_spread_v3", 2, seed=0, vec_env_cls="auto", **kwargs).close()
     for file in tmp_path.iterdir():
         assert len(file.read_text().splitlines()) <= 2 * 2, (
             "two headers of two lines, and no episode"
         )
+
+
+def test_measuring_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[int] = []
+
+    def choose(env_fns: Any, **kwargs: Any) -> JointDummyVecEnv:
+        chosen.append(len(env_fns))
+        return JointDummyVecEnv(env_fns)
+
+    monkeypatch.setattr("sb3_happo.vec_env.make.choose_vec_env", choose)
+    venv = make_joint_vec_env(random_team, 3)
+    assert type(venv) is JointDummyVecEnv
+    assert venv.choice is None
+    assert not chosen
+    make_joint_vec_env(random_team, 2, vec_env_cls="auto")
+    assert chosen == [2]
+    with pytest.raises(ValueError, match="neither a class of VecEnv nor 'auto'"):
+        make_joint_vec_env(random_team, 2, vec_env_cls="quick")  # type: ignore[arg-type]
 
 
 def test_processes_give_the_same() -> None:

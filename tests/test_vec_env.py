@@ -660,7 +660,7 @@ def test_choice_of_the_current_process(monkeypatch: pytest.MonkeyPatch) -> None:
         return rates[type(trial.venv)].pop(0)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sb3_happo.vec_env.auto_vec_env._Trial.steps_per_second", measured)
+        patch.setattr("sb3_happo.vec_env.auto_vec_env.SpeedTrial.steps_per_second", measured)
         quick = choose_vec_env(each(talkative, [1, 2]), 2, "fork")
         assert quick.choice == (0, 1e6, None)  # not worth a try
         # Not worth the memory, at their best

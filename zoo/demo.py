@@ -11,6 +11,7 @@ the trained team (``trained_team.gif``) and the trained model (``model.zip``, fo
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 # No window opens: frames are drawn in memory. To be set before anything imports pygame
@@ -159,10 +160,9 @@ def main() -> None:
         1
     )  # networks this small gain nothing from more, and lose much where other programs want the cores
 
-    env = make_joint_vec_env(args.env, n_envs=N_ENVS, seed=args.seed, joint_kwargs=JOINT_KWARGS)
-    eval_env = make_joint_vec_env(
-        args.env, n_envs=N_EVAL_ENVS, seed=EVAL_SEED, joint_kwargs=JOINT_KWARGS
-    )
+    make_envs = partial(make_joint_vec_env, args.env, joint_kwargs=JOINT_KWARGS, vec_env_cls="auto")
+    env = make_envs(n_envs=N_ENVS, seed=args.seed)
+    eval_env = make_envs(n_envs=N_EVAL_ENVS, seed=EVAL_SEED)
     model = HAPPO(
         env,
         n_steps=50,

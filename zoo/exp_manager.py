@@ -289,10 +289,10 @@ class TeamExperimentManager(ExperimentManager):
         # What the algorithm would add: evaluation needs the same
         return ALGOS[self.algo]._wrap_env(env)
 
-    def _vec_env_cls(self, eval_env: bool) -> type[VecEnv] | None:
-        """None for the choice of ``make_joint_vec_env``, which measures."""
+    def _vec_env_cls(self, eval_env: bool) -> type[VecEnv] | str:
+        """Argument of ``make_joint_vec_env``: a class, or "auto" for the measured choice."""
         if self.vec_env_type == "auto" and not eval_env and self.n_timesteps >= _TINY:
-            return None
+            return "auto"
         return JointSubprocVecEnv if self.vec_env_type == "subproc" else JointDummyVecEnv
 
     def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:

@@ -336,6 +336,7 @@ def make_training_env(env_id: str, entry: dict[str, Any]) -> VecEnv:
         entry["n_envs"],
         seed=0,
         env_kwargs=entry.get("env_kwargs"),
+        vec_env_cls="auto",
         joint_kwargs=entry.get("joint_kwargs"),
         wrappers=[wrap] if wrap else None,
     )

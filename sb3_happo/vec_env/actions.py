@@ -1,4 +1,4 @@
-"""Joint actions on their way to the environments."""
+"""Joint actions at the boundary of a ``VecEnv``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,44 +16,53 @@ def as_joint_actions(
     n_envs: int,
 ) -> np.ndarray:
     """
-    Bring joint actions into the form that crosses the ``VecEnv`` boundary.
+    Convert joint actions to the form that crosses the ``VecEnv`` boundary.
 
-    :param actions: Structured array ``(n_envs,)`` with one field per agent, in any order; or for each environment a dict
-        ``{agent: action}``, as ``action_space.sample()`` gives it
-    :param action_space: The agents' action spaces
+    :param actions: Structured array ``(n_envs,)`` with one field per agent, in any order; or one
+        dict ``{agent: action}`` per environment, as ``action_space.sample()`` returns it
+    :param action_space: Action spaces of the agents
     :param dtype: :func:`~sb3_happo.envs.joint_action_dtype` of ``action_space``
     :param n_envs: Number of environments
-    :return: Array ``(n_envs,)`` of ``dtype``; ``actions`` itself where it is one already
-    :raises TypeError: If ``actions`` are neither
-    :raises ValueError: If they are not for this team, or not one per environment
+    :return: Array ``(n_envs,)`` of ``dtype``; ``actions`` itself if it is one already
+    :raises TypeError: If ``actions`` have neither form
+    :raises ValueError: If they are for another team or another number of environments
     """
     if isinstance(actions, Mapping):
         raise TypeError(
-            "Joint actions are a structured array with one row per environment, not a dict of arrays; make one with "
-            "`joint = np.empty(n_envs, joint_action_dtype(action_space))` and fill `joint[agent]`."
+            "Joint actions are a structured array with one row per environment, not a dict of "
+            "arrays; make one with `joint = np.empty(n_envs, joint_action_dtype(action_space))` "
+            "and fill `joint[agent]`."
         )
     if len(actions) != n_envs:
         raise ValueError(
-            f"There are {n_envs} environments, and joint actions for {len(actions)}; give one row to each."
+            f"There are {n_envs} environments, and joint actions for {len(actions)}; give one row "
+            "to each."
         )
     if isinstance(actions, np.ndarray) and actions.dtype.names is not None:
-        if actions.dtype == dtype:
-            return actions
-        if sorted(actions.dtype.names) != sorted(dtype.names or ()):
-            raise ValueError(
-                f"These actions are for the agents {actions.dtype.names}, but the team is {dtype.names}."
-            )
-        # NumPy would assign the fields of a structured array by position
-        return actions[list(dtype.names or ())].astype(dtype)
+        return _with_dtype(actions, dtype)
     if not all(isinstance(action, Mapping) for action in actions):
         raise TypeError(
-            f"Joint actions are a structured array with the fields {dtype.names}, or a list of dicts with these keys; "
-            f"got {type(actions).__name__} of {type(actions[0]).__name__}."
+            f"Joint actions are a structured array with the fields {dtype.names}, or a list of "
+            f"dicts with these keys; got {type(actions).__name__} of {type(actions[0]).__name__}."
         )
     joint = np.empty(n_envs, dtype)
     for row, action in zip(joint, actions, strict=True):
         _fill(row, action_space, action)
     return joint
+
+
+def _with_dtype(actions: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Structured actions with their fields in the order and of the types of ``dtype``."""
+    if actions.dtype == dtype:
+        return actions
+    names = list(dtype.names or ())
+    if sorted(actions.dtype.names or ()) != sorted(names):
+        raise ValueError(
+            f"These actions are for the agents {actions.dtype.names}, but the team is "
+            f"{dtype.names}."
+        )
+    # Fields are selected by name first, for NumPy converts structured arrays by position
+    return actions[names].astype(dtype)
 
 
 def _fill(row: np.void, space: spaces.Dict | spaces.Tuple, action: Any) -> None:
@@ -70,18 +79,19 @@ def sample_actions(
     """
     Random legal joint actions.
 
-    :param action_space: The agents' action spaces, with whose generators the actions are drawn
-    :param obs: Joint observation, each entry ``(n_envs, ...)``, of which the action masks matter
+    :param action_space: Action spaces of the agents, whose random generators are used
+    :param obs: Joint observation, each entry ``(n_envs, ...)``, whose action masks are obeyed
     :param n_envs: Number of environments
-    :return: ``{agent: action}`` for each of them
+    :return: One dict ``{agent: action}`` per environment
     """
-    masks = {agent: obs.get(f"{agent}/{ACTION_MASK}") for agent in action_space.spaces}
-    return [
-        {
-            agent: space.sample()
-            if (mask := masks[agent]) is None
-            else space.sample(mask=split_mask(space, mask[index]))
-            for agent, space in action_space.spaces.items()
-        }
-        for index in range(n_envs)
-    ]
+    sampled: list[dict[str, Any]] = []
+    for index in range(n_envs):
+        joint: dict[str, Any] = {}
+        for agent, space in action_space.spaces.items():
+            mask = obs.get(f"{agent}/{ACTION_MASK}")
+            if mask is None:
+                joint[agent] = space.sample()
+            else:
+                joint[agent] = space.sample(mask=split_mask(space, mask[index]))
+        sampled.append(joint)
+    return sampled

@@ -1,4 +1,4 @@
-"""Which of the two ways to run joint environments is faster."""
+"""Measured choice between the current process and worker processes."""
 
 import contextlib
 import copy
@@ -8,23 +8,51 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
 
 from sb3_happo.envs.spaces import ACTION_MASK, joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions, sample_actions
-from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv, VecEnvChoice
+from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
 from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv, available_cores
 
 logger = logging.getLogger(__name__)
 
-# Workers cost memory and withhold infos: they must be worth it
+# Workers cost memory and withhold infos, so they must be faster by this factor
 _MARGIN = 1.1
-# What else runs on the machine slows down now the one and now the other: they take turns, and their best is compared
+# Other programs slow down now one kind and now the other: both are measured in turns, and the best
+# rates are compared
 _TURNS = 4
-# Seconds that a step of all environments must take before workers can win: to rouse and await them takes some 0.1 ms
-_WORTH_A_TRY = 3e-4
+# Seconds per step of all environments below which workers cannot win, since a round trip of
+# messages takes about 0.1 ms
+_MIN_STEP_SECONDS = 3e-4
+
+
+class VecEnvChoice(NamedTuple):
+    """
+    Result of :func:`choose_vec_env`.
+
+    :param n_workers: Number of processes that step environments, the current one among them; 0 for
+        the current one alone
+    :param in_process: Environment steps per second in the current process, None if not measured
+    :param in_workers: Environment steps per second in several processes, None if not measured
+    """
+
+    n_workers: int
+    in_process: float | None
+    in_workers: float | None
+
+    def __str__(self) -> str:
+        rates = []
+        if self.in_process is not None:
+            rates.append(f"{self.in_process:,.0f} steps/s in the current process")
+        if self.in_workers is not None:
+            rates.append(f"{self.in_workers:,.0f} steps/s in several")
+        place = f"{self.n_workers} processes" if self.n_workers else "the current process"
+        return f"{place} ({', '.join(rates) or 'not measured'})"
 
 
 def choose_vec_env(
@@ -35,62 +63,68 @@ def choose_vec_env(
     seconds: float = 0.5,
 ) -> JointDummyVecEnv | JointSubprocVecEnv:
     """
-    Make a :class:`JointDummyVecEnv` or a :class:`JointSubprocVecEnv`, whichever is faster with random legal actions.
+    Make a :class:`JointDummyVecEnv` or a :class:`JointSubprocVecEnv`, whichever is faster with
+    random legal actions. Both run the same episodes.
 
-    The trial uses environments of its own and restores the global random generators (Python's, NumPy's, PyTorch's), so that no
-    later result depends on it, as long as environments do not write into what they share: files, say. It is left out where
-    workers cannot win: with one environment, one core, or very quick environments. What was found is logged, and is the
-    attribute ``choice`` of the result, a :class:`VecEnvChoice`.
+    The trial uses environments of its own and restores the global random generators (Python's,
+    NumPy's, PyTorch's), so that no later result depends on it, unless environments write to
+    something that they share, such as files. There is no trial where workers cannot win: with one
+    environment, one core, or very fast environments. The result is logged, and stored in the
+    attribute ``choice`` of the returned object, a :class:`VecEnvChoice`.
 
-    :param env_fns: Functions that return joint environments, each call a new one, all of one team
+    :param env_fns: Functions that return joint environments, a new one each, all of one team
     :param n_workers: Number of processes that step environments, by default one per available core
-    :param start_method: How to start them
-    :param full_infos: Whether they send all that the environments say, see :class:`JointSubprocVecEnv`
-    :param seconds: How long to measure each; 0 for not at all, and no workers
+    :param start_method: Start method of the processes, see :class:`JointSubprocVecEnv`
+    :param full_infos: Let workers send complete infos, see :class:`JointSubprocVecEnv`
+    :param seconds: Duration of the measurement of each kind; 0 for no measurement and no workers
     :return: The vectorised environment
     """
-    n_envs = len(env_fns)
-    n_workers = min(n_envs, n_workers or available_cores())
-    in_process = in_workers = None
+    n_workers = min(len(env_fns), n_workers or available_cores())
+    make_workers = partial(JointSubprocVecEnv, env_fns, n_workers, start_method, full_infos)
+    choice = VecEnvChoice(0, None, None)
     if n_workers > 1 and seconds > 0:
-        with (
-            _global_randomness_kept(),
-            _Trial(JointDummyVecEnv(env_fns[:1])) as alone,
-        ):  # more would only take turns
-            in_process = alone.steps_per_second(seconds / _TURNS)
-            if n_envs / in_process > _WORTH_A_TRY:
-                try:
-                    with _Trial(
-                        JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)
-                    ) as workers:
-                        pairs = [
-                            (
-                                workers.steps_per_second(seconds / _TURNS),
-                                alone.steps_per_second(seconds / _TURNS),
-                            )
-                            for _ in range(_TURNS)
-                        ]
-                    in_workers, in_process = map(max, zip(*pairs, strict=True))
-                except (
-                    Exception
-                ) as error:  # nothing that goes wrong out there need stop the training here
-                    warnings.warn(
-                        f"Worker processes failed, so the environments stay in this one: {error}",
-                        stacklevel=2,
-                    )
-    venv: JointDummyVecEnv | JointSubprocVecEnv
-    if in_process is not None and in_workers is not None and in_workers > _MARGIN * in_process:
-        venv = JointSubprocVecEnv(env_fns, n_workers, start_method, full_infos)
-        venv.choice = VecEnvChoice(n_workers, in_process, in_workers)
-    else:
-        venv = JointDummyVecEnv(env_fns)
-        venv.choice = VecEnvChoice(0, in_process, in_workers)
-    logger.info("%d environments run in %s", n_envs, venv.choice)
+        with _preserved_random_state():
+            choice = _measure(env_fns, make_workers, n_workers, seconds)
+    venv = make_workers() if choice.n_workers else JointDummyVecEnv(env_fns)
+    venv.choice = choice
+    logger.info("%d environments run in %s", len(env_fns), choice)
     return venv
 
 
-class _Trial:
-    """Random legal actions for a while, and a while later for another."""
+def _measure(
+    env_fns: Sequence[Callable[[], gym.Env]],
+    make_workers: Callable[[], JointSubprocVecEnv],
+    n_workers: int,
+    seconds: float,
+) -> VecEnvChoice:
+    # One environment is enough here: several would be stepped one after the other
+    with SpeedTrial(JointDummyVecEnv(env_fns[:1])) as alone:
+        first_rate = alone.steps_per_second(seconds / _TURNS)
+        if len(env_fns) / first_rate <= _MIN_STEP_SECONDS:
+            return VecEnvChoice(0, first_rate, None)
+        in_process = in_workers = 0.0
+        try:
+            with SpeedTrial(make_workers()) as workers:
+                for _ in range(_TURNS):
+                    in_workers = max(in_workers, workers.steps_per_second(seconds / _TURNS))
+                    in_process = max(in_process, alone.steps_per_second(seconds / _TURNS))
+        except Exception as error:
+            # A failure of workers, whatever it is, need not stop the training in this process
+            warnings.warn(
+                f"Worker processes failed, so the environments stay in this one: {error}",
+                stacklevel=3,
+            )
+            return VecEnvChoice(0, first_rate, None)
+    faster = in_workers > _MARGIN * in_process
+    return VecEnvChoice(n_workers if faster else 0, in_process, in_workers)
+
+
+class SpeedTrial:
+    """
+    Random legal actions, timed; a context manager that closes the environments at the end.
+
+    :param venv: Vectorised environment
+    """
 
     def __init__(self, venv: JointDummyVecEnv | JointSubprocVecEnv) -> None:
         self.venv = venv
@@ -98,11 +132,11 @@ class _Trial:
         self._dtype = joint_action_dtype(self._space)
         self._masked = any(key.endswith("/" + ACTION_MASK) for key in venv.observation_space.spaces)
 
-    def __enter__(self) -> "_Trial":
+    def __enter__(self) -> "SpeedTrial":
         try:
             self._obs = self.venv.reset()
             self._actions = self._sample()
-            self._step()  # the first may do what is only done once
+            self._step()  # not timed, since the first step may include one-time work
         except BaseException:
             self.venv.close()
             raise
@@ -116,7 +150,9 @@ class _Trial:
         return as_joint_actions(sampled, self._space, self._dtype, self.venv.num_envs)
 
     def _step(self) -> float:
-        if self._masked:  # otherwise drawn only once: a team decides in less time than that takes
+        # Without masks the first actions are used again: a team of networks decides faster than
+        # Gymnasium samples
+        if self._masked:
             self._actions = self._sample()
         start = time.perf_counter()
         self.venv.step_async(self._actions)
@@ -125,8 +161,10 @@ class _Trial:
 
     def steps_per_second(self, seconds: float) -> float:
         """
-        :param seconds: How long to go on, at least a step
-        :return: Steps of single environments per second, counting only the time that the environments take
+        Measure the speed of the environments.
+
+        :param seconds: Duration, at least one step
+        :return: Steps of single environments per second, counting only time inside the environments
         """
         begin = time.perf_counter()
         stepping = [self._step()]
@@ -136,14 +174,15 @@ class _Trial:
 
 
 @contextlib.contextmanager
-def _global_randomness_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    torch = sys.modules.get("torch")  # workers do without
+def _preserved_random_state() -> Iterator[None]:
+    """Restore the global random generators at the end."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")  # this package's environments do not import it themselves
     torch_state = None if torch is None else torch.get_rng_state()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         if torch is not None:
             torch.set_rng_state(torch_state)

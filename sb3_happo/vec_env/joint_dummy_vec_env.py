@@ -1,7 +1,7 @@
 """Joint environments in the current process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,81 +12,58 @@ from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
+if TYPE_CHECKING:
+    from sb3_happo.vec_env.auto_vec_env import VecEnvChoice
+
 JointObs = dict[str, np.ndarray]
-
-
-class VecEnvChoice(NamedTuple):
-    """
-    What :func:`~sb3_happo.vec_env.choose_vec_env` has found.
-
-    :param n_workers: Number of processes that step environments, the current one among them; 0 for the current one alone
-    :param in_process: Environment steps per second in the current process, None if not measured
-    :param in_workers: Environment steps per second in several processes, None if not measured
-    """
-
-    n_workers: int
-    in_process: float | None
-    in_workers: float | None
-
-    def __str__(self) -> str:
-        place = f"{self.n_workers} processes" if self.n_workers else "the current process"
-        rates = [
-            f"{rate:,.0f} steps/s {where}"
-            for rate, where in (
-                (self.in_process, "in the current process"),
-                (self.in_workers, "in several"),
-            )
-            if rate is not None
-        ]
-        return f"{place} ({', '.join(rates) or 'not measured'})"
 
 
 class JointDummyVecEnv(DummyVecEnv):
     """
-    Joint environments one after the other in the current process: SB3's ``DummyVecEnv`` without its deep copies.
+    Joint environments one after the other in the current process: SB3's ``DummyVecEnv`` without
+    its deep copies.
 
-    The arrays that :meth:`reset` and :meth:`step` return belong to the caller: each call makes new ones. The infos are new
-    dicts, of the very values that the environments put into theirs.
+    The arrays that :meth:`reset` and :meth:`step` return belong to the caller: each call makes new
+    ones. The infos are new dicts whose values are those of the environments, not copies.
 
-    :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new one each, all of one team
+    :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new
+        one each, all of one team
     :raises TypeError: If an environment is not joint
     :raises ValueError: If the environments are not of one team, or one is there twice
     """
 
     observation_space: spaces.Dict
     action_space: spaces.Dict
-    #: What was measured, if ``choose_vec_env`` has made this
-    choice: VecEnvChoice | None = None
+    #: Measurement of ``choose_vec_env``, if that has made this
+    choice: "VecEnvChoice | None" = None
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(list(env_fns))
+        first_team = (self.observation_space, self.action_space)
         for index, env in enumerate(self.envs):
-            check_same_team(
-                index,
-                (env.observation_space, env.action_space),
-                (self.observation_space, self.action_space),
-            )
+            check_same_team(index, (env.observation_space, env.action_space), first_team)
         check_different(self.envs)
         self._action_dtype = joint_action_dtype(self.action_space)
-        #: The environment that is running, for who has to say which one failed
+        #: Index of the environment that is running or ran last, for reports of failures
         self.env_index = 0
 
     def step_async(self, actions: np.ndarray | Sequence[Mapping[str, Any]]) -> None:
         """
         Take the joint actions of the next :meth:`step_wait`.
 
-        :param actions: Structured array ``(n_envs,)`` with one field per agent, or one ``{agent: action}`` per environment
+        :param actions: Structured array ``(n_envs,)`` with one field per agent, or one
+            ``{agent: action}`` per environment
         """
-        # A copy, for an environment may keep its part, and the caller use the array again
-        self.actions = as_joint_actions(
-            actions, self.action_space, self._action_dtype, self.num_envs
-        ).copy()
+        joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
+        # Environments may keep their part, and the caller may write to the array again
+        self.actions = joint.copy()
 
     def step_wait(self) -> tuple[JointObs, np.ndarray, np.ndarray, StepInfos]:
         """
         Step every environment, and reset those whose episode has ended.
 
-        :return: Joint observation, each entry ``(n_envs, ...)``; team rewards, float32, and dones, ``(n_envs,)`` each; infos
+        :return: Joint observation, each entry ``(n_envs, ...)``; team rewards, float32
+            ``(n_envs,)``; dones, ``(n_envs,)``; infos
         """
         batch = self._new_batch()
         rewards = np.empty(self.num_envs, np.float32)
@@ -95,10 +72,10 @@ class JointDummyVecEnv(DummyVecEnv):
         for index, (env, action) in enumerate(zip(self.envs, self.actions, strict=True)):
             self.env_index = index
             obs, rewards[index], terminated, truncated, info = env.step(action)
-            done = dones[index] = terminated or truncated
+            dones[index] = terminated or truncated
             info = {**info, "TimeLimit.truncated": truncated and not terminated}
-            if done:
-                # A copy, for an environment may write its next observation over the last
+            if dones[index]:
+                # Copied, since the environment may write its next observation to the same arrays
                 info["terminal_observation"] = {
                     key: np.array(obs[key], rows.dtype) for key, rows in batch.items()
                 }
@@ -127,7 +104,7 @@ class JointDummyVecEnv(DummyVecEnv):
         return batch
 
     def _new_batch(self) -> JointObs:
-        """Where the next observations go, ``(n_envs, ...)`` each."""
+        """Arrays for the next observations, ``(n_envs, ...)`` each."""
         return {key: np.empty_like(buffer) for key, buffer in self.buf_obs.items()}
 
 
@@ -140,12 +117,12 @@ def check_different(envs: Sequence[gym.Env]) -> None:
     """
     seen: dict[int, int] = {}
     for index, env in enumerate(envs):
-        game = getattr(env.unwrapped, "env", env.unwrapped)
-        before = seen.setdefault(id(getattr(game, "unwrapped", game)), index)
+        inner = getattr(env.unwrapped, "env", env.unwrapped)
+        before = seen.setdefault(id(getattr(inner, "unwrapped", inner)), index)
         if before != index:
             raise ValueError(
-                f"Environments {before} and {index} are one and the same; the function must make a new one at each call: "
-                "`lambda: make_my_env()`, not `lambda: my_env`."
+                f"Environments {before} and {index} are one and the same; the function must make "
+                "a new one at each call: `lambda: make_my_env()`, not `lambda: my_env`."
             )
 
 
@@ -153,22 +130,22 @@ def check_same_team(
     index: int, team: tuple[spaces.Space, spaces.Space], first: tuple[spaces.Space, spaces.Space]
 ) -> None:
     """
-    Check that an environment can stand beside the others in a ``VecEnv``.
+    Check that an environment has the team of the first one in a ``VecEnv``.
 
-    :param index: Which environment it is
-    :param team: Its observation space and action space
-    :param first: Those of the first environment
-    :raises TypeError: If it is not joint
-    :raises ValueError: If it is of another team than the first one
+    :param index: Index of the environment
+    :param team: Observation space and action space of the environment
+    :param first: Observation space and action space of the first environment
+    :raises TypeError: If the environment is not joint
+    :raises ValueError: If its team differs from that of the first one
     """
     if not all(isinstance(space, spaces.Dict) for space in team):
         raise TypeError(
-            f"Environment {index} has the observation space {team[0]} and the action space {team[1]}, "
-            "where a joint environment has two Dicts; wrap it with JointEnv."
+            f"Environment {index} has the observation space {team[0]} and the action space "
+            f"{team[1]}, where a joint environment has two Dicts; wrap it with JointEnv."
         )
     for kind, space, other in zip(("observation", "action"), team, first, strict=True):
         if space != other or list(space) != list(other):  # type: ignore[call-overload]
             raise ValueError(
-                f"Environment {index} has the joint {kind} space {space}, and environment 0 has {other}; "
-                "all environments of a VecEnv must be of one team."
+                f"Environment {index} has the joint {kind} space {space}, and environment 0 has "
+                f"{other}; all environments of a VecEnv must be of one team."
             )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
-from sb3_happo.vec_env.joint_dummy_vec_env import JointObs, VecEnvChoice, check_same_team
+from sb3_happo.vec_env.joint_dummy_vec_env import JointObs, check_same_team
 from sb3_happo.vec_env.shared_memory import SharedArrays, SharedBlock
 from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
 from sb3_happo.vec_env.worker import (
@@ -37,6 +37,9 @@ from sb3_happo.vec_env.worker import (
     unpack,
     worker_main,
 )
+
+if TYPE_CHECKING:
+    from sb3_happo.vec_env.auto_vec_env import VecEnvChoice
 
 
 class JointSubprocVecEnv(VecEnv):
@@ -78,9 +81,9 @@ class JointSubprocVecEnv(VecEnv):
 
     observation_space: spaces.Dict
     action_space: spaces.Dict
-    #: What was measured, if ``choose_vec_env`` has made this
-    choice: VecEnvChoice | None = None
-    #: Seconds that the workers have to end a step and close their environments, before they are killed
+    #: Measurement of ``choose_vec_env``, if that has made this
+    choice: "VecEnvChoice | None" = None
+    #: Seconds for workers to end a step and close their environments, before they are killed
     closing_time: ClassVar[float] = 5.0
 
     def __init__(
@@ -277,7 +280,7 @@ class JointSubprocVecEnv(VecEnv):
     def _observation(self) -> JointObs:
         return {key: rows.copy() for key, rows in self._arrays.obs.items()}
 
-    # ---------------------------------------------------------------- attributes and methods of the environments
+    # ---------------------------------------------------------------- attributes and methods
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """

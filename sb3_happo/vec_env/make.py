@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
@@ -12,8 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.envs import as_joint_env, make_joint_env
 from sb3_happo.envs.make import EnvWrapper, is_vectorised
 from sb3_happo.vec_env.auto_vec_env import choose_vec_env
+from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
 
-# For each of VECTORISED_FAMILIES: the module, imported when it is needed, and what to call there, (id, n_envs, seed, **kwargs)
+# For each of VECTORISED_FAMILIES: module, imported when needed, and function or class in it,
+# (id, n_envs, seed, **kwargs)
 _MAKERS = {
     "envpool": ("sb3_happo.vec_env.envpool_vec_env", "EnvPoolVecEnv"),
     "vmas": ("sb3_happo.vec_env.vmas_vec_env", "make_vmas_vec_env"),
@@ -28,7 +30,7 @@ def make_joint_vec_env(
     monitor_dir: str | None = None,
     wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
     env_kwargs: dict[str, Any] | None = None,
-    vec_env_cls: Callable[..., VecEnv] | None = None,
+    vec_env_cls: Callable[..., VecEnv] | Literal["auto"] | None = None,
     vec_env_kwargs: dict[str, Any] | None = None,
     monitor_kwargs: dict[str, Any] | None = None,
     wrapper_kwargs: dict[str, Any] | None = None,
@@ -38,23 +40,26 @@ def make_joint_vec_env(
     """
     Several copies of a joint environment as one ``VecEnv``: SB3's ``make_vec_env`` for teams.
 
-    Simulators that run many environments at a time have ids of their own: ``"envpool/HalfCheetah-2x3-v1"``,
-    ``"vmas/navigation"``. They take ``n_envs``, ``seed``, ``start_index``, ``env_kwargs`` and ``vec_env_kwargs``; the other
-    arguments are about environments that exist one by one, and are refused.
+    Simulators that step many environments at once have ids of their own, such as
+    ``"envpool/HalfCheetah-2x3-v1"`` and ``"vmas/navigation"``. They take ``n_envs``, ``seed``,
+    ``start_index``, ``env_kwargs`` and ``vec_env_kwargs``, and ``vec_env_cls="auto"`` has no effect
+    on them. The other arguments apply to single environments and are refused.
 
-    :param env: An id of :func:`make_joint_env` or of such a simulator, or a callable that returns a new env of any kind that
-        :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
+    :param env: Id of :func:`make_joint_env` or of such a simulator; or a callable that returns a
+        new env of any kind that :class:`~sb3_happo.envs.JointEnv` takes, or a ``JointEnv``
     :param n_envs: Number of copies
-    :param seed: Seed of the first reset of the copy of rank 0; the following ones' are counted up
+    :param seed: Seed of the first reset of the copy of rank 0, counted up for the others
     :param start_index: Rank of the first copy
-    :param monitor_dir: Folder for the monitors' files; by default they are not written
-    :param wrapper_class: Wrapper for each joint environment, after ``Monitor``
+    :param monitor_dir: Folder for the files of ``Monitor``; by default none are written
+    :param wrapper_class: Wrapper for each joint environment, outside ``Monitor``
     :param env_kwargs: Arguments of the env
-    :param vec_env_cls: Class of the ``VecEnv``; by default the faster one of :class:`~sb3_happo.vec_env.JointDummyVecEnv` and
-        :class:`~sb3_happo.vec_env.JointSubprocVecEnv`, which is measured for a second if there are several copies (the
-        attribute ``choice`` tells). Both run the same episodes. Where monitors continue files (``override_existing=False``)
-        nothing is measured, because that would be written there too: the first one
-    :param vec_env_kwargs: Its arguments, by default those of :func:`~sb3_happo.vec_env.choose_vec_env`
+    :param vec_env_cls: Class of the ``VecEnv``, by default
+        :class:`~sb3_happo.vec_env.JointDummyVecEnv`. "auto": this one or
+        :class:`~sb3_happo.vec_env.JointSubprocVecEnv`, whichever
+        :func:`~sb3_happo.vec_env.choose_vec_env` measures to be faster, which takes about a second.
+        With "auto" nothing is measured, and no workers are used, where monitors continue files
+        (``override_existing=False``), because the trial would be written there too
+    :param vec_env_kwargs: Arguments of ``vec_env_cls``; with "auto", of ``choose_vec_env``
     :param monitor_kwargs: Arguments of ``Monitor``
     :param wrapper_kwargs: Arguments of ``wrapper_class``
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
@@ -62,32 +67,33 @@ def make_joint_vec_env(
     :return: The vectorised environment
     :raises TypeError: If ``env`` is an environment itself
     :raises ValueError: If an id does not resolve, or an argument cannot apply to it
-    :raises ImportError: If something that the env needs is not installed
+    :raises ImportError: If a package that the env needs is not installed
     """
     if isinstance(env, str) and is_vectorised(env):
-        _refuse(
-            env,
-            {
-                "wrappers": wrappers,
-                "wrapper_class": wrapper_class,
-                "wrapper_kwargs": wrapper_kwargs,
-                "joint_kwargs": joint_kwargs,
-                "monitor_dir": monitor_dir,
-                "monitor_kwargs": monitor_kwargs,
-                "vec_env_cls": vec_env_cls,
-            },
-        )
-        module, function = _MAKERS[env.partition("/")[0]]
+        refused = {
+            "wrappers": wrappers,
+            "wrapper_class": wrapper_class,
+            "wrapper_kwargs": wrapper_kwargs,
+            "joint_kwargs": joint_kwargs,
+            "monitor_dir": monitor_dir,
+            "monitor_kwargs": monitor_kwargs,
+            "vec_env_cls": None if vec_env_cls == "auto" else vec_env_cls,
+        }
+        _refuse(env, refused)
         first_seed = None if seed is None else seed + start_index
-        make = getattr(importlib.import_module(module), function)
-        return make(env, n_envs, first_seed, **(env_kwargs or {}), **(vec_env_kwargs or {}))
+        return _make_simulator(env, n_envs, first_seed, env_kwargs, vec_env_kwargs)
     if not (isinstance(env, str) or callable(env)):
         raise TypeError(
-            f"make_joint_vec_env takes an id, or a function that makes a new environment at each call, not {env!r}."
+            "make_joint_vec_env takes an id, or a function that makes a new environment at each "
+            f"call, not {env!r}."
         )
-    continues = monitor_dir is not None and not (monitor_kwargs or {}).get(
-        "override_existing", True
-    )
+    if vec_env_cls == "auto":
+        vec_env_cls = choose_vec_env
+        # The trial would be written to files that monitors continue
+        if monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True):
+            vec_env_kwargs = {"seconds": 0} | (vec_env_kwargs or {})
+    elif isinstance(vec_env_cls, str):
+        raise ValueError(f"vec_env_cls={vec_env_cls!r} is neither a class of VecEnv nor 'auto'.")
     venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
         n_envs,
@@ -96,10 +102,8 @@ def make_joint_vec_env(
         monitor_dir,
         wrapper_class,
         env_kwargs,
-        vec_env_cls or choose_vec_env,  # type: ignore[arg-type]
-        {"seconds": 0, **(vec_env_kwargs or {})}
-        if continues and vec_env_cls is None
-        else vec_env_kwargs,
+        vec_env_cls or JointDummyVecEnv,  # type: ignore[arg-type]
+        vec_env_kwargs,
         monitor_kwargs,
         wrapper_kwargs,
     )
@@ -110,20 +114,33 @@ def make_joint_vec_env(
 
 def make_from_id(id: str) -> gym.Env | VecEnv:
     """
-    What an algorithm makes of an id.
+    Environment that an algorithm makes of an id.
 
-    :param id: An id of :func:`make_joint_vec_env`
-    :return: A joint environment, or a ``VecEnv`` of one where it cannot exist alone
+    :param id: Id of :func:`make_joint_vec_env`
+    :return: A joint environment; a ``VecEnv`` for simulators that exist in no other form
     """
     return make_joint_vec_env(id) if is_vectorised(id) else make_joint_env(id)
+
+
+def _make_simulator(
+    id: str,
+    n_envs: int,
+    seed: int | None,
+    env_kwargs: dict[str, Any] | None,
+    vec_env_kwargs: dict[str, Any] | None,
+) -> VecEnv:
+    module, function = _MAKERS[id.partition("/")[0]]
+    make = getattr(importlib.import_module(module), function)
+    return make(id, n_envs, seed, **(env_kwargs or {}), **(vec_env_kwargs or {}))
 
 
 def _refuse(id: str, arguments: dict[str, Any]) -> None:
     given = [name for name, value in arguments.items() if value]
     if given:
         raise ValueError(
-            f"{', '.join(map(repr, given))} cannot apply to {id!r}, whose environments do not exist one by one. Wrap the "
-            "whole VecEnv instead: a VecEnvWrapper, such as VecMonitor(venv, filename) for a monitor's file."
+            f"{', '.join(map(repr, given))} cannot apply to {id!r}, whose environments do not "
+            "exist one by one. Wrap the whole VecEnv instead: a VecEnvWrapper, such as "
+            "VecMonitor(venv, filename) for a monitor's file."
         )
 
 

@@ -23,13 +23,15 @@ class VecTeamOfOne(VecEnvWrapper):
     """
     A single-agent ``VecEnv`` as the joint environment of a team of one, ``"agent_0"``.
 
-    The agent's observation is that of the environment (``"agent_0"``, or ``"agent_0/<key>"`` for the entries of a Dict), and
-    the critic's state is made of it as :class:`~sb3_happo.JointEnv` makes it of a single environment's, so that a model of one
-    goes on with the other. float64 becomes float32.
+    The agent's observation is that of the environment (``"agent_0"``, or ``"agent_0/<key>"`` for
+    the entries of a Dict). The critic's state is made of it as by :class:`~sb3_happo.JointEnv`
+    around a single environment, so that a model that was trained with one can be used with the
+    other. float64 becomes float32.
 
     :param venv: The environment
     :raises TypeError: If the observation space is a Tuple
-    :raises ValueError: At a reset, if the environment has an action mask in its info, which would not reach the agent
+    :raises ValueError: At a reset, if the environment has an action mask in its info, which would
+        not reach the agent
     """
 
     observation_space: spaces.Dict
@@ -38,16 +40,15 @@ class VecTeamOfOne(VecEnvWrapper):
     def __init__(self, venv: VecEnv) -> None:
         if isinstance(venv.observation_space, spaces.Tuple):
             raise TypeError(
-                "VecTeamOfOne needs an observation space that is no Tuple; name its parts in a Dict."
+                "VecTeamOfOne needs an observation space that is no Tuple; name its parts in a "
+                "Dict."
             )
-        own = {
-            key: float32_space(space)
-            for key, space in _entries(AGENT, venv.observation_space).items()
-        }
-        # A mask is no observation
-        leaves = [
-            Leaf(key, 0, space) for key, space in own.items() if key != f"{AGENT}/{ACTION_MASK}"
-        ]
+        own: dict[str, spaces.Space] = {}
+        leaves: list[Leaf] = []
+        for key, space in _entries(AGENT, venv.observation_space).items():
+            own[key] = float32_space(space)
+            if key != f"{AGENT}/{ACTION_MASK}":  # the state is made without the mask
+                leaves.append(Leaf(key, 0, own[key]))
         self._state = concatenated_observations(leaves)
         super().__init__(
             venv,
@@ -63,26 +64,27 @@ class VecTeamOfOne(VecEnvWrapper):
         :param actions: Structured array ``(n_envs,)`` with the field "agent_0"
         """
         joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)
-        plain = joint[AGENT]
-        if plain.dtype.names is not None:
-            plain = [joint_action_to_dict(self.action_space, row)[AGENT] for row in joint]  # type: ignore[assignment]
-        self.venv.step_async(plain)
+        own: Any = joint[AGENT]
+        if own.dtype.names is not None:  # nested actions, which SB3 passes on as a list
+            own = [joint_action_to_dict(self.action_space, row)[AGENT] for row in joint]
+        self.venv.step_async(own)
 
     def step_wait(self) -> tuple[Observations, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """
         Wait for the step that :meth:`step_async` began.
 
-        :return: Joint observation, each entry ``(n_envs, ...)``; rewards, ``(n_envs,)``; dones, ``(n_envs,)``; infos
+        :return: Joint observation, each entry ``(n_envs, ...)``; rewards, ``(n_envs,)``; dones,
+            ``(n_envs,)``; infos
         """
-        obs, rewards, dones, infos = self.venv.step_wait()
-        agent_rewards = rewards[:, None].astype(np.float64)
-        infos = [
-            {**info, "agent_rewards": own} for info, own in zip(infos, agent_rewards, strict=True)
-        ]
-        for info in infos:
+        obs, rewards, dones, own_infos = self.venv.step_wait()
+        agent_rewards = rewards[:, np.newaxis].astype(np.float64)  # (n_envs, 1)
+        infos: list[dict[str, Any]] = []
+        for own_info, reward in zip(own_infos, agent_rewards, strict=True):
+            info = {**own_info, "agent_rewards": reward}
             if "terminal_observation" in info:
-                info["terminal_observation"] = self._lift(info["terminal_observation"], ())
-        return self._lift(obs, (self.num_envs,)), rewards, dones, infos
+                info["terminal_observation"] = self._terminal(info["terminal_observation"])
+            infos.append(info)
+        return self._batch(obs), rewards, dones, infos
 
     def reset(self) -> Observations:
         """
@@ -95,35 +97,58 @@ class VecTeamOfOne(VecEnvWrapper):
             ACTION_MASK in info for info in self.venv.unwrapped.reset_infos
         ):
             raise ValueError(
-                "The environment has an action mask in its info, which a single-agent VecEnv does not carry to the agent. "
-                "Make the VecEnv with make_joint_vec_env, give the environment itself, or put the mask into the observation."
+                "The environment has an action mask in its info, which a single-agent VecEnv does "
+                "not carry to the agent. Make the VecEnv with make_joint_vec_env, give the "
+                "environment itself, or put the mask into the observation."
             )
-        return self._lift(obs, (self.num_envs,))
+        return self._batch(obs)
 
-    def _lift(self, obs: VecEnvObs, batch: tuple[int, ...]) -> Observations:
+    def _terminal(self, obs: Any) -> Observations:
+        """
+        :param obs: Observation of one environment
+        :return: Joint observation of it
+        """
+        joint = self._rename(obs, ())
+        self._state(joint, None)
+        return joint
+
+    def _batch(self, obs: VecEnvObs) -> Observations:
+        """
+        :param obs: Observation of all environments
+        :return: Joint observation, each entry ``(n_envs, ...)``
+        """
+        joint = self._rename(obs, (self.num_envs,))
+        rows = []
+        for index in range(self.num_envs):
+            row = {key: array[index] for key, array in joint.items()}
+            self._state(row, None)
+            rows.append(row)
+        return joint | {key: np.stack([row[key] for row in rows]) for key in self._state.spaces}
+
+    def _rename(self, obs: Any, batch_shape: tuple[int, ...]) -> Observations:
         """
         :param obs: Observation of the environment
-        :param batch: ``(n_envs,)``, or ``()`` for a single observation
-        :return: Joint observation
+        :param batch_shape: ``(n_envs,)``, or ``()`` for the observation of one environment
+        :return: Joint observation without the state
         """
-        lifted: Observations = {}
+        joint: Observations = {}
         for key, value in _entries(AGENT, obs).items():
             array, space = np.asarray(value), self.observation_space.spaces[key]
-            # VecNormalize makes fractions of whole numbers, and leaves the space's dtype as it is
-            fractions = array.dtype.kind == "f" and np.issubdtype(space.dtype, np.integer)
-            array = array.astype(np.float32 if fractions else space.dtype, copy=False)
-            lifted[key] = array.reshape((*batch, *(space.shape or ())))
-        if not batch:
-            self._state(lifted, None)
-            return lifted
-        rows = [{key: array[index] for key, array in lifted.items()} for index in range(*batch)]
-        for row in rows:
-            self._state(row, None)
-        return lifted | {key: np.stack([row[key] for row in rows]) for key in self._state.spaces}
+            dtype = space.dtype
+            if array.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
+                # VecNormalize returns fractions for integers, and leaves the space as it is
+                dtype = np.dtype(np.float32)
+            array = array.astype(dtype, copy=False)
+            joint[key] = array.reshape((*batch_shape, *(space.shape or ())))
+        return joint
 
 
 def _entries(prefix: str, whole: Any) -> dict[str, Any]:
-    """The entries of a Dict space or observation, or the one of another, under their keys in the joint one."""
+    """
+    :param prefix: Name of the agent
+    :param whole: Observation space or observation
+    :return: Parts of a Dict, or the whole of anything else, by their keys in the joint observation
+    """
     if isinstance(whole, (dict, spaces.Dict)):
         return {f"{prefix}/{key}": whole[key] for key in whole}
     return {prefix: whole}

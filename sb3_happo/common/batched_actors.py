@@ -39,7 +39,9 @@ def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
     :return: Properties that policies must have in common to be evaluated in one call; None for a
         policy that can only be evaluated alone
     """
-    if type(policy) is not AgentPolicy or type(policy.features_extractor) is not FlattenExtractor:
+    if type(policy) is not AgentPolicy or policy.head_name != "gaussian":
+        return None
+    if type(policy.features_extractor) is not FlattenExtractor:
         return None
     if not all(isinstance(layer, _BATCHED_LAYERS) for layer in policy.body):
         return None

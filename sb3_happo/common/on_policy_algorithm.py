@@ -1,6 +1,5 @@
 """The training loop that every algorithm of the family shares."""
 
-import difflib
 import io
 import pathlib
 import warnings
@@ -52,6 +51,7 @@ from sb3_happo.common.threads import keep_freed_memory, torch_threads
 from sb3_happo.common.type_aliases import CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
+from sb3_happo.suggestions import nearest_names
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 
@@ -193,7 +193,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
             policy, env = "MlpPolicy", policy
         if isinstance(policy, str):
             if policy not in self.policy_aliases:
-                near = difflib.get_close_matches(policy, self.policy_aliases, n=1, cutoff=0.0)
+                near = nearest_names(policy, self.policy_aliases, cutoff=0.0)
                 raise ValueError(
                     f"Unknown policy {policy!r}; did you mean {near[0]!r}? There are {list(self.policy_aliases)}."
                 )

@@ -1,6 +1,5 @@
 """Joint environments from ids."""
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -15,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_happo.envs.joint_env import as_joint_env
+from sb3_happo.suggestions import did_you_mean
 
 EnvWrapper = Callable[[Any], Any]
 
@@ -273,15 +273,15 @@ def _call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         for value in (*frames[-1].f_locals.values(), *frames[-1].f_globals.values()):
             if getattr(value, "__qualname__", "") == wrong[1].removesuffix(".__init__"):
                 names |= inspect.signature(value).parameters.keys()
-        near = difflib.get_close_matches(wrong[2], sorted(names - {"self"}), n=1)
-        raise TypeError(f"{error}." + (f" Did you mean {near[0]!r}?" if near else "")) from error
+        hint = did_you_mean(wrong[2], sorted(names - {"self"}))
+        raise TypeError(f"{error}. {hint}".rstrip()) from error
 
 
 def _nearest_ids(id: str, ids: Sequence[str]) -> str:
-    near = [other for other in ids if other.endswith("/" + id)] or difflib.get_close_matches(
-        id, ids, n=3
-    )
-    return f" Did you mean {', '.join(map(repr, near))}?" if near else ""
+    same = [other for other in ids if other.endswith("/" + id)]
+    if same:
+        return f" Did you mean {', '.join(map(repr, same))}?"
+    return f" {did_you_mean(id, ids, n=3)}".rstrip()
 
 
 def _unresolved(id: str, package: str) -> ValueError:

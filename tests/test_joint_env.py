@@ -22,10 +22,10 @@ from sb3_happo.envs import (
     joint_action_dtype,
     joint_action_to_dict,
 )
+from sb3_happo.envs.adapters import ConvertedAEC
 from sb3_happo.envs.make import make_env
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.spaces import flatten_mask, n_choices, split_mask
-from sb3_happo.envs.teams import ConvertedAEC
 from tests.envs import (
     DictTeam,
     HeterogeneousTeam,

@@ -10,7 +10,17 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from sb3_happo.envs.adapters import (
+    ConvertedAEC,
+    Flags,
+    GymnasiumTeam,
+    Team,
+    TurnBased,
+    agent_ids,
+    has_ended,
+)
 from sb3_happo.envs.mujoco import MujocoTeam
+from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
     ACTIVE,
@@ -29,17 +39,6 @@ from sb3_happo.envs.state import (
     Observations,
     StateSource,
     concatenated_observations,
-)
-from sb3_happo.envs.teams import (
-    ConvertedAEC,
-    Flags,
-    GymnasiumTeam,
-    OtherPolicy,
-    PartialTeam,
-    Team,
-    TurnBased,
-    agent_ids,
-    has_ended,
 )
 from sb3_happo.suggestions import check_names
 
@@ -119,7 +118,7 @@ class JointEnv(gym.Env):
         without state.
     :param agents: The agents of the team, if not all; the rest belong to the environment
     :param others: Who plays the rest: "random", a callable, anything with ``predict``, ``{agent: policy}``, or a list of
-        which each episode draws one; see :class:`~sb3_happo.envs.teams.PartialTeam`
+        which each episode draws one; see :class:`~sb3_happo.envs.other_agents.PartialTeam`
     :param observe_active: Whether ``info["active"]`` is an entry of the observation too, ``"active"``, int8 ``(n_agents,)``,
         from which the ``predict`` of agents with memory learns when to keep it as it is. None: in turn-based games
     :param per_agent: For Gymnasium envs with a Dict or Tuple action space: whether it holds one action per agent, or one

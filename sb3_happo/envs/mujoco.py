@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_happo.envs.teams import TeamStep, WrappedTeam, below
+from sb3_happo.envs.adapters import TeamStep, WrappedTeam, below
 
 # Robots whose agents observe numbers that the joint observation holds. Reacher's and Pusher's agents see functions of theirs,
 # and the pendulums are single agents.

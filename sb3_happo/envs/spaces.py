@@ -1,4 +1,4 @@
-"""Spaces of a team: joint actions as structured arrays, action masks, and the checks of what can be learned on."""
+"""Spaces of a team: joint actions as structured arrays, action masks, parts of observations."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -19,10 +19,11 @@ PLAIN_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiB
 
 def subspaces(space: spaces.Dict | spaces.Tuple) -> list[tuple[str, Any, spaces.Space]]:
     """
-    The parts of a nested space.
+    Parts of a nested space.
 
     :param space: Dict or Tuple space
-    :return: For each part its name (the key, or "0", "1", ... for a Tuple), its key in the space's own samples, and its space
+    :return: For each part its name (the key, or "0", "1", ... for a Tuple), its key in the space's
+        own samples, and its space
     """
     items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     return [(str(key), key, subspace) for key, subspace in items]
@@ -33,16 +34,18 @@ def subspaces(space: spaces.Dict | spaces.Tuple) -> list[tuple[str, Any, spaces.
 
 def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
     """
-    The dtype of a team's joint actions: a structured array with one row per environment and one field per agent.
+    Type of a team's joint actions: a structured array with one row per environment and one field
+    per agent.
 
-    Discrete becomes an int64 scalar, MultiDiscrete its own dtype and shape, MultiBinary int8 of its shape, Box float32 of its
-    shape, and a Dict or Tuple a nested structured field whose sub-fields are named by key, or "0", "1", ... The fields hold
-    actions of the agents' own spaces: a Discrete with ``start=5`` counts from 5.
+    Discrete becomes an int64 scalar, MultiDiscrete its own dtype and shape, MultiBinary int8 of its
+    shape, Box float32 of its shape, and a Dict or Tuple a nested structured field whose sub-fields
+    are named by key, or "0", "1", ... The fields hold actions of the agents' own spaces: a Discrete
+    with ``start=5`` counts from 5.
 
-    :param action_space: The agents' action spaces
-    :return: The dtype; ``actions["agent_0"]`` is then that agent's batch, and ``actions[i]`` the joint action of environment
-        ``i``
-    :raises TypeError: If a space has no such form
+    :param action_space: Action spaces of the agents
+    :return: Type of the array; ``actions["agent_0"]`` is then that agent's batch, and
+        ``actions[i]`` the joint action of environment ``i``
+    :raises TypeError: If a space is not supported
     """
     return _field_dtype(action_space)
 
@@ -59,12 +62,13 @@ def _field_dtype(space: spaces.Space) -> np.dtype:
     if isinstance(space, spaces.Box):
         return np.dtype((np.float32, space.shape))
     raise TypeError(
-        f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
+        f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a "
+        "Dict or Tuple of these."
     )
 
 
 class _NestedConverter:
-    """Rebuilds a Dict or Tuple action from the nested tuple that ``np.void.item()`` makes of it."""
+    """Converter of the nested tuples that ``np.void.item()`` returns to Dict or Tuple actions."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple) -> None:
         parts = subspaces(space)
@@ -79,10 +83,10 @@ class _NestedConverter:
 
 def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     """
-    How to turn one agent's part of ``joint_action.item()`` into an action of its own space.
+    Function that turns one agent's part of ``joint_action.item()`` into an action.
 
-    :param space: The agent's action space
-    :return: A picklable function, or None where the value already is the action
+    :param space: Action space of the agent
+    :return: Picklable function; None if the value already is the action
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _NestedConverter(space)
@@ -95,9 +99,9 @@ def joint_action_to_dict(
     action_space: spaces.Dict, joint_action: np.void | np.ndarray
 ) -> dict[str, Any]:
     """
-    Split one environment's joint action.
+    Split the joint action of one environment.
 
-    :param action_space: The agents' action spaces
+    :param action_space: Action spaces of the agents
     :param joint_action: One row of an array of dtype :func:`joint_action_dtype`
     :return: ``{agent: action}`` in the agents' own spaces (Discrete actions as ``int``)
     """
@@ -110,8 +114,9 @@ def joint_action_to_dict(
 
 def is_flag(key: str) -> bool:
     """
-    :param key: Of an entry of a joint observation, or of a single agent's
-    :return: Whether it is 0 or 1 and means that, an action mask or who is active: no quantity to be normalised
+    :param key: Key of an entry of a joint observation, or of one agent's observation
+    :return: Whether the entry holds flags (an action mask or the active mask), which must not be
+        normalised
     """
     return key == ACTIVE or key.rpartition("/")[2] == ACTION_MASK
 
@@ -120,9 +125,9 @@ def n_choices(space: spaces.Space) -> int:
     """
     Length of an agent's action mask.
 
-    :param space: The agent's action space
-    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict and Tuple, 0 for the
-        others
+    :param space: Action space of the agent
+    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict
+        and Tuple, 0 for other spaces
     """
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -135,20 +140,21 @@ def n_choices(space: spaces.Space) -> int:
 
 def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     """
-    Lay out an environment's action mask flat, one head after the other, as sb3-contrib does.
+    Concatenate the parts of an action mask, one head after the other, as sb3-contrib does.
 
-    :param space: The agent's action space
-    :param mask: A flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per MultiDiscrete head, a
-        Dict or Tuple of masks for a Dict or Tuple space), in which None allows everything
-    :return: 1 where a choice is legal, ``(n_choices,)``, int8
+    :param space: Action space of the agent
+    :param mask: Flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per
+        MultiDiscrete head, a Dict or Tuple of masks for a Dict or Tuple space). None allows
+        everything
+    :return: Flat mask, 1 where a choice is legal, ``(n_choices,)``, int8
     :raises ValueError: If the mask has another length
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)) and isinstance(mask, (Mapping, tuple, list)):
-        parts = [
-            flatten_mask(subspace, mask.get(key) if isinstance(mask, Mapping) else mask[key])
-            for _, key, subspace in subspaces(space)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int8)
+        parts = [np.zeros(0, np.int8)]
+        for _, key, subspace in subspaces(space):
+            part = mask.get(key) if isinstance(mask, Mapping) else mask[key]
+            parts.append(flatten_mask(subspace, part))
+        return np.concatenate(parts)
     size = n_choices(space)
     if mask is None or not size:
         return np.ones(size, np.int8)
@@ -164,11 +170,12 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
 
 def split_mask(space: spaces.Space, mask: np.ndarray) -> Any:
     """
-    The inverse of :func:`flatten_mask`: the form that Gymnasium's ``space.sample(mask)`` takes.
+    Nest a flat action mask as Gymnasium's ``space.sample(mask)`` takes it: the inverse of
+    :func:`flatten_mask`.
 
-    :param space: The agent's action space
-    :param mask: 1 where a choice is legal, ``(n_choices,)``, int8
-    :return: The mask, nested as the space is
+    :param space: Action space of the agent
+    :param mask: Flat mask, 1 where a choice is legal, ``(n_choices,)``, int8
+    :return: Mask, nested as the space is; None for spaces without choices
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = subspaces(space)
@@ -199,8 +206,9 @@ def _split_heads(nvec: npt.NDArray[np.integer], mask: np.ndarray) -> tuple:
 
 def is_image(space: spaces.Space) -> bool:
     """
-    :param space: An observation space
-    :return: Whether Stable-Baselines3 takes it for an image: uint8 in [0, 255] with three dimensions
+    :param space: Observation space
+    :return: Whether Stable-Baselines3 takes it for an image: uint8 in [0, 255] with three
+        dimensions
     """
     return (
         isinstance(space, spaces.Box)
@@ -212,8 +220,9 @@ def is_image(space: spaces.Space) -> bool:
 
 def float32_space(space: spaces.Space) -> spaces.Space:
     """
-    :param space: A plain observation space
-    :return: The same, with any floating-point Box turned into a float32 one
+    :param space: Observation space, neither Dict nor Tuple
+    :return: Space of the same observations as float32 if it is a Box of floats; otherwise
+        ``space``
     """
     if (
         not isinstance(space, spaces.Box)
@@ -221,7 +230,7 @@ def float32_space(space: spaces.Space) -> spaces.Space:
         or space.dtype == np.float32
     ):
         return space
-    with np.errstate(over="ignore"):  # float64's bounds beyond float32's range mean: no bounds
+    with np.errstate(over="ignore"):  # bounds beyond the range of float32 become infinite
         return spaces.Box(
             space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
         )
@@ -229,23 +238,23 @@ def float32_space(space: spaces.Space) -> spaces.Space:
 
 def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
     """
-    The plain spaces inside an observation space.
+    Spaces of the arrays inside an observation space.
 
-    :param space: An agent's observation space
+    :param space: Observation space of an agent
     :param path: Keys that lead to ``space``
-    :return: For each plain space the keys that lead to its value in an observation (empty where the whole space is plain), and
-        the space, float32 where it was float64
+    :return: For each array the keys that lead to it in an observation (empty if the whole
+        observation is one array), and its space, float32 if it was float64
     :raises TypeError: If a space is not supported
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return [
-            leaf
-            for _, key, subspace in subspaces(space)
-            for leaf in observation_leaves(subspace, (*path, key))
-        ]
+        leaves: list[tuple[tuple, spaces.Space]] = []
+        for _, key, subspace in subspaces(space):
+            leaves += observation_leaves(subspace, (*path, key))
+        return leaves
     if not isinstance(space, PLAIN_SPACES):
         raise TypeError(
-            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
-            "Tuple of these, for example with a wrapper that pads sequences"
+            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, "
+            "MultiBinary, or a Dict or Tuple of these, for example with a wrapper that pads "
+            "sequences"
         )
     return [(path, float32_space(space))]

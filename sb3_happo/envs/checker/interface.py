@@ -51,12 +51,12 @@ def check_interface(findings: Findings, env: Any) -> Interface | None:
 
 def _reset(findings: Findings, env: Any) -> Any:
     """What ``reset(seed=0)`` returns; an empty tuple if it fails."""
-    with findings.reporting(
-        "reset(seed=0)",
-        "Give reset the arguments seed=None and options=None, and run it on its own.",
-    ):
+    remedy = "Give reset the arguments seed=None and options=None, and run it on its own."
+    try:
         return env.reset(seed=0)
-    return ()
+    except Exception as error:  # user code may raise anything
+        findings.add_exception("reset(seed=0)", error, remedy)
+        return ()
 
 
 def _check_turns(findings: Findings, returned: Any) -> None:

@@ -99,4 +99,14 @@ class Findings:
         try:
             yield
         except Exception as error:  # user code may raise anything
-            self.add("error", f"{activity} raises {type(error).__name__}: {error}", remedy)
+            self.add_exception(activity, error, remedy)
+
+    def add_exception(self, activity: str, error: Exception, remedy: str) -> None:
+        """
+        Add an error finding about an exception.
+
+        :param activity: Name of what raised it
+        :param error: Exception
+        :param remedy: Advice
+        """
+        self.add("error", f"{activity} raises {type(error).__name__}: {error}", remedy)

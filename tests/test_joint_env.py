@@ -22,10 +22,10 @@ from sb3_happo.envs import (
     joint_action_dtype,
     joint_action_to_dict,
 )
+from sb3_happo.envs.adapters import ConvertedAEC
 from sb3_happo.envs.make import make_env
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.spaces import flatten_mask, n_choices, split_mask
-from sb3_happo.envs.teams import ConvertedAEC
 from tests.envs import (
     DictTeam,
     HeterogeneousTeam,
@@ -615,7 +615,7 @@ def test_converted_envs_do_the_same_with_less(id: str) -> None:
 
     def play(direct: bool) -> list[Any]:
         env = make_env(id, **CONVERTED[id])
-        assert ConvertedAEC.suits(env)
+        assert ConvertedAEC.supports(env)
         team = ConvertedAEC(env) if direct else env
         spaces_of = seeded_action_spaces(env)
         seen: list[Any] = []
@@ -658,7 +658,7 @@ def test_multi_agent_mujoco_does_the_same_with_less(id: str, kwargs: dict[str, A
 
     def play(direct: bool) -> tuple[list[Any], list[Any]]:
         env = make_env(id, **kwargs)
-        assert MujocoTeam.suits(env)
+        assert MujocoTeam.supports(env)
         team = MujocoTeam(env) if direct else env
         spaces_of = seeded_action_spaces(env)
         observations: list[Any] = []
@@ -682,7 +682,7 @@ def test_multi_agent_mujoco_does_the_same_with_less(id: str, kwargs: dict[str, A
 
 def test_multi_agent_mujoco_that_must_be_played_as_it_is() -> None:
     """Reacher's agents see functions of the joint observation; a wrapped robot's own observation is not the agents'."""
-    assert not MujocoTeam.suits(make_env("mamujoco/Reacher-2x1-v1"))
+    assert not MujocoTeam.supports(make_env("mamujoco/Reacher-2x1-v1"))
     env = make_env("mamujoco/Hopper-3x1-v1")
     env.k_dicts[0][0][0].extra_obs["qpos"] = lambda data: np.cos(data.qpos[-1:])
     with pytest.raises(
@@ -691,7 +691,7 @@ def test_multi_agent_mujoco_that_must_be_played_as_it_is() -> None:
         MujocoTeam(env)
     assert JointEnv(env).reset(seed=0)[0]["agent_0"][0] == pytest.approx(1.0, abs=1e-4)
     env.single_agent_env = gym.wrappers.TransformAction(env.single_agent_env, np.negative, None)
-    assert not MujocoTeam.suits(env)
+    assert not MujocoTeam.supports(env)
 
 
 def test_converted_envs_refuse_what_the_env_refuses() -> None:
@@ -1148,11 +1148,11 @@ def test_the_episode_ends_when_none_of_the_team_is_left() -> None:
 
 def test_others_that_cannot_play() -> None:
     team = MaskedGame()
-    with pytest.raises(ValueError, match="others='random'"):
+    with pytest.raises(ValueError, match="other_agents='random'"):
         JointEnv(team, agents=["agent_0"])
     with pytest.raises(ValueError, match="must name some of"):
         JointEnv(team, agents=["agent_7"], others="random")
-    with pytest.raises(ValueError, match="say with `agents`"):
+    with pytest.raises(ValueError, match="name the team with `agents`"):
         JointEnv(team, others="random")
     with pytest.raises(ValueError, match="no policy for agent 'agent_1'"):
         JointEnv(team, agents=["agent_0"], others={"agent_0": "random"})

@@ -2,13 +2,12 @@
 
 from sb3_happo.envs.joint_env import JointEnv, as_joint_env
 from sb3_happo.envs.make import make_joint_env, register_mamujoco
-from sb3_happo.envs.spaces import (
+from sb3_happo.envs.space_checks import (
     check_action_spaces,
     check_observation_spaces,
     check_team_spaces,
-    joint_action_dtype,
-    joint_action_to_dict,
 )
+from sb3_happo.envs.spaces import joint_action_dtype, joint_action_to_dict
 
 __all__ = [
     "JointEnv",

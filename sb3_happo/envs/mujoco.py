@@ -1,4 +1,4 @@
-"""Multi-agent MuJoCo by index: whose are which numbers of a robot's joint observation and action."""
+"""Multi-agent MuJoCo by index: each agent's entries of a robot's joint observation and action."""
 
 import types
 from typing import Any
@@ -6,65 +6,68 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from sb3_happo.envs.teams import TeamStep, WrappedTeam, below
+from sb3_happo.envs.adapters import TeamStep, WrappedTeam, unwrap
 
-# Robots whose agents observe numbers that the joint observation holds. Reacher's and Pusher's agents see functions of theirs,
-# and the pendulums are single agents.
+#: Robots whose agents observe entries of the joint observation. Agents of Reacher and Pusher
+#: observe functions of it, and the pendulums are single agents.
 ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
-# Walker2d's agents see their velocities as they are, where its joint observation is clipped
+#: Bound at which Walker2d's joint observation clips velocities; its agents observe them unclipped
 WALKER2D_MAX_VELOCITY = 10.0
-# Gymnasium's wrappers that neither change the joint observation nor the joint action
+# Gymnasium's wrappers that change neither the joint observation nor the joint action
 _WRAPPERS = (gym.wrappers.TimeLimit, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker)
-_LABELS = (
-    2**12
-)  # more than there are numbers in any observation; a power of two, so that labels are exact
+# More than any observation has entries, and a power of two, so that labels k / _N_LABELS are exact
+_N_LABELS = 2**12
+# Parts of an observation, in the order in which they stand in it
+_CATEGORIES = ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext")
 
 
 class Factorisation:
     """
-    Whose are which numbers of the joint observation and action.
+    Partition of a robot's joint observation and action among agents.
 
-    :param env: Of Gymnasium-Robotics' multi-agent MuJoCo, with one of ``ROBOTS``
-    :raises ValueError: If an agent observes something else as well, or an actuator is not moved by exactly one agent
+    :param env: Gymnasium-Robotics' multi-agent MuJoCo, with one of ``ROBOTS``
+    :raises ValueError: If an agent observes anything else, or an actuator is not moved by exactly
+        one agent
     """
 
-    #: What the agents observe, one agent after the other: columns of the joint observation
+    #: Columns of the joint observation that the agents observe, one agent after the other
     columns: np.ndarray
-    #: Where among those each agent's are
+    #: Slice of ``columns`` of each agent
     slices: dict[str, slice]
-    #: For each actuator, its place in the agents' actions one after the other
+    #: For each actuator, its position in the concatenated actions of the agents
     actuators: np.ndarray
-    #: Where the joint observation is clipped and the agents' are not
+    #: Columns that are clipped in the joint observation and not in the agents' ones
     clipped: slice | None
 
     def __init__(self, env: Any) -> None:
-        single = env.single_agent_env.unwrapped
+        robot = env.single_agent_env.unwrapped
         moved = [node.act_ids for part in env.agent_action_partitions for node in part]
-        if sorted(moved) != list(range(single.action_space.shape[0])):
+        if sorted(moved) != list(range(robot.action_space.shape[0])):
             raise ValueError(
                 f"Each actuator must be moved by one agent, but here they move {moved}."
             )
         self.actuators = np.argsort(moved)
         columns = _observed_columns(env)
         self.columns = np.concatenate(columns)
-        ends = np.cumsum([len(own) for own in columns]).tolist()
-        self.slices = {
-            agent: slice(end - len(own), end)
-            for agent, own, end in zip(env.possible_agents, columns, ends, strict=True)
-        }
+        self.slices = {}
+        start = 0
+        for agent, own in zip(env.possible_agents, columns, strict=True):
+            self.slices[agent] = slice(start, start + len(own))
+            start += len(own)
         self.clipped = None
-        if type(single).__name__ == "Walker2dEnv" and env.agent_obsk is not None:
-            structure = single.observation_structure
+        if type(robot).__name__ == "Walker2dEnv" and env.agent_obsk is not None:
+            structure = robot.observation_structure
             self.clipped = slice(structure["qpos"], structure["qpos"] + structure["qvel"])
 
 
 class MujocoTeam(WrappedTeam):
     """
-    Multi-agent MuJoCo with less to do per step: what each agent observes is taken out of the joint observation, which the
-    simulation has made anyway, all at once, instead of being put together number by number. It is the same up to float32.
+    Multi-agent MuJoCo with less work per step: the agents' observations are columns of the joint
+    observation, which the simulation computes in any case, and not collected number by number.
+    Observations are the same up to float32.
 
-    :param env: For which :meth:`suits` holds
-    :raises ValueError: As :class:`Factorisation` does; then ``env`` can be used as it is
+    :param env: Environment for which :meth:`supports` holds
+    :raises ValueError: As :class:`Factorisation`; then ``env`` can be used as it is
     """
 
     def __init__(self, env: Any) -> None:
@@ -75,23 +78,20 @@ class MujocoTeam(WrappedTeam):
         self._state: np.ndarray = env.state()
 
     @staticmethod
-    def suits(env: Any) -> bool:
+    def supports(env: Any) -> bool:
         """
         :param env: Any environment
-        :return: Whether it is Gymnasium-Robotics' own, of one of ``ROBOTS`` with several agents
+        :return: Whether ``env`` is Gymnasium-Robotics' own, of one of ``ROBOTS`` with several
+            agents
         """
-        kind = type(env)
-        if (kind.__name__, kind.__module__.partition(".")[0]) != (
-            "MultiAgentMujocoEnv",
-            "gymnasium_robotics",
-        ):
+        env_type = type(env)
+        package = env_type.__module__.partition(".")[0]
+        if (env_type.__name__, package) != ("MultiAgentMujocoEnv", "gymnasium_robotics"):
             return False
-        robot = below(env.single_agent_env, _WRAPPERS)
-        known = (
-            robot is env.single_agent_env.unwrapped
-            and type(robot).__name__.removesuffix("Env") in ROBOTS
-        )
-        return known and env.agent_obsk is not None
+        robot = unwrap(env.single_agent_env, _WRAPPERS)
+        if robot is not env.single_agent_env.unwrapped or env.agent_obsk is None:
+            return False
+        return type(robot).__name__.removesuffix("Env") in ROBOTS
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -102,30 +102,28 @@ class MujocoTeam(WrappedTeam):
 
     def step(self, actions: dict[str, np.ndarray]) -> TeamStep:
         agents = self.env.possible_agents
-        joint = np.concatenate(
-            [actions[agent] for agent in agents], dtype=np.float64
-        )  # as the simulation has it
+        # float64, as the environment itself hands actions to the simulation
+        joint = np.concatenate([actions[agent] for agent in agents], dtype=np.float64)
         self._state, reward, terminated, truncated, info = self._single.step(
             joint[self._factorisation.actuators]
         )
         if terminated or truncated:
             self.env.agents = []
-        everyone = dict.fromkeys
         return (
             self._observe(),
-            everyone(agents, reward),
-            everyone(agents, terminated),
-            everyone(agents, truncated),
-            everyone(agents, info),
+            dict.fromkeys(agents, reward),
+            dict.fromkeys(agents, terminated),
+            dict.fromkeys(agents, truncated),
+            dict.fromkeys(agents, info),
         )
 
     def _observe(self) -> dict[str, np.ndarray]:
-        whole = self._state
+        joint = self._state
         if self._factorisation.clipped is not None:
-            whole = whole.copy()
-            whole[self._factorisation.clipped] = self._robot.data.qvel
-        agents = whole.astype(np.float32)[self._factorisation.columns]
-        return {agent: agents[own] for agent, own in self._factorisation.slices.items()}
+            joint = joint.copy()
+            joint[self._factorisation.clipped] = self._robot.data.qvel
+        observed = joint.astype(np.float32)[self._factorisation.columns]
+        return {agent: observed[own] for agent, own in self._factorisation.slices.items()}
 
     def state(self) -> np.ndarray:
         return self._state
@@ -133,37 +131,48 @@ class MujocoTeam(WrappedTeam):
 
 def _observed_columns(env: Any) -> list[np.ndarray]:
     """
-    Which numbers of the joint observation each agent observes.
+    Columns of the joint observation that each agent observes.
 
-    :param env: Of multi-agent MuJoCo
+    :param env: Multi-agent MuJoCo
     :return: For each agent, columns of the joint observation
-    :raises ValueError: If an agent observes something else as well
+    :raises ValueError: If an agent observes anything else
     """
     from gymnasium_robotics.envs.multiagent_mujoco.obsk import build_obs
 
-    single = env.single_agent_env.unwrapped
+    robot = env.single_agent_env.unwrapped
     if env.agent_obsk is None:
-        return [np.arange(single.observation_space.shape[0])]
-    # The agents observe a simulation in which every number that is in the joint observation stands for its place there
-    data = types.SimpleNamespace()
-    n_columns = 0
-    for category in ("qpos", "qvel", "cinert", "cvel", "qfrc_actuator", "cfrc_ext"):
-        labels = np.full(getattr(single.data, category).shape, np.nan)
-        n_observed = single.observation_structure.get(category, 0)
-        # What the joint observation leaves out comes first: the place in the plane, the world's body, the root's actuators.
-        # The labels are below 1, so that the clipping that some observations undergo (as the joint one does) spares them
-        labels.ravel()[labels.size - n_observed :] = (
-            np.arange(n_columns, n_columns + n_observed) / _LABELS
-        )
-        n_columns += n_observed
-        setattr(data, category, labels)
+        return [np.arange(robot.observation_space.shape[0])]
+    data = _labelled_simulation(robot)
     columns = []
     for agent, nodes in zip(env.possible_agents, env.k_dicts, strict=True):
-        places = _LABELS * build_obs(
+        labels = _N_LABELS * build_obs(
             data, nodes, env.local_categories, env.mujoco_globals, env.global_categories
         )
-        own = np.nan_to_num(places, nan=-1.0).astype(np.int64)
-        if not np.array_equal(own, places):
+        own = np.nan_to_num(labels, nan=-1.0).astype(np.int64)
+        if not np.array_equal(own, labels):
             raise ValueError(f"{agent} observes something that the joint observation does not hold")
         columns.append(own)
     return columns
+
+
+def _labelled_simulation(robot: Any) -> types.SimpleNamespace:
+    """
+    Simulation data in which every number that is in the joint observation is its column there.
+
+    :param robot: Single-agent environment
+    :return: Object with the arrays of the simulation; columns are divided by ``_N_LABELS``, and NaN
+        stands for numbers that the joint observation leaves out
+    """
+    data = types.SimpleNamespace()
+    n_columns = 0
+    for category in _CATEGORIES:
+        labels = np.full(getattr(robot.data, category).shape, np.nan)
+        n_observed = robot.observation_structure.get(category, 0)
+        # The joint observation leaves out the first numbers: the position in the plane, the body of
+        # the world, the actuators of the root. Labels are below 1, so that the clipping of some
+        # observations (as of the joint one) leaves them as they are
+        columns = np.arange(n_columns, n_columns + n_observed)
+        labels.ravel()[labels.size - n_observed :] = columns / _N_LABELS
+        n_columns += n_observed
+        setattr(data, category, labels)
+    return data

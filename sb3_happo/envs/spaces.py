@@ -1,4 +1,4 @@
-"""Spaces of a team: joint actions as structured arrays, action masks, and the checks of what can be learned on."""
+"""Spaces of a team: joint actions as structured arrays, action masks, parts of observations."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,16 +14,16 @@ ACTION_MASK = "action_mask"
 ACTIVE = "active"
 OBSERVATION = "observation"
 
-_PLAIN_ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
-_PLAIN_OBSERVATION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+PLAIN_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
 def subspaces(space: spaces.Dict | spaces.Tuple) -> list[tuple[str, Any, spaces.Space]]:
     """
-    The parts of a nested space.
+    Parts of a nested space.
 
     :param space: Dict or Tuple space
-    :return: For each part its name (the key, or "0", "1", ... for a Tuple), its key in the space's own samples, and its space
+    :return: For each part its name (the key, or "0", "1", ... for a Tuple), its key in the space's
+        own samples, and its space
     """
     items = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     return [(str(key), key, subspace) for key, subspace in items]
@@ -34,16 +34,18 @@ def subspaces(space: spaces.Dict | spaces.Tuple) -> list[tuple[str, Any, spaces.
 
 def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
     """
-    The dtype of a team's joint actions: a structured array with one row per environment and one field per agent.
+    Type of a team's joint actions: a structured array with one row per environment and one field
+    per agent.
 
-    Discrete becomes an int64 scalar, MultiDiscrete its own dtype and shape, MultiBinary int8 of its shape, Box float32 of its
-    shape, and a Dict or Tuple a nested structured field whose sub-fields are named by key, or "0", "1", ... The fields hold
-    actions of the agents' own spaces: a Discrete with ``start=5`` counts from 5.
+    Discrete becomes an int64 scalar, MultiDiscrete its own dtype and shape, MultiBinary int8 of its
+    shape, Box float32 of its shape, and a Dict or Tuple a nested structured field whose sub-fields
+    are named by key, or "0", "1", ... The fields hold actions of the agents' own spaces: a Discrete
+    with ``start=5`` counts from 5.
 
-    :param action_space: The agents' action spaces
-    :return: The dtype; ``actions["agent_0"]`` is then that agent's batch, and ``actions[i]`` the joint action of environment
-        ``i``
-    :raises TypeError: If a space has no such form
+    :param action_space: Action spaces of the agents
+    :return: Type of the array; ``actions["agent_0"]`` is then that agent's batch, and
+        ``actions[i]`` the joint action of environment ``i``
+    :raises TypeError: If a space is not supported
     """
     return _field_dtype(action_space)
 
@@ -60,12 +62,13 @@ def _field_dtype(space: spaces.Space) -> np.dtype:
     if isinstance(space, spaces.Box):
         return np.dtype((np.float32, space.shape))
     raise TypeError(
-        f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
+        f"Unsupported action space {space}; use Box, Discrete, MultiDiscrete, MultiBinary, or a "
+        "Dict or Tuple of these."
     )
 
 
 class _NestedConverter:
-    """Rebuilds a Dict or Tuple action from the nested tuple that ``np.void.item()`` makes of it."""
+    """Converter of the nested tuples that ``np.void.item()`` returns to Dict or Tuple actions."""
 
     def __init__(self, space: spaces.Dict | spaces.Tuple) -> None:
         parts = subspaces(space)
@@ -80,10 +83,10 @@ class _NestedConverter:
 
 def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     """
-    How to turn one agent's part of ``joint_action.item()`` into an action of its own space.
+    Function that turns one agent's part of ``joint_action.item()`` into an action.
 
-    :param space: The agent's action space
-    :return: A picklable function, or None where the value already is the action
+    :param space: Action space of the agent
+    :return: Picklable function; None if the value already is the action
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _NestedConverter(space)
@@ -96,9 +99,9 @@ def joint_action_to_dict(
     action_space: spaces.Dict, joint_action: np.void | np.ndarray
 ) -> dict[str, Any]:
     """
-    Split one environment's joint action.
+    Split the joint action of one environment.
 
-    :param action_space: The agents' action spaces
+    :param action_space: Action spaces of the agents
     :param joint_action: One row of an array of dtype :func:`joint_action_dtype`
     :return: ``{agent: action}`` in the agents' own spaces (Discrete actions as ``int``)
     """
@@ -111,8 +114,9 @@ def joint_action_to_dict(
 
 def is_flag(key: str) -> bool:
     """
-    :param key: Of an entry of a joint observation, or of a single agent's
-    :return: Whether it is 0 or 1 and means that, an action mask or who is active: no quantity to be normalised
+    :param key: Key of an entry of a joint observation, or of one agent's observation
+    :return: Whether the entry holds flags (an action mask or the active mask), which must not be
+        normalised
     """
     return key == ACTIVE or key.rpartition("/")[2] == ACTION_MASK
 
@@ -121,9 +125,9 @@ def n_choices(space: spaces.Space) -> int:
     """
     Length of an agent's action mask.
 
-    :param space: The agent's action space
-    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict and Tuple, 0 for the
-        others
+    :param space: Action space of the agent
+    :return: ``n`` of Discrete, the sum of ``nvec`` of MultiDiscrete, the sum over the parts of Dict
+        and Tuple, 0 for other spaces
     """
     if isinstance(space, spaces.Discrete):
         return int(space.n)
@@ -136,20 +140,21 @@ def n_choices(space: spaces.Space) -> int:
 
 def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
     """
-    Lay out an environment's action mask flat, one head after the other, as sb3-contrib does.
+    Concatenate the parts of an action mask, one head after the other, as sb3-contrib does.
 
-    :param space: The agent's action space
-    :param mask: A flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per MultiDiscrete head, a
-        Dict or Tuple of masks for a Dict or Tuple space), in which None allows everything
-    :return: 1 where a choice is legal, ``(n_choices,)``, int8
+    :param space: Action space of the agent
+    :param mask: Flat mask; or nested as Gymnasium's ``space.sample(mask)`` takes it (one array per
+        MultiDiscrete head, a Dict or Tuple of masks for a Dict or Tuple space). None allows
+        everything
+    :return: Flat mask, 1 where a choice is legal, ``(n_choices,)``, int8
     :raises ValueError: If the mask has another length
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)) and isinstance(mask, (Mapping, tuple, list)):
-        parts = [
-            flatten_mask(subspace, mask.get(key) if isinstance(mask, Mapping) else mask[key])
-            for _, key, subspace in subspaces(space)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int8)
+        parts = [np.zeros(0, np.int8)]
+        for _, key, subspace in subspaces(space):
+            part = mask.get(key) if isinstance(mask, Mapping) else mask[key]
+            parts.append(flatten_mask(subspace, part))
+        return np.concatenate(parts)
     size = n_choices(space)
     if mask is None or not size:
         return np.ones(size, np.int8)
@@ -165,11 +170,12 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
 
 def split_mask(space: spaces.Space, mask: np.ndarray) -> Any:
     """
-    The inverse of :func:`flatten_mask`: the form that Gymnasium's ``space.sample(mask)`` takes.
+    Nest a flat action mask as Gymnasium's ``space.sample(mask)`` takes it: the inverse of
+    :func:`flatten_mask`.
 
-    :param space: The agent's action space
-    :param mask: 1 where a choice is legal, ``(n_choices,)``, int8
-    :return: The mask, nested as the space is
+    :param space: Action space of the agent
+    :param mask: Flat mask, 1 where a choice is legal, ``(n_choices,)``, int8
+    :return: Mask, nested as the space is; None for spaces without choices
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         parts = subspaces(space)
@@ -200,8 +206,9 @@ def _split_heads(nvec: npt.NDArray[np.integer], mask: np.ndarray) -> tuple:
 
 def is_image(space: spaces.Space) -> bool:
     """
-    :param space: An observation space
-    :return: Whether Stable-Baselines3 takes it for an image: uint8 in [0, 255] with three dimensions
+    :param space: Observation space
+    :return: Whether Stable-Baselines3 takes it for an image: uint8 in [0, 255] with three
+        dimensions
     """
     return (
         isinstance(space, spaces.Box)
@@ -213,8 +220,9 @@ def is_image(space: spaces.Space) -> bool:
 
 def float32_space(space: spaces.Space) -> spaces.Space:
     """
-    :param space: A plain observation space
-    :return: The same, with any floating-point Box turned into a float32 one
+    :param space: Observation space, neither Dict nor Tuple
+    :return: Space of the same observations as float32 if it is a Box of floats; otherwise
+        ``space``
     """
     if (
         not isinstance(space, spaces.Box)
@@ -222,7 +230,7 @@ def float32_space(space: spaces.Space) -> spaces.Space:
         or space.dtype == np.float32
     ):
         return space
-    with np.errstate(over="ignore"):  # float64's bounds beyond float32's range mean: no bounds
+    with np.errstate(over="ignore"):  # bounds beyond the range of float32 become infinite
         return spaces.Box(
             space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
         )
@@ -230,144 +238,23 @@ def float32_space(space: spaces.Space) -> spaces.Space:
 
 def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tuple, spaces.Space]]:
     """
-    The plain spaces inside an observation space.
+    Spaces of the arrays inside an observation space.
 
-    :param space: An agent's observation space
+    :param space: Observation space of an agent
     :param path: Keys that lead to ``space``
-    :return: For each plain space the keys that lead to its value in an observation (empty where the whole space is plain), and
-        the space, float32 where it was float64
+    :return: For each array the keys that lead to it in an observation (empty if the whole
+        observation is one array), and its space, float32 if it was float64
     :raises TypeError: If a space is not supported
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return [
-            leaf
-            for _, key, subspace in subspaces(space)
-            for leaf in observation_leaves(subspace, (*path, key))
-        ]
-    if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
+        leaves: list[tuple[tuple, spaces.Space]] = []
+        for _, key, subspace in subspaces(space):
+            leaves += observation_leaves(subspace, (*path, key))
+        return leaves
+    if not isinstance(space, PLAIN_SPACES):
         raise TypeError(
-            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or "
-            "Tuple of these, for example with a wrapper that pads sequences"
+            f"unsupported observation space {space}; turn it into Box, Discrete, MultiDiscrete, "
+            "MultiBinary, or a Dict or Tuple of these, for example with a wrapper that pads "
+            "sequences"
         )
     return [(path, float32_space(space))]
-
-
-# ---------------------------------------------------------------- checks before training
-
-
-def check_action_spaces(action_space: spaces.Space) -> None:
-    """
-    Check that the algorithms can learn on a team's action spaces.
-
-    :param action_space: Joint action space
-    :raises TypeError: If it is no Dict of the agents' spaces, or an agent's space is of an unsupported kind
-    :raises ValueError: If there are no agents, a Box is unbounded, or an agent has nothing to decide
-    """
-    if not isinstance(action_space, spaces.Dict):
-        raise TypeError(
-            f"A team's action space must be a Dict of the agents' own, not {action_space}; wrap the env with JointEnv."
-        )
-    if not action_space.spaces:
-        raise ValueError("The team has no agents.")
-    for agent, space in action_space.spaces.items():
-        _check_action_space(f"agent {agent!r}", space)
-
-
-def _check_action_space(owner: str, space: spaces.Space) -> None:
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        if not space.spaces:
-            raise ValueError(
-                f"{owner} has an empty action space {space}; give it something to decide, or leave it out of the team."
-            )
-        for name, _, subspace in subspaces(space):
-            if not name:
-                raise ValueError(
-                    f"{owner} has an action space with an empty key; give the key a name."
-                )
-            _check_action_space(f"{owner}, part {name!r} of its action,", subspace)
-    elif not isinstance(space, _PLAIN_ACTION_SPACES):
-        raise TypeError(
-            f"{owner} has an unsupported action space {space}; "
-            "use Box, Discrete, MultiDiscrete, MultiBinary, or a Dict or Tuple of these."
-        )
-    elif isinstance(space, spaces.Box):
-        if not np.issubdtype(space.dtype, np.floating):
-            raise TypeError(
-                f"{owner} has a Box action space of {space.dtype}; use MultiDiscrete for whole numbers."
-            )
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise ValueError(
-                f"{owner} has an infinite Box action space {space}; wrap the env so that its bounds are finite, "
-                "for example with supersuit.action_lambda_v1 or gymnasium.wrappers.TransformAction."
-            )
-        if not np.prod(space.shape):
-            raise ValueError(
-                f"{owner} has a Box action space of shape {space.shape}, with nothing to decide."
-            )
-
-
-def check_observation_spaces(observation_space: spaces.Space) -> None:
-    """
-    Check that the algorithms can learn on a joint observation space.
-
-    :param observation_space: Joint observation space
-    :raises TypeError: If it is no flat Dict of supported spaces
-    :raises ValueError: If the critic's entry is missing
-    """
-    if not isinstance(observation_space, spaces.Dict):
-        raise TypeError(
-            f"A team's observation space must be a Dict, not {observation_space}; wrap the env with JointEnv."
-        )
-    for key, space in observation_space.spaces.items():
-        if not isinstance(space, _PLAIN_OBSERVATION_SPACES):
-            raise TypeError(
-                f"Entry {key!r} of the joint observation has an unsupported space {space}; the Dict must be flat, of Box, "
-                "Discrete, MultiDiscrete and MultiBinary. JointEnv makes it so."
-            )
-        if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
-            raise ValueError(
-                f"Entry {key!r} of the joint observation counts from {space.start}, and SB3 encodes such observations from 0; "
-                "let the env subtract it."
-            )
-        if (space.shape == () and isinstance(space, spaces.Box)) or (
-            isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim > 1
-        ):
-            raise ValueError(
-                f"Entry {key!r} of the joint observation has the shape {space.shape}, which SB3's features extractors do not "
-                "take; let the env return a vector."
-            )
-    if not any(
-        key in (STATE, AGENT_STATES) or key.startswith(STATE + "/")
-        for key in observation_space.spaces
-    ):
-        raise ValueError(
-            f"The joint observation has no entry {STATE!r} for the critic; wrap the env with JointEnv."
-        )
-
-
-def check_team_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """
-    Check both of a team's spaces before training.
-
-    :param observation_space: Joint observation space
-    :param action_space: Joint action space
-    :raises TypeError: If a space is of an unsupported kind
-    :raises ValueError: If a space cannot be learned on
-    """
-    check_action_spaces(action_space)
-    check_observation_spaces(observation_space)
-    _check_flags(cast(spaces.Dict, observation_space), cast(spaces.Dict, action_space))
-
-
-def _check_flags(observation_space: spaces.Dict, action_space: spaces.Dict) -> None:
-    """Those of VecFrameStack, which puts them one behind the other, are as good as single ones."""
-    sizes = {ACTIVE: len(action_space.spaces)} | {
-        f"{agent}/{ACTION_MASK}": n_choices(space) for agent, space in action_space.spaces.items()
-    }
-    for key, size in sizes.items():
-        shape = (observation_space[key].shape or ()) if key in observation_space.spaces else (size,)
-        if size and (len(shape) != 1 or shape[0] == 0 or shape[0] % size):
-            raise ValueError(
-                f"Entry {key!r} of the joint observation has the shape {shape}, where ({size},) is needed. If a wrapper "
-                "stacks frames, use SB3's VecFrameStack, or SuperSuit's frame_stack_v1 on the env before it is joined."
-            )

@@ -1,4 +1,4 @@
-"""What the critic sees: the env's state, the agents' observations side by side, one row per agent, or a user's function."""
+"""States for the critic: concatenated observations, the environment's state, one row per agent."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -13,11 +13,11 @@ Observations = dict[str, Any]
 
 class Leaf(NamedTuple):
     """
-    One plain array of one agent's observation.
+    One array of one agent's observation.
 
-    :param key: Its key in the joint observation
+    :param key: Key in the joint observation
     :param agent: Index of the agent
-    :param space: Its space in the joint observation
+    :param space: Space in the joint observation, neither Dict nor Tuple
     """
 
     key: str
@@ -27,18 +27,21 @@ class Leaf(NamedTuple):
 
 class StateSource(Protocol):
     """
-    Computes the critic's entries of the joint observation.
+    Object that computes the critic's entries of the joint observation.
 
-    ``spaces`` are those entries' spaces. Calling it adds the entries to the observations given: the joint observation without
-    them, in which absent agents' parts are zeros; ``present``, ``(n_agents,)``, says who is not absent, None if nobody is.
+    A call adds the entries to ``observations``, a joint observation without them, in which the
+    entries of absent agents are zeros. ``present``, bool ``(n_agents,)``, is the mask of the agents
+    that are not absent; None if all are present.
     """
 
+    #: Spaces of the entries
     spaces: dict[str, spaces.Space]
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None: ...
 
 
 def _flat_size(space: spaces.Space) -> int:
+    """Number of floats that encode an observation; Discrete and MultiDiscrete ones are one-hot."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     if isinstance(space, spaces.MultiDiscrete):
@@ -48,10 +51,10 @@ def _flat_size(space: spaces.Space) -> int:
 
 
 class _OneHot:
-    """Encodes a Discrete or MultiDiscrete observation as one-hot vectors, one after the other."""
+    """Encoder of Discrete or MultiDiscrete observations as concatenated one-hot vectors."""
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
-        sizes = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec.ravel())
+        sizes = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
         self.size = int(sizes.sum())
         self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - np.ravel(space.start)
 
@@ -61,49 +64,49 @@ class _OneHot:
         return encoded
 
 
+def _encoder(space: spaces.Space) -> Callable[[Any], np.ndarray]:
+    """Function that turns an observation into a vector."""
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
+        return _OneHot(space)
+    return np.ravel
+
+
 class FlatObservations:
     """
-    Some leaves of the joint observation as one float32 vector; Discrete and MultiDiscrete ones are one-hot encoded.
+    Arrays of the joint observation, concatenated to one float32 vector. Discrete and MultiDiscrete
+    observations are one-hot encoded.
 
-    :param leaves: The leaves, in order
+    :param leaves: Arrays, in the order of concatenation
     """
 
     def __init__(self, leaves: list[Leaf]) -> None:
         self.size = sum(_flat_size(leaf.space) for leaf in leaves)
         self._keys = [leaf.key for leaf in leaves]
-        self._plain = all(
+        self._are_vectors = all(
             isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves
         )
-        self._parts: list[tuple[str, int, int, Callable[[Any], np.ndarray]]] = [
-            (
-                leaf.key,
-                leaf.agent,
-                _flat_size(leaf.space),
-                _OneHot(leaf.space)
-                if isinstance(leaf.space, (spaces.Discrete, spaces.MultiDiscrete))
-                else np.ravel,
-            )
-            for leaf in leaves
+        self._parts = [
+            (leaf.key, leaf.agent, _flat_size(leaf.space), _encoder(leaf.space)) for leaf in leaves
         ]
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> np.ndarray:
-        if self._plain:
+        if self._are_vectors:
             parts = [observations[key] for key in self._keys]
-        else:
-            parts = [
-                encode(observations[key])
-                if present is None or present[agent]
-                else np.zeros(size, np.float32)
-                for key, agent, size, encode in self._parts
-            ]
+            return np.concatenate(parts, dtype=np.float32)
+        parts = []
+        for key, agent, size, encode in self._parts:
+            if present is None or present[agent]:
+                parts.append(encode(observations[key]))
+            else:
+                parts.append(np.zeros(size, np.float32))
         return np.concatenate(parts, dtype=np.float32)
 
 
 class VectorState:
     """
-    A state of one vector.
+    State made of one vector.
 
-    :param flat: Computes it
+    :param flat: Function that computes the vector
     """
 
     def __init__(self, flat: FlatObservations) -> None:
@@ -118,9 +121,9 @@ class VectorState:
 
 class StackedImages:
     """
-    Images of the same shape, stacked along their channels.
+    State made of images of the same shape, stacked along their channels.
 
-    :param leaves: The images
+    :param leaves: Images
     """
 
     def __init__(self, leaves: list[Leaf]) -> None:
@@ -138,8 +141,9 @@ class StackedImages:
     @staticmethod
     def channels_axis_of(space: spaces.Space) -> int:
         """
-        :param space: Of an image
-        :return: 0 or 2, by SB3's rule: channels are first where that axis is the smallest
+        :param space: Space of an image
+        :return: Axis of the channels, 0 or 2. By SB3's rule channels are first if that axis is the
+            smallest
         """
         assert space.shape is not None
         return 0 if int(np.argmin(space.shape)) == 0 else 2
@@ -147,9 +151,10 @@ class StackedImages:
 
 class SeparateObservations:
     """
-    Every leaf under its own key, ``"state/<key>"``: for images among vectors, or of several shapes.
+    State made of separate entries, ``"state/<key>"`` for each array: for images beside vectors, and
+    for images of several shapes.
 
-    :param leaves: The leaves
+    :param leaves: Arrays
     """
 
     def __init__(self, leaves: list[Leaf]) -> None:
@@ -165,29 +170,31 @@ class SeparateObservations:
 
 def concatenated_observations(leaves: list[Leaf]) -> StateSource:
     """
-    The state that consists of all agents' observations.
+    State that consists of all agents' observations.
 
-    :param leaves: The observations
-    :return: One vector if there are no images, the images' stack if there is nothing else and they have the same shape, or
-        each observation under a key of its own
+    :param leaves: Arrays of the observations
+    :return: One vector if there are no images; a stack of images if there are only images, of one
+        shape; otherwise one entry per array
     """
     images = [is_image(leaf.space) for leaf in leaves]
     if not any(images):
         return VectorState(FlatObservations(leaves))
     if all(images) and len({leaf.space.shape for leaf in leaves}) == 1:
         stack = StackedImages(leaves)
+        # With very many channels SB3 would take another axis for the channels
         if stack.channels_axis == stack.channels_axis_of(stack.spaces[STATE]):
-            return stack  # otherwise so many channels that SB3 would take them for height or width
+            return stack
     return SeparateObservations(leaves)
 
 
 class ComputedState:
     """
-    A state that some function returns: the env's own, or a user's.
+    State that a function returns: the environment's ``state()``, or a user's function.
 
-    :param function: Returns the state, given the observations; must be picklable if the env is to be
-    :param example: A state, from which shape and kind are taken
-    :param name: What the function is called in errors
+    :param function: Function of the joint observation that returns the state; picklable if the
+        environment is to be
+    :param example: State, from which shape and type are taken
+    :param name: Name of the function in errors
     :raises TypeError: If the example is no numeric array
     """
 
@@ -195,7 +202,8 @@ class ComputedState:
         array = np.asarray(example)
         if array.dtype.kind not in "biuf":
             raise TypeError(
-                f"{name} must return a numeric array, not {type(example).__name__} of {array.dtype}."
+                f"{name} must return a numeric array, not {type(example).__name__} of "
+                f"{array.dtype}."
             )
         self._function = function
         self._name = name
@@ -208,20 +216,29 @@ class ComputedState:
         }
 
     def value(self, observations: Observations) -> np.ndarray:
+        """
+        Call the function and check what it returns.
+
+        :param observations: Joint observation without state
+        :return: State
+        :raises RuntimeError: If the function fails
+        :raises ValueError: If the state has another shape than the example
+        """
         try:
             state = np.asarray(self._function(observations))
         except Exception as error:
             raise RuntimeError(
-                f"{self._name} failed; state='observations' makes the state from the observations instead."
+                f"{self._name} failed; state='observations' makes the state from the observations "
+                "instead."
             ) from error
         if state.shape != self._shape:
             raise ValueError(
-                f"{self._name} returned shape {state.shape}, where it had {self._shape} at the first reset; "
-                "it must not change. state='observations' makes the state from the observations instead."
+                f"{self._name} returned shape {state.shape}, where it had {self._shape} at the "
+                "first reset; it must not change. state='observations' makes the state from the "
+                "observations instead."
             )
-        return state.astype(
-            self._dtype
-        )  # a copy: a view of the env's insides would change at its next step
+        # A copy: the environment may change its own array in the next step
+        return state.astype(self._dtype)
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = self.value(observations)
@@ -229,26 +246,27 @@ class ComputedState:
 
 class AgentStates:
     """
-    One row per agent: the state, the agent's own observation (padded with zeros to the longest), its one-hot id.
+    Agent-specific state: one row per agent, of the shared state, the agent's own observation
+    (padded with zeros to the longest) and the agent's one-hot id.
 
-    :param base: The state that all rows share
-    :param leaves: The observations
+    :param base: Shared state
+    :param leaves: Arrays of the observations
     :param n_agents: Number of agents
     :raises ValueError: If there are images
     """
 
     def __init__(self, base: StateSource, leaves: list[Leaf], n_agents: int) -> None:
-        if any(
-            is_image(space) for space in [*base.spaces.values(), *(leaf.space for leaf in leaves)]
-        ):
+        parts = [*base.spaces.values(), *(leaf.space for leaf in leaves)]
+        if any(is_image(space) for space in parts):
             raise ValueError(
-                "state='agent' needs observations and a state without images; use state='observations' or a callable."
+                "state='agent' needs observations and a state without images; use "
+                "state='observations' or a callable."
             )
         self._base = base
-        self._own = [
-            FlatObservations([leaf for leaf in leaves if leaf.agent == agent])
-            for agent in range(n_agents)
-        ]
+        own_leaves: list[list[Leaf]] = [[] for _ in range(n_agents)]
+        for leaf in leaves:
+            own_leaves[leaf.agent].append(leaf)
+        self._own = [FlatObservations(own) for own in own_leaves]
         self._start = _flat_size(base.spaces[STATE])
         longest = max(own.size for own in self._own)
         self._rows = np.zeros((n_agents, self._start + longest + n_agents), np.float32)

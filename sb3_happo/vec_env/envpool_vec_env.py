@@ -1,6 +1,5 @@
 """Multi-agent MuJoCo over EnvPool, which steps all environments in threads of its own."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from sb3_happo.envs import make_joint_env
 from sb3_happo.envs.mujoco import ROBOTS, WALKER2D_MAX_VELOCITY, Factorisation
 from sb3_happo.envs.spaces import STATE
+from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
@@ -320,9 +320,6 @@ def _resolve(id: str) -> tuple[str, str]:
     for other, robot in registered.items():
         if robot in ROBOTS:
             ids.append(other.replace("mamujoco", "envpool"))
-    near = difflib.get_close_matches(id, ids, n=3)
-    if near:
-        hint = f"Did you mean {', '.join(map(repr, near))}?"
-    else:
-        hint = f"There are {', '.join(map(repr, ids))}."
+    listed = f"There are {', '.join(map(repr, ids))}."
+    hint = did_you_mean(id, ids, n=3, otherwise=listed)
     raise ValueError(f"The environment id {id!r} does not resolve. {hint}")

@@ -1,7 +1,6 @@
 """VMAS, whose simulator steps all environments at once in PyTorch, as one ``VecEnv``."""
 
 import contextlib
-import difflib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -13,6 +12,7 @@ from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_happo.envs.spaces import STATE
+from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.simulator_vec_env import SimulatorVecEnv
 from sb3_happo.vec_env.step_facts import StepInfos
@@ -383,10 +383,8 @@ def _make_simulator(scenario: Any, **kwargs: Any) -> Any:
         ) from error
     known = [*vmas.scenarios, *vmas.debug_scenarios, *vmas.mpe_scenarios]
     if isinstance(scenario, str) and not scenario.endswith(".py") and scenario not in known:
-        near = difflib.get_close_matches(scenario, known, n=3, cutoff=0.0)
-        raise ValueError(
-            f"VMAS has no scenario {scenario!r}. Did you mean {', '.join(map(repr, near))}?"
-        )
+        hint = did_you_mean(scenario, known, n=3, cutoff=0.0)
+        raise ValueError(f"VMAS has no scenario {scenario!r}. {hint}")
     with warnings.catch_warnings():
         # VMAS only warns of arguments that the scenario does not know, and ignores them
         warnings.filterwarnings("error", "Scenario kwargs")

@@ -1,0 +1,116 @@
+"""Which agents of a team act next, which wait, and how an episode ends."""
+
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sb3_happo.envs.adapters import Flags, Team, has_ended, is_flagged
+
+
+class Activity(NamedTuple):
+    """
+    State of a team's agents after a reset or step.
+
+    :param active: Active mask of the observations, ``(n_agents,)``; None if all agents are active
+    :param waiting: Mask of the agents that are inactive and alive, ``(n_agents,)``; None if there
+        are none
+    :param terminated: Whether the episode has terminated
+    :param truncated: Whether the episode was truncated
+    """
+
+    active: np.ndarray | None = None
+    waiting: np.ndarray | None = None
+    terminated: bool = False
+    truncated: bool = False
+
+
+class ActivityTracker:
+    """
+    Works out the :class:`Activity` of a team after each reset and step.
+
+    :param team: Team
+    :param ids: All agents of the team
+    """
+
+    def __init__(self, team: Team, ids: Sequence[Any]) -> None:
+        self._team = team
+        self._ids = ids
+        self._known = set(ids)
+        # Agents that were terminated or truncated in the last step
+        self._flagged: frozenset[Any] = frozenset()
+
+    def reset(self, observations: Collection[Any]) -> Activity:
+        """
+        Start an episode.
+
+        :param observations: Agents that are observed
+        :return: Activity
+        :raises ValueError: If an agent is unknown
+        """
+        self._flagged = frozenset()
+        active = self._active(observations, ())
+        return Activity(active, self._waiting(active, self._team.agents))
+
+    def step(
+        self, observations: Collection[Any], terminations: Flags, truncations: Flags
+    ) -> Activity:
+        """
+        Follow a step of the team.
+
+        :param observations: Agents that are observed
+        :param terminations: Terminations of the step
+        :param truncations: Truncations of the step
+        :return: Activity
+        :raises ValueError: If an agent is unknown
+        """
+        flagged_before = self._flagged
+        self._flagged = frozenset()
+        complete = len(observations) == len(self._ids)
+        if complete and not any(terminations.values()) and not any(truncations.values()):
+            return Activity()
+        agents = self._team.agents
+        if has_ended(agents, terminations, truncations):
+            present = [agent for agent in observations if agent not in flagged_before]
+            cut_off = [
+                agent
+                for agent in self._ids
+                if truncations.get(agent) and not terminations.get(agent)
+            ]
+            return self._end(present, terminations, set(cut_off) - flagged_before)
+        self._flagged = frozenset(
+            agent for agent in self._ids if is_flagged(agent, terminations, truncations)
+        )
+        active = self._active(observations, self._flagged)
+        alive = [agent for agent in agents if agent not in self._flagged]
+        return Activity(active, self._waiting(active, alive))
+
+    def _end(
+        self, present: Collection[Any], terminations: Flags, cut_off: Collection[Any]
+    ) -> Activity:
+        """
+        Activity in the terminal observation. It is used for the values of agents that were cut off,
+        so that in a truncated episode the terminated agents count as inactive.
+        """
+        truncated = bool(cut_off)
+        terminated = [agent for agent in self._ids if terminations.get(agent, False)]
+        active = self._active(present, terminated if truncated else ())
+        return Activity(active, self._waiting(active, cut_off), not truncated, truncated)
+
+    def _active(self, observations: Collection[Any], ended: Collection[Any]) -> np.ndarray | None:
+        """Mask of the observed agents that have not ended, ``(n_agents,)``; None if all."""
+        unknown = [agent for agent in observations if agent not in self._known]
+        if unknown:
+            raise ValueError(
+                f"The env observes agents {unknown}, which it did not list before; list every "
+                "agent that may appear in `possible_agents`."
+            )
+        active = np.array([agent in observations and agent not in ended for agent in self._ids])
+        return None if active.all() else active
+
+    def _waiting(self, active: np.ndarray | None, alive: Collection[Any]) -> np.ndarray | None:
+        """Mask of the inactive agents that are alive, ``(n_agents,)``; None if there are none."""
+        if active is None:
+            return None
+        waiting = ~active & np.array([agent in alive for agent in self._ids])
+        return waiting if waiting.any() else None

@@ -1,4 +1,7 @@
-"""Packaging of sb3_happo. Tool settings are in ``pyproject.toml``, the versions that were tested in ``constraints.txt``."""
+"""
+Packaging of ``sb3_happo`` and of its zoo. Tool settings are in ``pyproject.toml``, the versions
+that were tested in ``constraints.txt``.
+"""
 
 import re
 from pathlib import Path
@@ -10,17 +13,33 @@ ROOT = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (ROOT / "sb3_happo" / "version.py").read_text())
 assert version is not None, "sb3_happo/version.py holds no version"
 readme = ROOT / "README.md"
+# The zoo's package with its data, which in the repository lie beside it
+ZOO = {
+    "sb3_happo_zoo": "zoo/sb3_happo_zoo",
+    "sb3_happo_zoo.hyperparams": "zoo/hyperparams",
+    "sb3_happo_zoo.agents": "zoo/agents",
+}
 
 setup(
     name="sb3_happo",
     version=version.group(1),
-    description="Heterogeneous-agent trust-region learning (HAPPO and its siblings) for Stable-Baselines3",
+    description=(
+        "Heterogeneous-agent trust-region learning (HAPPO and its siblings) for Stable-Baselines3"
+    ),
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     license="MIT",
-    keywords="multi-agent reinforcement-learning HAPPO stable-baselines3 pettingzoo gymnasium pytorch",
-    packages=find_packages(include=["sb3_happo", "sb3_happo.*"]),
-    package_data={"sb3_happo": ["py.typed"]},
+    keywords=(
+        "multi-agent reinforcement-learning HAPPO stable-baselines3 pettingzoo gymnasium pytorch"
+    ),
+    packages=[*find_packages(include=["sb3_happo", "sb3_happo.*"]), *ZOO],
+    package_dir=ZOO,
+    package_data={
+        "sb3_happo": ["py.typed"],
+        "sb3_happo_zoo.hyperparams": ["*.yml"],
+        "sb3_happo_zoo.agents": ["**/*"],
+    },
+    entry_points={"console_scripts": ["sb3-happo = sb3_happo_zoo.__main__:main"]},
     python_requires=">=3.10",
     install_requires=[
         "cloudpickle",
@@ -32,7 +51,7 @@ setup(
         "torch>=2.8,<3",
     ],
     extras_require={
-        # Environment families that install from wheels; docs/environments.md has recipes for the rest
+        # Environment families that install from wheels; docs/environments.md describes the others
         "envs": [
             "gymnasium-robotics>=1.3",
             "lbforaging>=2.0",
@@ -49,9 +68,9 @@ setup(
             "gymnasium-robotics>=1.3",
             "mujoco>=3.0",
         ],
-        # Not among "envs", for it brings the unmaintained `gym` along
+        # Not part of "envs", because it depends on the unmaintained `gym`
         "vmas": ["vmas>=1.5,<2"],
-        # The scripts under zoo/: training, plots, films, tuning
+        # Scripts of the zoo: training, plots, films, tuning
         "zoo": [
             "imageio[ffmpeg]",
             "matplotlib",

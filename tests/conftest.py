@@ -1,7 +1,6 @@
 """Settings shared by all tests: no display, no sound, one thread."""
 
 import os
-from pathlib import Path
 
 # Before anything imports pygame
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
@@ -13,12 +12,6 @@ import torch as th
 
 # Small networks gain nothing from threads, and sums in one order give the same numbers everywhere
 th.set_num_threads(1)
-
-
-@pytest.fixture
-def zoo_scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scripts import each other from their own folder, as Python does for ``python zoo/script.py``."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[1] / "zoo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -78,7 +78,9 @@ def test_deployment_of_one_agent(
 def test_deployment_with_normalised_observations_and_without_the_package(
     custom_environment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks of docs/deployment.md; what they say is what the model does behind VecNormalize."""
+    """
+    The blocks of docs/deployment.md; what they say is what the model does behind VecNormalize.
+    """
     monkeypatch.chdir(tmp_path)
     env = VecNormalize(make_joint_vec_env(custom_environment["Rendezvous"], 2, seed=0))
     model = HAPPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0).learn(256)

@@ -1,4 +1,7 @@
-"""The zoo's benchmark with tiny budgets: records, resuming, tables, shipped agents, films, reproducing."""
+"""
+The zoo's benchmark with tiny budgets: records, resuming, tables, shipped agents, films,
+reproducing.
+"""
 
 import contextlib
 import importlib
@@ -38,39 +41,57 @@ mpe2/simple_reference_v3:
 """
 
 
-pytestmark = pytest.mark.usefixtures("zoo_scripts")
+@pytest.fixture
+def records() -> ModuleType:
+    return importlib.import_module("sb3_happo_zoo.results")
 
 
 @pytest.fixture
-def records() -> ModuleType:
-    return importlib.import_module("records")
+def entries() -> ModuleType:
+    return importlib.import_module("sb3_happo_zoo.entries")
 
 
 @pytest.fixture
 def benchmark() -> ModuleType:
-    return importlib.import_module("benchmark")
+    return importlib.import_module("sb3_happo_zoo.benchmark")
 
 
 @pytest.fixture
 def reproduce() -> ModuleType:
-    return importlib.import_module("reproduce")
+    return importlib.import_module("sb3_happo_zoo.reproduce")
 
 
 def record(**changes: Any) -> dict[str, Any]:
+    """A record of a finished run."""
     return {
-        "algo": "happo", "env": SPREAD, "settings": "happo", "seed": 0, "n_timesteps": 1000, "return": -30.0,
-        "return_std": 5.0, "sum_over_agents": -30.0, "episodes": 100, "episode_length": 25.0,
-        "learning_curve": [(500, -60.0), (1000, -30.0)], "wall_seconds": 10.0, "steps_per_second": 100,
-        "hyperparams": {"n_timesteps": 1000}, "command": "python zoo/benchmark.py --seeds 0", "commit": "abc",
+        "algo": "happo",
+        "env": SPREAD,
+        "settings": "happo",
+        "seed": 0,
+        "n_timesteps": 1000,
+        "return": -30.0,
+        "return_std": 5.0,
+        "sum_over_agents": -30.0,
+        "episodes": 100,
+        "episode_length": 25.0,
+        "learning_curve": [(500, -60.0), (1000, -30.0)],
+        "wall_seconds": 10.0,
+        "steps_per_second": 100,
+        "hyperparams": {"n_timesteps": 1000},
+        "command": "python zoo/benchmark.py --seeds 0",
+        "commit": "abc",
         "versions": {"python": "3.11"},
-    } | changes  # fmt: skip
+    } | changes
 
 
 # ---------------------------------------------------------------- records
 
 
 def test_interquartile_mean_and_interval(records: ModuleType) -> None:
-    """A quarter of the runs counts at neither end; the interval is narrower than the runs and wider than nothing."""
+    """
+    A quarter of the runs counts at neither end; the interval is narrower than the runs and wider
+    than nothing.
+    """
     iqm, low, high = records.estimate([-1000.0, 1, 2, 3, 4, 5, 6, 1000])
     assert iqm == 3.5
     assert -1000 < low < 3.5 < high < 1000
@@ -123,8 +144,11 @@ def test_a_broken_line_is_one_run_less(records: ModuleType, tmp_path: Path) -> N
 
 
 def test_table(records: ModuleType, tmp_path: Path) -> None:
-    """Seeds stand in one line, the newest run of a seed counts, other hyperparameters are another line."""
-    report = importlib.import_module("report")
+    """
+    Seeds stand in one line, the newest run of a seed counts, other hyperparameters are another
+    line.
+    """
+    report = importlib.import_module("sb3_happo_zoo.report")
     runs = [
         record(seed=seed, **{"return": value})
         for seed, value in ((0, -90.0), (1, -20.0), (2, -40.0), (0, -30.0))
@@ -137,7 +161,7 @@ def test_table(records: ModuleType, tmp_path: Path) -> None:
 
 
 def test_what_was_recorded_stays_readable(records: ModuleType, tmp_path: Path) -> None:
-    report = importlib.import_module("report")
+    report = importlib.import_module("sb3_happo_zoo.report")
     runs = records.read_records()
     text = report.write_report(runs, tmp_path / "results.jsonl").read_text()
     assert len(runs) >= 22
@@ -145,12 +169,14 @@ def test_what_was_recorded_stays_readable(records: ModuleType, tmp_path: Path) -
     assert list((tmp_path / "curves").glob("*.png"))
 
 
-def test_curves_of_long_and_short_trainings_stand_together(records: ModuleType) -> None:
-    report = importlib.import_module("report")
+def test_curves_of_long_and_short_trainings_stand_together(
+    records: ModuleType, entries: ModuleType
+) -> None:
+    report = importlib.import_module("sb3_happo_zoo.report")
     runs = [
         record(
             settings=settings,
-            hyperparams=records.read_entries(settings)[SPREAD],
+            hyperparams=entries.read_settings(settings)[SPREAD],
             n_timesteps=budget,
         )
         for settings, budget in (("happo", 10_000), ("happo_1m", 1_000), ("happo_harl", 1_000))
@@ -166,7 +192,7 @@ def test_curves_of_long_and_short_trainings_stand_together(records: ModuleType) 
     )
 
 
-# ---------------------------------------------------------------- from a killed benchmark to a reproduced line
+# ---------------------------------------------------------------- interrupted and repeated runs
 
 
 def call(folder: Path, *more: str) -> list[str]:
@@ -221,16 +247,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("benchmark")
     (folder / "tiny.yml").write_text(TINY)
     kill_after_first_run(folder)
-    sys.path.insert(0, str(ZOO))
-    try:
-        benchmark = importlib.import_module("benchmark")
-        with contextlib.redirect_stdout(io.StringIO()) as told:
-            assert (
-                benchmark.main(call(folder, "--ship", "--n-jobs", "2")) == 1
-            )  # one entry cannot be trained
-        (folder / "told.txt").write_text(told.getvalue())
-    finally:
-        sys.path.remove(str(ZOO))
+    benchmark = importlib.import_module("sb3_happo_zoo.benchmark")
+    with contextlib.redirect_stdout(io.StringIO()) as told:
+        code = benchmark.main(call(folder, "--ship", "--n-jobs", "2"))
+    assert code == 1, "one entry cannot be trained"
+    (folder / "told.txt").write_text(told.getvalue())
     return folder
 
 
@@ -296,7 +317,7 @@ def test_the_best_seed_is_shipped(
     finished: Path, records: ModuleType, benchmark: ModuleType
 ) -> None:
     """Small, with what it takes to act, and never replaced by a worse one."""
-    load_agent = importlib.import_module("exp_manager").load_agent
+    load_agent = importlib.import_module("sb3_happo_zoo.trained_agents").load_agent
     (folder,) = finished.glob("agents/happo/*")
     runs = records.read_records(finished / "runs.jsonl")
     best = max(runs, key=lambda run: run["return"])
@@ -417,9 +438,11 @@ def test_wrong_line(reproduce: ModuleType, capsys: pytest.CaptureFixture) -> Non
     assert f"Did you mean 'happo/{SPREAD}'?" in capsys.readouterr().err
 
 
-def test_a_name_of_several_lines(reproduce: ModuleType, records: ModuleType) -> None:
+def test_a_name_of_several_lines(
+    reproduce: ModuleType, records: ModuleType, entries: ModuleType
+) -> None:
     """The zoo's own settings of today, if they are among them; else it takes an id."""
-    entry = records.read_entries("happo")[SPREAD]
+    entry = entries.read_settings("happo")[SPREAD]
     groups = records.grouped(
         [record(hyperparams=entry | changes) for changes in ({}, {"gamma": 0.1}, {"gamma": 0.2})]
     )
@@ -444,23 +467,23 @@ def test_settings_of_yesterday(reproduce: ModuleType) -> None:
         reproduce.repeat_run(old, 0)
 
 
-def test_settings_that_moved(reproduce: ModuleType, records: ModuleType) -> None:
+def test_settings_that_moved(reproduce: ModuleType, entries: ModuleType) -> None:
     """A record of texts whose hyperparameters stand in another file today."""
-    entry = records.read_entries("happo_1m")[SPREAD]
+    entry = entries.read_settings("happo_1m")[SPREAD]
     old = record(
         settings="happo",
-        hyperparams={name: str(records.evaluated(value)) for name, value in entry.items()},
+        hyperparams={name: str(entries.evaluated(value)) for name, value in entry.items()},
     )
     assert reproduce.repeat_run(old, 0).hyperparams == entry
 
 
 def test_settings_that_were_changed_on_the_command_line(
-    records: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    records: ModuleType, entries: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The rest of the entry must be today's, wherever that is asked."""
     monkeypatch.chdir(tmp_path)
     best = "zoo/studies/happo_spread/best.yml"
-    entry = records.read_entries(best)[SPREAD]
+    entry = entries.read_settings(best)[SPREAD]
     settings = f"{best} gamma=0.5 policy_kwargs=dict(net_arch=[8], activation_fn=nn.ReLU)"
     changed = entry | {"gamma": 0.5, "policy_kwargs": "dict(net_arch=[8], activation_fn=nn.ReLU)"}
     assert records.same_entry(record(hyperparams=changed), settings) == entry
@@ -479,7 +502,7 @@ def test_a_random_team_finds_the_users_own_environments(
     (tmp_path / "her.yml").write_text("her_pkg/her_env_v0: {n_timesteps: 100}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    runs = importlib.import_module("runs")
+    runs = importlib.import_module("sb3_happo_zoo.runs")
     run = runs.make_run("random", "her_pkg/her_env_v0", 3, "her.yml", n_episodes=20)
     assert run.command.endswith("--settings her.yml --eval-episodes 20 --seeds 3")
     record = runs.train_and_evaluate(run, tmp_path / "logs", n_episodes=20)
@@ -493,7 +516,7 @@ def test_the_gallery_goes_on_where_one_cannot_be_filmed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Each film is made by a process of its own."""
-    gallery = importlib.import_module("gallery")
+    gallery = importlib.import_module("sb3_happo_zoo.gallery")
     for env in ("a", "b"):
         folder = tmp_path / "agents" / "happo" / f"{env}_1" / env
         folder.mkdir(parents=True)
@@ -510,7 +533,7 @@ def test_the_gallery_goes_on_where_one_cannot_be_filmed(
 
 
 def test_film(finished: Path, tmp_path: Path) -> None:
-    gallery = importlib.import_module("gallery")
+    gallery = importlib.import_module("sb3_happo_zoo.gallery")
     gallery.main(["--agents", str(finished / "agents"), "--out", str(tmp_path)])
     with Image.open(tmp_path / "happo-mpe2-simple_spread_v3.gif") as film:
         assert film.n_frames > 50
@@ -525,13 +548,14 @@ def test_film(finished: Path, tmp_path: Path) -> None:
 )
 def test_shipped_agents(folder: Path, quick: bool) -> None:
     """Each loads from the clone, is small, and plays as its record says."""
-    runs, manager = (importlib.import_module(name) for name in ("runs", "exp_manager"))
+    runs = importlib.import_module("sb3_happo_zoo.runs")
+    load_agent = importlib.import_module("sb3_happo_zoo.trained_agents").load_agent
     recorded = json.loads((folder / "record.json").read_text())
     if recorded["env"].startswith("vmas/"):
         pytest.importorskip("vmas")
     of_images = "pistonball" in recorded["env"]  # a convolutional network for each agent
     assert sum(file.stat().st_size for file in folder.rglob("*")) < (4e6 if of_images else 1e6)
-    team = manager.load_agent(folder, "cpu")
+    team = load_agent(folder, "cpu")
     n_episodes = (
         max(2, min(20, int(2000 / recorded["episode_length"]))) if quick else recorded["episodes"]
     )

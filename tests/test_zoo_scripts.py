@@ -1,4 +1,6 @@
-"""The zoo's scripts for the paper's Proposition 1 and ablations and for speed, with tiny budgets."""
+"""
+The zoo's scripts for the paper's Proposition 1 and ablations and for speed, with tiny budgets.
+"""
 
 import importlib
 import json
@@ -11,24 +13,18 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from sb3_happo.common import on_policy_algorithm
-from sb3_happo.common.batched_actors import BatchedActors
-
 ZOO = Path(__file__).resolve().parents[1] / "zoo"
 SPREAD = "mpe2/simple_spread_v3"
 
 
-pytestmark = pytest.mark.usefixtures("zoo_scripts")
-
-
 @pytest.fixture
 def ablations() -> ModuleType:
-    return importlib.import_module("ablations")
+    return importlib.import_module("sb3_happo_zoo.ablations")
 
 
 @pytest.fixture
 def proposition1() -> ModuleType:
-    return importlib.import_module("proposition1")
+    return importlib.import_module("sb3_happo_zoo.proposition1")
 
 
 def is_png(path: Path) -> bool:
@@ -135,7 +131,9 @@ def test_ablations(ablations: ModuleType, tmp_path: Path) -> None:
         "random": "random", "shared": "random", "fixed": "fixed", "greedy": "greedy"
     }  # fmt: skip
     policies = {
-        name: importlib.import_module("records").evaluated(run["hyperparams"]["policy_kwargs"])
+        name: importlib.import_module("sb3_happo_zoo.entries").evaluated(
+            run["hyperparams"]["policy_kwargs"]
+        )
         for name, run in runs.items()
     }
     assert [name for name, policy in policies.items() if policy["share_parameters"]] == ["shared"]
@@ -157,10 +155,17 @@ def trained(ablations: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[tupl
         done.append(("shared" if shared else run.hyperparams["agent_order"], run.seed))
         n_timesteps = run.hyperparams["n_timesteps"]
         return {
-            "env": run.env, "seed": run.seed, "return": 100.0 * shared + run.seed, "n_timesteps": n_timesteps,
-            "episodes": n_episodes, "steps_per_second": 1, "learning_curve": [(1, 0.0), (n_timesteps, 1.0)],
-            "hyperparams": run.hyperparams, "commit": "c", "versions": {"python": "3"},
-        }  # fmt: skip
+            "env": run.env,
+            "seed": run.seed,
+            "return": 100.0 * shared + run.seed,
+            "n_timesteps": n_timesteps,
+            "episodes": n_episodes,
+            "steps_per_second": 1,
+            "learning_curve": [(1, 0.0), (n_timesteps, 1.0)],
+            "hyperparams": run.hyperparams,
+            "commit": "c",
+            "versions": {"python": "3"},
+        }
 
     monkeypatch.setattr(ablations, "train_and_evaluate", train_and_evaluate)
     return done
@@ -172,7 +177,10 @@ def test_ablations_resume(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An interrupted call goes on where it stopped, whole ones repeat nothing, and new seeds add to the old."""
+    """
+    An interrupted call goes on where it stopped, whole ones repeat nothing, and new seeds add to
+    the old.
+    """
     train = ablations.train_and_evaluate
 
     def interrupted(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -199,15 +207,18 @@ def test_ablations_repeat_what_no_longer_holds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Runs with another budget or with hyperparameters of yesterday are neither taken for today's nor reported."""
+    """
+    Runs with another budget or with hyperparameters of yesterday are neither taken for today's nor
+    reported.
+    """
     n_variants = len(ablations.VARIANTS)
     ablations.main(arguments(tmp_path, 0))
     ablations.main(arguments(tmp_path, 1, budget=3_000))
     assert len(trained) == 2 * n_variants
     assert "--seeds 1 --n-timesteps 3000" in (tmp_path / "ablations.md").read_text()
-    runs = importlib.import_module("runs")
-    entry = runs.read_entries("happo_1m")[SPREAD]
-    monkeypatch.setattr(runs, "read_entries", lambda settings: {SPREAD: entry | {"gamma": 0.5}})
+    runs = importlib.import_module("sb3_happo_zoo.runs")
+    entry = runs.read_settings("happo_1m")[SPREAD]
+    monkeypatch.setattr(runs, "read_settings", lambda settings: {SPREAD: entry | {"gamma": 0.5}})
     ablations.main(arguments(tmp_path, 0))
     assert len(trained) == 3 * n_variants
 
@@ -219,8 +230,8 @@ def test_ablations_compare_seeds(
     ablations.main(arguments(tmp_path, 0, 1, 2))
     report = (tmp_path / "ablations.md").read_text()
     assert (
-        "| shared | 101.0 | 100.0, 101.0, 102.0 | +100.0; every seed is better than each of the others |"
-        in report
+        "| shared | 101.0 | 100.0, 101.0, 102.0 "
+        "| +100.0; every seed is better than each of the others |" in report
     )
     assert (
         "| greedy | 1.0 | 0.0, 1.0, 2.0 | +0.0; the seeds overlap: no difference shown |" in report
@@ -236,9 +247,12 @@ def test_ablations_compare_seeds(
 
 
 def test_curves_of_seeds_meet_where_both_exist() -> None:
-    """Mean and band at every step that one curve has and all cover, straight lines between a curve's points."""
+    """
+    Mean and band at every step that one curve has and all cover, straight lines between a curve's
+    points.
+    """
     axes = Figure().subplots()
-    importlib.import_module("plots").draw_seeds(
+    importlib.import_module("sb3_happo_zoo.plots").draw_seeds(
         axes, [[(0, 0.0), (10, 10.0)], [(5, 1.0), (10, 3.0), (20, 9.0)]], "both"
     )
     (line,) = axes.lines
@@ -252,8 +266,7 @@ def test_curves_of_seeds_meet_where_both_exist() -> None:
 
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    module = importlib.import_module("speed")
-    monkeypatch.setattr(on_policy_algorithm, "BatchedActors", BatchedActors)  # which it replaces
+    module = importlib.import_module("sb3_happo_zoo.speed")
     monkeypatch.setattr(module, "available_cores", lambda: 1)
     return module
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest.mock import Mock
 
 import imageio.v3 as imageio
@@ -33,22 +34,23 @@ SHIPPED = str(ZOO / "agents" / "happo" / "mpe2-simple_spread_v3_1" / "mpe2-simpl
 SMALL = ["--hyperparams", "n_envs:2", "n_steps:50", "batch_size:50", "n_epochs:1"]
 
 
-pytestmark = pytest.mark.usefixtures("zoo_scripts")
-
-
 @pytest.fixture
 def train() -> ModuleType:
-    return importlib.import_module("train")
+    return importlib.import_module("sb3_happo_zoo.train")
+
+
+def load_agent(*args: Any) -> Any:
+    return importlib.import_module("sb3_happo_zoo.trained_agents").load_agent(*args)
 
 
 @pytest.fixture
 def enjoy() -> ModuleType:
-    return importlib.import_module("enjoy")
+    return importlib.import_module("sb3_happo_zoo.enjoy")
 
 
 @pytest.fixture
 def manager() -> ModuleType:
-    return importlib.import_module("exp_manager")
+    return importlib.import_module("sb3_happo_zoo.exp_manager")
 
 
 def test_a_run_leaves_all_that_tells_and_repeats_it(
@@ -56,9 +58,11 @@ def test_a_run_leaves_all_that_tells_and_repeats_it(
 ) -> None:
     settings = tmp_path / "mine.yml"
     settings.write_text(
-        f"{SPREAD}: {{n_envs: 2, n_timesteps: 200, n_steps: 50, n_epochs: 1, batch_size: 50, normalize: true,"
-        f' learning_rate: lin_1e-3, env_kwargs: dict(max_cycles=10), joint_kwargs: dict(team_reward="sum"),'
-        f" policy_kwargs: 'dict(net_arch=[8], activation_fn=nn.ReLU)', ent_coef: 'LinearSchedule(0.2, 0.1, 0.5)'}}"
+        f"{SPREAD}: {{n_envs: 2, n_timesteps: 200, n_steps: 50, n_epochs: 1, batch_size: 50,"
+        " normalize: true, learning_rate: lin_1e-3, env_kwargs: dict(max_cycles=10),"
+        ' joint_kwargs: dict(team_reward="sum"),'
+        " policy_kwargs: 'dict(net_arch=[8], activation_fn=nn.ReLU)',"
+        " ent_coef: 'LinearSchedule(0.2, 0.1, 0.5)'}"
     )
     arguments = [
         "-f",
@@ -96,7 +100,7 @@ def test_a_run_leaves_all_that_tells_and_repeats_it(
         ("rl_model_200_steps.zip", 200),
         ("", 200),
     ):
-        team = manager.load_agent(folder / model)
+        team = load_agent(folder / model)
         env = team.make_env(2, seed=5)
         assert team.model.num_timesteps == n_steps
         assert isinstance(env, VecNormalize) and not env.training and not env.norm_reward
@@ -128,7 +132,7 @@ def test_calls_on_the_command_line_are_what_they_are_in_a_file(
     folder = Path(train.main([*TINY, "-f", str(tmp_path), *SMALL, *changes]).save_path)
     config = yaml.unsafe_load((folder / folder.name[:-2] / "config.yml").read_text())
     assert config["ent_coef"] == "LinearSchedule(0.1, 0.0, 0.5)"
-    model = manager.load_agent(folder).model
+    model = load_agent(folder).model
     assert model.ent_coef(0.75) == pytest.approx(0.05)
     assert type(model.policies["agent_0"].optimizer).__name__.endswith("SGD")
 
@@ -162,7 +166,7 @@ def test_continues_a_trained_agent_with_its_normaliser(
 ) -> None:
     arguments = [*TINY, "-f", str(tmp_path), *SMALL, "normalize:True"]
     first = Path(train.main(arguments).save_path)
-    old = manager.load_agent(first)
+    old = load_agent(first)
     with pytest.raises(SystemExit) as exit_:
         train.main([*arguments, "-i", str(first / "none.zip")])
     assert exit_.value.code == 2
@@ -171,7 +175,7 @@ def test_continues_a_trained_agent_with_its_normaliser(
             [*arguments, "learning_rate:1e-20", "-i", str(first / f"{first.name[:-2]}.zip")]
         ).save_path
     )
-    new = manager.load_agent(second)
+    new = load_agent(second)
     counts = [team.make_env().obs_rms["agent_0"].count for team in (old, new)]
     assert counts[1] == pytest.approx(counts[0] + 202, abs=2)
     before, after = (team.model.policies["agent_0"].state_dict() for team in (old, new))
@@ -206,7 +210,7 @@ def test_every_algorithm_trains_where_there_is_no_entry(
         str(tmp_path),
     ]
     run = train.main([*arguments, "--hyperparams", "n_envs:2", "n_steps:32"])
-    team = manager.load_agent(run.save_path)
+    team = load_agent(run.save_path)
     assert type(team.model) is manager.TEAM_ALGOS[algo]
     assert team.model.num_timesteps == 64
 
@@ -337,7 +341,7 @@ def test_normalisation_leaves_masks_and_images_alone(
         [*("--env", env, "-n", "16", "--eval-freq", "-1", "--verbose", "0", "-f", str(tmp_path)),
          *("--hyperparams", "n_envs:1", "n_steps:16", "normalize:True")]
     )  # fmt: skip
-    statistics = manager.load_agent(run.save_path).make_env().obs_rms
+    statistics = load_agent(run.save_path).make_env().obs_rms
     assert statistics and not any(key.endswith("action_mask") for key in statistics)
 
 
@@ -348,19 +352,9 @@ def test_normalisation_leaves_masks_and_images_alone(
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log folder with one run, its best model and a checkpoint."""
     folder = tmp_path_factory.mktemp("logs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ZOO)
-        arguments = [
-            "-f",
-            str(folder),
-            "--eval-freq",
-            "100",
-            "--save-freq",
-            "100",
-            *SMALL,
-            "normalize:True",
-        ]
-        importlib.import_module("train").main([*TINY, *arguments])
+    arguments = ["-f", str(folder), "--eval-freq", "100", "--save-freq", "100"]
+    arguments += [*SMALL, "normalize:True"]
+    importlib.import_module("sb3_happo_zoo.train").main([*TINY, *arguments])
     return folder
 
 
@@ -378,7 +372,7 @@ def test_statistics_without_a_display(
         ["--env", SPREAD, "-f", str(logs), "--n-episodes", "5", "--n-envs", "2", "--seed", "7"]
     )
     assert "There is no display" in capsys.readouterr().out
-    team = manager.load_agent(logs / "happo" / "mpe2-simple_spread_v3_1")
+    team = load_agent(logs / "happo" / "mpe2-simple_spread_v3_1")
     returns, lengths = evaluate_policy(
         team.model, team.make_env(2, seed=7), 5, return_episode_rewards=True
     )
@@ -500,5 +494,5 @@ def test_mujoco_loads_nothing_to_draw_with_where_nothing_is_drawn(
         (["--record", "team.gif"], "egl"),
     ):
         monkeypatch.delenv("MUJOCO_GL", raising=False)
-        enjoy._render_mode(parse(["--env", SPREAD, *arguments]))
+        enjoy.render_mode(parse(["--env", SPREAD, *arguments]))
         assert os.environ.get("MUJOCO_GL") == library

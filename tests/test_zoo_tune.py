@@ -40,9 +40,6 @@ REAL = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("zoo_scripts")
-
-
 @pytest.fixture(autouse=True)
 def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Studies are written where the script is called."""
@@ -51,17 +48,20 @@ def _own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def tune() -> ModuleType:
-    return importlib.import_module("tune")
+    return importlib.import_module("sb3_happo_zoo.tune")
 
 
 @pytest.fixture
 def study() -> ModuleType:
-    return importlib.import_module("study")
+    return importlib.import_module("sb3_happo_zoo.study")
 
 
 @pytest.fixture
 def quick(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
-    """Trainings that take no time: the return is best where the learning rate is 1e-3, and rises with the seed."""
+    """
+    Trainings that take no time: the return is best where the learning rate is 1e-3, and rises with
+    the seed.
+    """
 
     def install(interrupt_at: tuple[int, ...] = ()) -> list[int]:
         seeds: list[int] = []
@@ -85,7 +85,7 @@ def quick(tune: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., li
 
 def finished(study: optuna.Study) -> dict[int, tuple[Any, ...]]:
     """What there is to compare of each slot's finished trial."""
-    slots = importlib.import_module("study").slots(study.trials)
+    slots = importlib.import_module("sb3_happo_zoo.study").slots(study.trials)
     done = [
         (slot, trial)
         for slot, trial in zip(slots, study.trials, strict=True)
@@ -277,16 +277,16 @@ def test_only_trials_of_dead_workers_are_repeated(
 def test_living_trials_show_that_they_live(
     study: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "SIGN_OF_LIFE", 0.01)
+    monkeypatch.setattr(study, "HEARTBEAT_INTERVAL", 0.01)
     it = optuna.create_study()
     trial = it.ask()
-    with study.SignsOfLife(trial):
+    with study.Heartbeat(trial):
         first = it.trials[0].user_attrs["worker"]
         deadline = time.time() + 10
         while it.trials[0].user_attrs["worker"] == first:
             assert time.time() < deadline
             time.sleep(0.01)
-        assert not study._is_lost(it.trials[0])
+        assert not study.is_lost(it.trials[0])
     assert first["pid"] == os.getpid()
 
 
@@ -387,7 +387,7 @@ def test_evaluations_come_after_parts_of_the_training(tune: ModuleType) -> None:
         "n_steps:100",
         "n_epochs:1",
     ]
-    _, tuning, _ = tune._prepare(arguments)
+    _, tuning, _ = tune.open_tuning(arguments)
     reports: list[int] = []
     tuning.train(tuning.base, 0, lambda value, part: reports.append(part))
     assert reports == [1, 2, 3, 4]
@@ -401,10 +401,10 @@ def test_evaluations_come_after_parts_of_the_training(tune: ModuleType) -> None:
 @pytest.mark.parametrize("algo", ["happo", "hatrpo", "haa2c", "mappo", "ippo"])
 @pytest.mark.parametrize("env", [SPREAD, "Pendulum-v1"])
 def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, env: str) -> None:
-    _, tuning, _ = tune._prepare(
+    _, tuning, _ = tune.open_tuning(
         ["--algo", algo, "--env", env, "--hyperparams", "gamma:0.9", "n_envs:4"]
     )
-    samplers = importlib.import_module("hyperparams_opt")
+    samplers = importlib.import_module("sb3_happo_zoo.hyperparams_opt")
     it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     entries = []
     for _ in range(4):
@@ -412,7 +412,7 @@ def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, 
         entry = samplers.as_entry(tuning.base, sampled, tuning.policy_kwargs)
         assert yaml.safe_load(yaml.safe_dump(entry)) == entry
         entries.append(entry)
-        manager = tuning._manager(0)
+        manager = tuning.make_manager(0)
         arguments = manager.configure(entry)
         vec_env = manager.create_envs(4, no_log=True)
         model = tune.TEAM_ALGOS[algo](env=vec_env, **arguments)
@@ -427,9 +427,9 @@ def test_what_is_sampled_can_be_pasted_and_trained(tune: ModuleType, algo: str, 
 def test_what_is_fixed_is_not_searched(tune: ModuleType, algo: str) -> None:
     """Nothing is suggested in vain, and minibatches divide the rollout that there is."""
     fixed = ["n_steps:50", "gamma:0.9", "policy_kwargs:dict(net_arch=[8])"]
-    _, tuning, study = tune._prepare(["--algo", algo, "--env", SPREAD, "--hyperparams", *fixed])
+    _, tuning, study = tune.open_tuning(["--algo", algo, "--env", SPREAD, "--hyperparams", *fixed])
     trial = study.ask()
-    sampled = tuning._sample(trial)
+    sampled = tuning.sample(trial)
     assert not {"n_steps", "gamma", "policy_kwargs"} & sampled.keys()
     assert (
         not {"rollout_pow", "one_minus_gamma", "net_arch", "activation_fn", "sharing"}
@@ -441,12 +441,12 @@ def test_what_is_fixed_is_not_searched(tune: ModuleType, algo: str) -> None:
 
 
 def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
-    _, tuning, _ = tune._prepare(["--algo", "happo", "--env", SPREAD])
-    samplers = importlib.import_module("hyperparams_opt")
+    _, tuning, _ = tune.open_tuning(["--algo", "happo", "--env", SPREAD])
+    samplers = importlib.import_module("sb3_happo_zoo.hyperparams_opt")
     it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     sampled = [samplers.sample_happo_params(it.ask(), 0, 4, {})["ent_coef"] for _ in range(20)]
     bonuses = [
-        tuning._manager(0).configure({**tuning.base, "ent_coef": value})["ent_coef"]
+        tuning.make_manager(0).configure({**tuning.base, "ent_coef": value})["ent_coef"]
         for value in sampled
     ]
     falling, staying = (
@@ -463,8 +463,8 @@ def test_entropy_bonuses_that_fall_are_tried_too(tune: ModuleType) -> None:
 def test_the_best_trial_is_ready_to_be_used(
     tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path
 ) -> None:
-    train = importlib.import_module("train")
-    manager = importlib.import_module("exp_manager")
+    train = importlib.import_module("sb3_happo_zoo.train")
+    manager = importlib.import_module("sb3_happo_zoo.exp_manager")
     quick()
     arguments = [
         "--algo",
@@ -539,7 +539,8 @@ def test_the_best_trial_is_ready_to_be_used(
         (
             [
                 "-params",
-                "policy_kwargs:dict(critic_kwargs=dict(activation_fn=type('Mine', (nn.ReLU,), {})))",
+                "policy_kwargs:dict(critic_kwargs="
+                "dict(activation_fn=type('Mine', (nn.ReLU,), {})))",
             ],
             "no valid expression",
         ),
@@ -678,7 +679,7 @@ def test_trials_that_are_not_there(
     )
     before = sorted(Path().rglob("*"))
     with pytest.raises(SystemExit) as exit_:
-        importlib.import_module("train").main(["--env", SPREAD, *arguments])
+        importlib.import_module("sb3_happo_zoo.train").main(["--env", SPREAD, *arguments])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
     assert sorted(Path().rglob("*")) == before, "nothing is made by asking for it"

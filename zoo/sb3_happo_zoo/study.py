@@ -1,10 +1,12 @@
 """
-Studies that several processes and machines share, and that end alike whether they were interrupted or not.
+Studies that several processes and machines share, and that give the same trials whether they were
+interrupted or not.
 
-A study of n trials has the slots 0 to n - 1. A new trial takes the next slot; a trial that is lost, because its process was
-killed or interrupted, is repeated in its slot, with the parameters that it had, or sampled again if it did not have them all
-yet. What is sampled depends on the study's seed and the slot (and with TPE on what has finished before), so a study that was
-broken and resumed has the trials of an unbroken one.
+A study of n trials has the slots 0 to n - 1. A new trial gets the next slot. A trial whose process
+was killed or interrupted is lost: it is repeated in its slot, with its parameters, or sampled again
+if it did not have all of them yet. The sampled parameters depend on the study's seed and on the
+slot (and with TPE on the trials that have finished before), so a study that was interrupted and
+continued has the same trials as an uninterrupted one.
 """
 
 import contextlib
@@ -23,7 +25,6 @@ import numpy as np
 import optuna
 import psutil
 import sqlalchemy
-from exp_manager import nearest
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
@@ -31,12 +32,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from sb3_happo_zoo.entries import nearest
+
 # Attributes of trials
 SLOT, WORKER, ENTRY = "slot", "worker", "entry"
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Seconds between a worker's signs of life, without one until its trial counts as lost, and until the first
-SIGN_OF_LIFE = 20.0
+# Seconds between heartbeats of a worker, until a trial without heartbeat is lost, and until the
+# first heartbeat
+HEARTBEAT_INTERVAL = 20.0
 LOST_AFTER = 120.0
 BEGINS_WITHIN = 30.0
 _POLL = 1.0
@@ -44,41 +48,45 @@ _POLL = 1.0
 
 def open_storage(url: str, create: bool = True) -> BaseStorage:
     """
-    :param url: Path of Optuna's journal file (``….log``), or a database's URL (``sqlite:///…``, ``postgresql://…``)
+    :param url: Path of a journal file of Optuna (``….log``), or URL of a database (``sqlite:///…``,
+        ``postgresql://…``)
     :param create: Whether to make the file if it does not exist
     :return: The storage
-    :raises ValueError: If the URL is wrong, the file does not exist, or the database does not answer
+    :raises ValueError: If the URL is wrong, the file does not exist, or the database does not
+        answer
     :raises ImportError: If the database's driver is not installed
     """
-    scheme, separator, path = url.partition("://")
-    if not separator:
-        if not url.endswith(".log"):
-            raise ValueError(
-                f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db"
-            )
-        _prepare_file(url, Path(url), create)
-        try:
-            return JournalStorage(JournalFileBackend(url))
-        except (ValueError, KeyError, OSError) as error:
-            raise ValueError(f"--storage {url} is no journal file of Optuna's: {error}") from error
+    if "://" in url:
+        return _open_database(url, create)
+    if not url.endswith(".log"):
+        raise ValueError(
+            f"--storage {url}: expected a journal file (….log) or a URL such as sqlite:///study.db"
+        )
+    _prepare_file(url, Path(url), create)
+    try:
+        return JournalStorage(JournalFileBackend(url))
+    except (ValueError, KeyError, OSError) as error:
+        raise ValueError(f"--storage {url} is no journal file of Optuna's: {error}") from error
+
+
+def _open_database(url: str, create: bool) -> BaseStorage:
+    """
+    :param url: URL of a database
+    :param create: Whether to make an SQLite file if it does not exist
+    :return: The storage
+    """
+    scheme, _, path = url.partition("://")
     database = scheme.partition("+")[0]
     if database not in DATABASES:
         near = nearest(database, DATABASES)
-        hint = (
-            f"did you mean {near}://?"
-            if near
-            else f"choose from {', '.join(DATABASES)}, or a journal file (….log)"
-        )
+        hint = f"choose from {', '.join(DATABASES)}, or a journal file (….log)"
+        if near:
+            hint = f"did you mean {near}://?"
         raise ValueError(f"--storage {url}: there is no {scheme}://, {hint}")
     engine_kwargs = {}
     if database == "sqlite":
-        if path.partition("?")[0] in ("", "/", "/:memory:"):
-            raise ValueError(
-                f"--storage {url} would be lost with the process; give a file, such as sqlite:///study.db"
-            )
-        if not path.startswith("/file:"):  # SQLite's own URLs
-            _prepare_file(url, Path(path.partition("?")[0].removeprefix("/")), create)
-        engine_kwargs = {"connect_args": {"timeout": 60}}  # others may be writing
+        _prepare_sqlite(url, path.partition("?")[0], create)
+        engine_kwargs = {"connect_args": {"timeout": 60}}  # other processes may be writing
     for attempt in range(3):
         try:
             return RDBStorage(url, engine_kwargs=engine_kwargs)
@@ -87,15 +95,30 @@ def open_storage(url: str, create: bool = True) -> BaseStorage:
             raise ImportError(
                 f"--storage {url} needs a driver of the database: pip install {driver} ({error})"
             ) from error
-        except (
-            sqlalchemy.exc.IntegrityError
-        ) as error:  # another process was making the same new database
+        except sqlalchemy.exc.IntegrityError as error:
+            # Another process was making the same new database
             last: Exception = error
             time.sleep(0.5 * (attempt + 1))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
             last = error
             break
     raise ValueError(f"--storage {url} cannot be opened: {last}") from last
+
+
+def _prepare_sqlite(url: str, path: str, create: bool) -> None:
+    """
+    :param url: URL of the storage
+    :param path: Part of the URL after ``sqlite://``, without options
+    :param create: Whether to make the folder of the file
+    :raises ValueError: If the database would be in memory, or the file does not exist
+    """
+    if path in ("", "/", "/:memory:"):
+        raise ValueError(
+            f"--storage {url} would be lost with the process; give a file, such as "
+            "sqlite:///study.db"
+        )
+    if not path.startswith("/file:"):  # SQLite's own form of URLs
+        _prepare_file(url, Path(path.removeprefix("/")), create)
 
 
 def _prepare_file(url: str, path: Path, create: bool) -> None:
@@ -106,25 +129,24 @@ def _prepare_file(url: str, path: Path, create: bool) -> None:
 
 def study_settings(url: str, study_name: str) -> dict[str, Any]:
     """
-    :param url: Of a storage, which need not exist
-    :param study_name: Of a study, which need not exist
-    :return: What the study was made with, nothing if there is none
+    :param url: URL of a storage, which need not exist
+    :param study_name: Name of a study, which need not exist
+    :return: Settings of the study, empty if there is none
     """
     try:
         storage = open_storage(url, create=False)
-        return optuna.load_study(study_name=study_name, storage=storage).user_attrs.get(
-            "settings", {}
-        )
+        study = optuna.load_study(study_name=study_name, storage=storage)
+        return study.user_attrs.get("settings", {})
     except (ValueError, KeyError):
         return {}
 
 
 class SlotSampler(BaseSampler):
     """
-    Samples what a slot's trial tries, from a seed of its own.
+    Sampler that uses another seed for each slot.
 
-    :param make: Makes a sampler from a seed
-    :param seed: Of the study
+    :param make: Function that makes a sampler from a seed
+    :param seed: Seed of the study
     """
 
     def __init__(self, make: Callable[[int], BaseSampler], seed: int) -> None:
@@ -135,12 +157,11 @@ class SlotSampler(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         """
         :param study: The study
-        :param trial: About to be sampled
+        :param trial: Trial whose parameters are sampled next
         """
         slot = slots(study.get_trials(deepcopy=False))[trial.number]
-        self.sampler = self.make(
-            int(np.random.SeedSequence([self.seed, slot]).generate_state(1)[0])
-        )
+        seeds = np.random.SeedSequence([self.seed, slot]).generate_state(1)
+        self.sampler = self.make(int(seeds[0]))
         self.sampler.before_trial(study, trial)
 
     def infer_relative_search_space(
@@ -149,7 +170,7 @@ class SlotSampler(BaseSampler):
         """
         :param study: The study
         :param trial: The trial
-        :return: What is sampled together
+        :return: Distributions of the parameters that are sampled jointly
         """
         return self.sampler.infer_relative_search_space(study, trial)
 
@@ -159,8 +180,8 @@ class SlotSampler(BaseSampler):
         """
         :param study: The study
         :param trial: The trial
-        :param search_space: What is sampled together
-        :return: Its values
+        :param search_space: Distributions of the parameters that are sampled jointly
+        :return: Values of these parameters
         """
         return self.sampler.sample_relative(study, trial, search_space)
 
@@ -174,9 +195,9 @@ class SlotSampler(BaseSampler):
         """
         :param study: The study
         :param trial: The trial
-        :param param_name: What else is sampled
-        :param param_distribution: From what
-        :return: Its value
+        :param param_name: Name of a parameter that is sampled independently
+        :param param_distribution: Distribution of the parameter
+        :return: Value of the parameter
         """
         return self.sampler.sample_independent(study, trial, param_name, param_distribution)
 
@@ -185,17 +206,17 @@ class SlotSampler(BaseSampler):
     ) -> None:
         """
         :param study: The study
-        :param trial: That has ended
-        :param state: How
-        :param values: With what
+        :param trial: Trial that has ended
+        :param state: State of the trial
+        :param values: Value of the trial, None without one
         """
         self.sampler.after_trial(study, trial, state, values)
 
 
 def slots(trials: Sequence[FrozenTrial]) -> list[int]:
     """
-    :param trials: All of a study, by number
-    :return: The slot of each: repetitions say it, the others are counted
+    :param trials: All trials of a study, sorted by number
+    :return: Slot of each trial: an attribute of repetitions, a count of the other trials
     """
     found, fresh = [], 0
     for trial in trials:
@@ -210,8 +231,8 @@ def slots(trials: Sequence[FrozenTrial]) -> list[int]:
 def finished_trials(study: Study, n_trials: int) -> dict[int, FrozenTrial]:
     """
     :param study: The study
-    :param n_trials: How many slots it has
-    :return: The finished trial of each slot that has one
+    :param n_trials: Number of slots
+    :return: Finished trials by slot
     """
     trials = study.get_trials(deepcopy=False)
     pairs = zip(slots(trials), trials, strict=True)
@@ -221,15 +242,12 @@ def finished_trials(study: Study, n_trials: int) -> dict[int, FrozenTrial]:
 def best_entry(study: Study, n_trials: int) -> tuple[FrozenTrial, dict[str, Any]]:
     """
     :param study: The study
-    :param n_trials: How many slots it has
-    :return: The best of its completed trials, and its entry
-    :raises ValueError: If none is complete
+    :param n_trials: Number of slots
+    :return: Best completed trial, and its entry
+    :raises ValueError: If no trial is complete
     """
-    complete = [
-        trial
-        for trial in finished_trials(study, n_trials).values()
-        if trial.state == TrialState.COMPLETE
-    ]
+    finished = finished_trials(study, n_trials).values()
+    complete = [trial for trial in finished if trial.state == TrialState.COMPLETE]
     if not complete:
         raise ValueError(f"No trial of the study {study.study_name!r} is complete.")
     best = max(complete, key=lambda trial: trial.values[0])
@@ -240,50 +258,51 @@ def trial_entry(
     url: str, study_name: str | None, number: int | None, algo: str, env: str
 ) -> dict[str, Any]:
     """
-    What ``train.py`` takes from a study.
+    Entry of a trial, for ``train.py``.
 
-    :param url: Its storage
-    :param study_name: Its name
-    :param number: The trial's number, None for the best
-    :param algo: Name of the algorithm that is to be trained
-    :param env: Id of the environment on which
-    :return: The entry that the trial tried
-    :raises ValueError: If there is no such study or trial, or the study was another algorithm's, or in another environment
+    :param url: URL of the storage
+    :param study_name: Name of the study
+    :param number: Number of the trial, None for the best one
+    :param algo: Name of the algorithm to train
+    :param env: Id of the environment to train on
+    :return: Entry of the trial
+    :raises ValueError: If there is no such study or trial, or the study is of another algorithm or
+        environment
     """
     storage = open_storage(url, create=False)
     names = [summary.study_name for summary in storage.get_all_studies()]
     if study_name not in names:
         near = nearest(study_name or "", names)
-        raise ValueError(
-            f"{url} has no study {study_name!r}."
-            + (f" Did you mean {near!r}?" if near else f" It has {', '.join(names)}.")
-        )
+        hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(names)}."
+        raise ValueError(f"{url} has no study {study_name!r}. {hint}")
     study = optuna.load_study(study_name=study_name, storage=storage)
     settings = study.user_attrs.get("settings", {"algo": algo, "env": env})
     if (settings["algo"], settings["env"]) != (algo, env):
         raise ValueError(
-            f"The study {study_name!r} tuned {settings['algo']} on {settings['env']}, not {algo} on {env}; to try its result "
-            "there, rename the entry in its best.yml and pass that with --conf-file."
+            f"The study {study_name!r} tuned {settings['algo']} on {settings['env']}, "
+            f"not {algo} on {env}; to try its result there, rename the entry in its best.yml and "
+            "pass that with --conf-file."
         )
     if number is None:
         return best_entry(study, len(study.trials))[1]
     trials = study.get_trials()
     if not 0 <= number < len(trials) or ENTRY not in trials[number].user_attrs:
         raise ValueError(
-            f"The study {study_name!r} has no trial {number} with hyperparameters; it has {len(trials)} trials."
+            f"The study {study_name!r} has no trial {number} with hyperparameters; "
+            f"it has {len(trials)} trials."
         )
     return trials[number].user_attrs[ENTRY]
 
 
 def repeat_lost_trials(study: Study, n_trials: int) -> None:
     """
-    Give up the trials of workers that are gone, and queue every slot's trial again that was given up.
+    Let the trials of workers that have ended fail, and queue the failed trial of every slot again.
 
     :param study: The study
-    :param n_trials: How many slots it has
+    :param n_trials: Number of slots
     """
     for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-        if _is_lost(trial):
+        if is_lost(trial):
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     trials = study.get_trials(deepcopy=False)
     latest = dict(zip(slots(trials), trials, strict=True))
@@ -294,7 +313,8 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
     }
     for slot, trial in latest.items():
         if slot not in taken and slot < n_trials:
-            # Before the entry is noted some may still be missing, which after the given ones would be sampled differently
+            # Without an entry some parameters may be missing, which would be sampled differently
+            # after the given ones
             known = ENTRY in trial.user_attrs
             study.add_trial(
                 optuna.create_trial(
@@ -308,11 +328,12 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
 
 def work(study: Study, objective: Callable[[optuna.Trial], float], n_trials: int) -> None:
     """
-    Run trials until the study has ``n_trials`` finished ones, together with whoever else works on it.
+    Run trials until the study has ``n_trials`` finished ones. Other processes may do so at the same
+    time.
 
-    :param study: With a :class:`SlotSampler`
-    :param objective: Runs a trial
-    :param n_trials: Finished trials that the study shall have, those of earlier calls included
+    :param study: Study with a :class:`SlotSampler`
+    :param objective: Function that runs a trial
+    :param n_trials: Number of finished trials of the study, those of earlier calls included
     """
     while True:
         parent = multiprocessing.parent_process()
@@ -321,19 +342,25 @@ def work(study: Study, objective: Callable[[optuna.Trial], float], n_trials: int
         repeat_lost_trials(study, n_trials)
         if len(finished_trials(study, n_trials)) == n_trials:
             return
-        trials = study.get_trials(deepcopy=False)
-        of_slots = list(zip(slots(trials), trials, strict=True))
-        waiting = any(trial.state == TrialState.WAITING for _, trial in of_slots)
-        if not waiting and len({slot for slot, _ in of_slots if slot < n_trials}) == n_trials:
-            time.sleep(
-                _POLL
-            )  # others run the last ones; should they be lost, they are repeated here
+        if _all_taken(study.get_trials(deepcopy=False), n_trials):
+            time.sleep(_POLL)  # a trial of another process that is lost is repeated here
             continue
         trial = study.ask()
         if _is_superfluous(study, trial.number, n_trials):
             study.tell(trial, state=TrialState.FAIL)
             continue
         _run(study, trial, objective, n_trials)
+
+
+def _all_taken(trials: Sequence[FrozenTrial], n_trials: int) -> bool:
+    """
+    :param trials: All trials of a study, sorted by number
+    :param n_trials: Number of slots
+    :return: Whether every slot has a trial that is running or finished, and none is queued
+    """
+    if any(trial.state == TrialState.WAITING for trial in trials):
+        return False
+    return len({slot for slot in slots(trials) if slot < n_trials}) == n_trials
 
 
 def _run(
@@ -343,48 +370,57 @@ def _run(
     state = TrialState.COMPLETE
     start = time.time()
     try:
-        with SignsOfLife(trial):
+        with Heartbeat(trial):
             value = objective(trial)
     except optuna.TrialPruned:
         state = TrialState.PRUNED
     except optuna.exceptions.UpdateFinishedTrialError:
         state = TrialState.FAIL
     except BaseException:
-        with _undisturbed():
+        with _ignore_interrupts():
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             repeat_lost_trials(study, n_trials)
         raise
     told = study.tell(trial, value, state, skip_if_finished=True)
     if told.state == TrialState.FAIL:
-        print(
-            f"Trial {trial.number} was taken for lost by another worker, and is repeated.",
-            flush=True,
-        )
+        print(f"Trial {trial.number} was given up by another worker, and is repeated.", flush=True)
         return
-    done = len(finished_trials(study, n_trials))
-    what = f"{state.name.lower()}{'' if told.value is None else f' with {told.value:.4g}'}"
-    error = trial.user_attrs.get("error")
-    what += f" ({error})" if error else ""
+    result = state.name.lower()
+    if told.value is not None:
+        result += f" with {told.value:.4g}"
+    if "error" in trial.user_attrs:
+        result += f" ({trial.user_attrs['error']})"
     print(
-        f"Trial {trial.number} {what} after {time.time() - start:.0f} s; {done} of {n_trials} have finished.",
+        f"Trial {trial.number} {result} after {time.time() - start:.0f} s; "
+        f"{len(finished_trials(study, n_trials))} of {n_trials} have finished.",
         flush=True,
     )
 
 
 def _is_superfluous(study: Study, number: int, n_trials: int) -> bool:
-    """Whether, in a race of workers, others have taken the last slots or the same one."""
+    """
+    :param study: The study
+    :param number: Number of a new trial
+    :param n_trials: Number of slots
+    :return: Whether other workers, at the same time, have taken the last slots or the trial's slot
+    """
     trials = study.get_trials(deepcopy=False)
     of_trials = slots(trials)
     slot = of_trials[number]
-    return slot >= n_trials or any(
-        other == slot and trial.number < number and trial.state in (TrialState.RUNNING, *FINISHED)
-        for other, trial in zip(of_trials, trials, strict=True)
-    )
+    if slot >= n_trials:
+        return True
+    earlier = [trial for trial in trials[:number] if of_trials[trial.number] == slot]
+    return any(trial.state in (TrialState.RUNNING, *FINISHED) for trial in earlier)
 
 
-def _is_lost(trial: FrozenTrial) -> bool:
+def is_lost(trial: FrozenTrial) -> bool:
+    """
+    :param trial: Running trial
+    :return: Whether its worker has ended, or has sent no heartbeat for ``LOST_AFTER`` seconds from
+        another machine
+    """
     worker = trial.user_attrs.get(WORKER)
-    if worker is None:  # it has only just begun, or its worker was killed just then
+    if worker is None:  # the trial has just begun, or its worker was killed at that moment
         assert trial.datetime_start is not None
         return time.time() - trial.datetime_start.timestamp() > BEGINS_WITHIN
     if worker["host"] == platform.node():
@@ -396,8 +432,8 @@ def _is_lost(trial: FrozenTrial) -> bool:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """An impatient second Ctrl-C shall not lose the trial."""
+def _ignore_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C, so that a second one does not keep the trial from being repeated."""
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -405,9 +441,10 @@ def _undisturbed() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-class SignsOfLife:
+class Heartbeat:
     """
-    Notes in the storage who runs a trial, and every now and then that it still does.
+    Writes the worker of a trial into the storage, and every ``HEARTBEAT_INTERVAL`` seconds the
+    time.
 
     :param trial: The trial
     """
@@ -415,7 +452,7 @@ class SignsOfLife:
     def __init__(self, trial: optuna.Trial) -> None:
         self.trial = trial
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._go_on, daemon=True)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
         self._worker = {
             "host": platform.node(),
             "pid": os.getpid(),
@@ -423,7 +460,7 @@ class SignsOfLife:
         }
 
     def __enter__(self) -> None:
-        self._note()
+        self._write()
         self._thread.start()
 
     def __exit__(
@@ -435,14 +472,12 @@ class SignsOfLife:
         self._ended.set()
         self._thread.join()
 
-    def _go_on(self) -> None:
-        while not self._ended.wait(SIGN_OF_LIFE):
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_INTERVAL):
             try:
-                self._note()
-            except (
-                optuna.exceptions.UpdateFinishedTrialError
-            ):  # taken for lost, when this machine slept or was cut off
-                return
+                self._write()
+            except optuna.exceptions.UpdateFinishedTrialError:
+                return  # another worker gave the trial up while this machine did not answer
 
-    def _note(self) -> None:
+    def _write(self) -> None:
         self.trial.set_user_attr(WORKER, self._worker | {"alive": time.time()})

@@ -1,4 +1,4 @@
-"""What is searched when hyperparameters are tuned: RL Zoo's samplers, for teams."""
+"""Search spaces for tuning hyperparameters: RL Zoo's samplers, for teams."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,15 +12,16 @@ NET_ARCHS = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=False)"}
 
-# Environments' steps of an update are a multiple of this, so that minibatches of a half to an eighth are whole
+# Divisor of n_steps, so that rollouts can be divided into 2, 4 or 8 equal minibatches
 _N_STEPS_UNIT = 8
 
 
 def _sample(additional_args: dict[str, Any], **candidates: Callable[[], Any]) -> dict[str, Any]:
     """
-    :param additional_args: ``fixed``: hyperparameters that are not searched, so that nothing is suggested for them in vain
-    :param candidates: For each hyperparameter, what asks the trial for it
-    :return: Those that are searched
+    :param additional_args: ``fixed``: hyperparameters that are not searched, for which the trial
+        suggests no value
+    :param candidates: Function per hyperparameter that asks the trial for a value
+    :return: Values of the hyperparameters that are searched
     """
     fixed = additional_args.get("fixed", {})
     return {name: ask() for name, ask in candidates.items() if name not in fixed}
@@ -35,14 +36,17 @@ def _sample_team(
     policy_kwargs: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """
-    What all algorithms have: rollouts, critic, networks.
+    Sample the hyperparameters of all algorithms: rollouts, critic, networks.
 
-    :param trial: Asked for values
-    :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
-    :param rollout_pow: Exponents of the smallest and the largest rollout, in joint transitions
-    :param minibatches: Whether rollouts are divided
-    :param policy_kwargs: For more keyword arguments of the policy, what asks for them
+    :param trial: Trial that suggests values
+    :param n_envs: Number of environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :param rollout_pow: Exponents (to the base 2) of the smallest and the largest rollout, in joint
+        transitions
+    :param minibatches: Whether to sample a minibatch size
+    :param policy_kwargs: Function per further keyword argument of the policy that asks the trial
+        for a value
     :return: Hyperparameters
     """
 
@@ -84,9 +88,9 @@ def _sample_team(
 
 def _sample_ent_coef(trial: optuna.Trial) -> float | str:
     """
-    :param trial: Asked for values
-    :return: An entropy bonus that stays, or falls to zero: only then may it be large, which keeps teams out of the first
-        division of labour that works
+    :param trial: Trial that suggests values
+    :return: Coefficient of the entropy bonus, constant or with a schedule to zero. Only the latter
+        may be large, which keeps a team from converging to the first division of labour that works
     """
     if trial.suggest_categorical("entropy", ["stays", "falls"]) == "falls":
         return f"lin_{_rounded(trial.suggest_float('falling_ent_coef', 1e-3, 0.2, log=True))}"
@@ -101,11 +105,13 @@ def sample_happo_params(
     policy_kwargs: dict[str, Callable[[], Any]] | None = None,
 ) -> dict[str, Any]:
     """
-    :param trial: Asked for values
-    :param n_actions: Unused (RL Zoo's form)
-    :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
-    :param policy_kwargs: For more keyword arguments of the policy, what asks for them
+    :param trial: Trial that suggests values
+    :param n_actions: Unused (RL Zoo's signature)
+    :param n_envs: Number of environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :param policy_kwargs: Function per further keyword argument of the policy that asks the trial
+        for a value
     :return: Hyperparameters of HAPPO
     """
     return _sample_team(
@@ -126,15 +132,16 @@ def sample_mappo_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param trial: Asked for values
-    :param n_actions: Unused (RL Zoo's form)
-    :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
-    :return: Hyperparameters of MAPPO and IPPO: HAPPO's, and who shares a network
+    :param trial: Trial that suggests values
+    :param n_actions: Unused (RL Zoo's signature)
+    :param n_envs: Number of environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :return: Hyperparameters of MAPPO and IPPO: HAPPO's, and whether the agents share a network
     """
 
     def sharing(*kinds: str) -> bool:
-        # Optuna gives the same answer to the same question of a trial
+        # A trial suggests the same value for the same name
         return (
             trial.suggest_categorical(
                 "sharing", ["shared", "shared with agent's id", "each its own"]
@@ -153,11 +160,13 @@ def sample_hatrpo_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param trial: Asked for values
-    :param n_actions: Unused (RL Zoo's form)
-    :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
-    :return: Hyperparameters of HATRPO, whose learning rate, minibatches and passes are the critic's
+    :param trial: Trial that suggests values
+    :param n_actions: Unused (RL Zoo's signature)
+    :param n_envs: Number of environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :return: Hyperparameters of HATRPO, where learning rate, minibatches and epochs concern the
+        critic only
     """
     return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | _sample(
         additional_args,
@@ -173,11 +182,13 @@ def sample_haa2c_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param trial: Asked for values
-    :param n_actions: Unused (RL Zoo's form)
-    :param n_envs: Environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``: what is not searched
-    :return: Hyperparameters of HAA2C: one pass of the actors over short rollouts, several of the critic
+    :param trial: Trial that suggests values
+    :param n_actions: Unused (RL Zoo's signature)
+    :param n_envs: Number of environments of the entry
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :return: Hyperparameters of HAA2C: one epoch of the actors over short rollouts, several of the
+        critic
     """
     return _sample_team(
         trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False
@@ -208,28 +219,31 @@ def as_entry(
     base: dict[str, Any], sampled: dict[str, Any], evaluated_policy_kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    :param base: The entry that is tuned, as in YAML
-    :param sampled: What takes the place of its values
-    :param evaluated_policy_kwargs: Those of the entry, of which the sampled ones take the place of equal keys
-    :return: An entry as it may stand in YAML: no value needs Python but expressions in strings
+    :param base: Entry that is tuned, with values as in YAML
+    :param sampled: Sampled hyperparameters, which replace those of the entry
+    :param evaluated_policy_kwargs: Evaluated ``policy_kwargs`` of the entry, into which the sampled
+        ones are merged
+    :return: Entry that a YAML file can hold, with dicts as the texts of expressions
     """
     entry = base | sampled
     if "policy_kwargs" in sampled:
         entry["policy_kwargs"] = evaluated_policy_kwargs | sampled["policy_kwargs"]
-    return {
-        key: expression(value) if isinstance(value, dict) else value for key, value in entry.items()
-    }
+    for key, value in entry.items():
+        if isinstance(value, dict):
+            entry[key] = expression(value)
+    return entry
 
 
 def expression(value: Any) -> str:
     """
-    :param value: A dict of what may stand in ``policy_kwargs``
-    :return: The Python expression, as RL Zoo's YAML files have it
+    :param value: Value in ``policy_kwargs``
+    :return: Python expression of the value, in the form of RL Zoo's YAML files
     """
     if isinstance(value, dict):
-        if all(isinstance(key, str) and key.isidentifier() for key in value):
-            return f"dict({', '.join(f'{key}={expression(item)}' for key, item in value.items())})"
-        return f"{{{', '.join(f'{key!r}: {expression(item)}' for key, item in value.items())}}}"
+        items = {key: expression(item) for key, item in value.items()}
+        if all(map(_is_keyword, items)):
+            return f"dict({', '.join(map('='.join, items.items()))})"
+        return f"{{{', '.join(f'{key!r}: {item}' for key, item in items.items())}}}"
     if isinstance(value, type) and value in vars(nn).values():
         return f"nn.{value.__name__}"
     if isinstance(value, type) and value in vars(th.optim).values():
@@ -237,6 +251,12 @@ def expression(value: Any) -> str:
     return repr(value)
 
 
+def _is_keyword(key: Any) -> bool:
+    return isinstance(key, str) and key.isidentifier()
+
+
 def _rounded(value: float) -> float:
-    """So that what is pasted into YAML is short, and exactly what was tried."""
+    """
+    Round to four digits, so that a YAML file holds exactly the value of the trial in a short form.
+    """
     return float(f"{value:.4g}")

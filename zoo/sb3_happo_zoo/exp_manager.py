@@ -1,0 +1,367 @@
+"""
+RL Zoo's experiment manager for teams: environments, hyperparameters and log folders of the zoo's
+scripts.
+"""
+
+import argparse
+import inspect
+import os
+import shutil
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+from gymnasium import spaces
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.utils import get_latest_run_id
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from sb3_happo import make_joint_vec_env
+from sb3_happo.envs.make import is_vectorised
+from sb3_happo.envs.spaces import is_flag
+from sb3_happo.suggestions import check_names
+from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
+from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.entries import (
+    as_numbers,
+    check_keys,
+    evaluate_expression,
+    find_config,
+    is_yaml,
+    make_schedules,
+    nearest,
+    read_entries,
+    team_wrapper,
+)
+from sb3_happo_zoo.run_folder import check_algorithm, find_statistics
+from sb3_happo_zoo.vec_envs import FASTEST
+from sb3_happo_zoo.versions import versions
+
+EVAL_SEED = 1_000_000  # far from the training seeds
+_NORMALIZE_KWARGS = {*inspect.signature(VecNormalize.__init__).parameters} - {"self", "venv"}
+# Trainings of fewer timesteps end before worker processes have started
+_TINY = 50_000
+
+
+class TeamExperimentManager(ExperimentManager):
+    """
+    RL Zoo's experiment manager, for teams. It differs from RL Zoo's in this:
+
+    * Environments come from :func:`~sb3_happo.make_joint_vec_env`, from any id that it takes.
+      Entries may have its ``joint_kwargs``, and ``wrappers`` of the PettingZoo environment; RL
+      Zoo's ``env_wrapper`` wraps the joint one.
+    * ``deterministic: false`` in an entry evaluates with sampled actions.
+    * Evaluation uses seeds that training does not use, and the entry's ``env_kwargs``.
+    * The normalisation statistics are saved with each checkpoint and with the best model.
+    * ``normalize`` leaves out action masks and images.
+    * An unknown key is an error, and a run that could not start leaves no folder.
+
+    :param args: Parsed command line, written into the log folder
+    :param algo: Name of the algorithm, a key of ``TEAM_ALGOS``
+    :param env_id: Environment id of :func:`~sb3_happo.make_joint_vec_env`
+    :param log_folder: Log folder; runs get the folders ``<log_folder>/<algo>/<env>_<run>/``
+    :param vec_env_type: "dummy" for environments in this process, "subproc" for worker processes,
+        "auto" for the faster way
+    :param config: File with the hyperparameters, or name of a file in ``zoo/hyperparams``; by
+        default ``<algo>``
+    :param entry: Entry that replaces the file's
+    :param kwargs: Further arguments of RL Zoo's manager
+    """
+
+    frame_stack: int | None  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        algo: str,
+        env_id: str,
+        log_folder: str,
+        vec_env_type: str = "auto",
+        config: str | None = None,
+        entry: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        config = find_config(config or algo)
+        super().__init__(
+            args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs
+        )
+        self.vec_env_type = vec_env_type
+        self.entry = entry
+        self.joint_kwargs: dict[str, Any] | None = None
+        self.team_wrapper: Callable[[Any], Any] | None = None
+        self._uuid = kwargs.get("uuid_str", "")
+
+    # RL Zoo looks ids up in Gymnasium's registry, which need not know ours
+
+    @staticmethod
+    def entry_point(env_id: str) -> str:
+        """
+        :param env_id: Environment id
+        :return: Empty entry point: RL Zoo's special cases are single-agent environments
+        """
+        return ""
+
+    is_atari = is_minigrid = is_bullet = is_robotics_env = is_panda_gym = staticmethod(
+        lambda env_id: False
+    )
+
+    # ---------------------------------------------------------------- hyperparameters
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :return: Hyperparameters of the entry and the command line, and the same in the form that is
+            saved
+        :raises ValueError: If there is no such entry, or it has unknown keys
+        """
+        env_id = self.env_name.gym_id
+        self._check_entry_exists(env_id)
+        hyperparams, saved = super().read_hyperparameters()
+        if self.entry is not None:
+            hyperparams = self.entry | (self.custom_hyperparams or {})
+            saved = OrderedDict(sorted(hyperparams.items()))
+        check_keys(hyperparams, self.algo, f"{env_id} in {self.config}")
+        if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
+            raise ValueError(f"{self.config} has no n_timesteps for {env_id}; pass --n-timesteps.")
+        hyperparams.setdefault("n_timesteps", self.n_timesteps)
+        return hyperparams, saved
+
+    def _check_entry_exists(self, env_id: str) -> None:
+        """
+        :param env_id: Environment id
+        :raises ValueError: If the YAML file has neither an entry for it nor a "default"
+        """
+        if not is_yaml(self.config):
+            return
+        entries = read_entries(self.config)
+        if env_id not in entries and "default" not in entries:
+            near = nearest(env_id, entries)
+            hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(entries)}."
+            raise ValueError(
+                f"{self.config} has neither an entry {env_id!r} nor a 'default'. {hint}"
+            )
+
+    _preprocess_schedules = staticmethod(make_schedules)
+
+    def _preprocess_hyperparams(
+        self, hyperparams: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
+        evaluated = {key: evaluate_expression(key, value) for key, value in hyperparams.items()}
+        hyperparams = as_numbers(evaluated)
+        self.deterministic_eval = hyperparams.pop("deterministic", True)
+        self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
+        self.team_wrapper = team_wrapper(hyperparams.pop("wrappers", None))
+        hyperparams.setdefault("policy", "MlpPolicy")
+        result = super()._preprocess_hyperparams(hyperparams)
+        check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
+        if self._eval_env_kwargs_args is None:
+            self.eval_env_kwargs = self.env_kwargs
+        return result
+
+    def configure(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """
+        Use an entry without a file and without a log folder.
+
+        :param entry: The entry, with values as in YAML
+        :return: Arguments of the algorithm; :meth:`create_envs` makes the environments
+        """
+        hyperparams, self.env_wrapper, self.callbacks, self.vec_env_wrapper = (
+            self._preprocess_hyperparams(dict(entry))
+        )
+        return hyperparams
+
+    # ---------------------------------------------------------------- environments
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        :param n_envs: Number of environments
+        :param eval_env: Whether they are for evaluation, with other seeds, fixed statistics and no
+            monitor files
+        :param no_log: Whether to write no monitor files in training either
+        :return: Vectorised environment, with the wrappers and the normalisation of the entry
+        """
+        env_id = self.env_name.gym_id
+        kwargs: dict[str, Any] = {}
+        if not is_vectorised(env_id):
+            kwargs["monitor_dir"] = None if eval_env or no_log else self.save_path
+            kwargs["vec_env_cls"] = self._vec_env_cls(eval_env)
+        env = make_joint_vec_env(
+            env_id,
+            n_envs,
+            self.seed + EVAL_SEED * eval_env,
+            wrapper_class=self.env_wrapper,
+            env_kwargs=self.eval_env_kwargs if eval_env else self.env_kwargs,
+            monitor_kwargs=self.monitor_kwargs,
+            joint_kwargs=self.joint_kwargs,
+            wrappers=[self.team_wrapper] if self.team_wrapper else None,
+            **kwargs,
+        )
+        # Simulators that run many environments at a time have no monitor of their own
+        if not any(env.env_is_wrapped(Monitor)):
+            env = VecMonitor(env)
+        if self.vec_env_wrapper is not None:
+            env = self.vec_env_wrapper(env)
+        env = self._maybe_normalize(env, eval_env)
+        if self.frame_stack is not None:
+            env = VecFrameStack(env, self.frame_stack)
+        # The algorithm would add its wrappers to the training environments only
+        return TEAM_ALGOS[self.algo]._wrap_env(env)
+
+    def _vec_env_cls(self, eval_env: bool) -> type[VecEnv] | Literal["auto"]:
+        """
+        :param eval_env: Whether the environments are for evaluation
+        :return: Argument of ``make_joint_vec_env``
+        """
+        if self.vec_env_type == "auto" and not eval_env and self.n_timesteps >= _TINY:
+            return FASTEST
+        return JointSubprocVecEnv if self.vec_env_type == "subproc" else JointDummyVecEnv
+
+    def _maybe_normalize(self, env: VecEnv, eval_env: bool) -> VecEnv:
+        if self.continue_training:
+            statistics = find_statistics(Path(self.trained_agent), self.env_name)
+            if statistics is not None:
+                return _load_statistics(statistics, env, training=not eval_env)
+            if self.normalize:
+                raise ValueError(
+                    f"The normalisation statistics of {self.trained_agent} are missing beside it."
+                )
+        if self.normalize and self.normalize_kwargs.get("norm_obs", True):
+            assert isinstance(env.observation_space, spaces.Dict)
+            keys = [key for key, space in env.observation_space.items() if _is_quantity(key, space)]
+            self.normalize_kwargs = {"norm_obs_keys": keys} | self.normalize_kwargs
+        return super()._maybe_normalize(env, eval_env)
+
+    # ---------------------------------------------------------------- runs and their folders
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """
+        :return: The model, ready to learn, and the hyperparameters that are saved
+        :raises ValueError: If an argument or a hyperparameter is wrong
+        """
+        try:
+            if self.continue_training:
+                check_algorithm(Path(self.trained_agent), self.algo)
+            return super().setup_experiment()
+        except BaseException:
+            shutil.rmtree(self.save_path, ignore_errors=True)  # nothing was trained
+            raise
+
+    def create_log_folder(self) -> None:
+        """Make the run's folder. Runs that start at the same time get different folders."""
+        while True:
+            try:
+                os.makedirs(self.save_path)
+                break
+            except FileExistsError:
+                run = get_latest_run_id(self.log_path, self.env_name) + 1
+                self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run}{self._uuid}")
+        self.params_path = f"{self.save_path}/{self.env_name}"
+        super().create_log_folder()
+
+    def create_callbacks(self) -> None:
+        """
+        Make RL Zoo's callbacks; checkpoints and best models are saved with their normalisation
+        statistics.
+        """
+        super().create_callbacks()
+        if is_vectorised(self.env_name.gym_id):
+            self.callbacks.append(MonitorFile(self.save_path))
+        for callback in self.callbacks:
+            if isinstance(callback, CheckpointCallback):
+                callback.save_vecnormalize = True
+            elif isinstance(callback, EvalCallback):
+                self._set_best_model_path(callback)
+
+    def _set_best_model_path(self, callback: EvalCallback) -> None:
+        """
+        :param callback: Evaluation; what it calls for a new best model gets the folder for the
+            model's statistics
+        """
+        if callback.callback_on_new_best is not None:
+            path = os.path.join(self.save_path, "best_model")
+            callback.callback_on_new_best.save_path = path  # type: ignore[attr-defined]
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: Model of :meth:`setup_experiment`
+        """
+        with warnings.catch_warnings():
+            # Training may run in worker processes, while evaluation runs in this one
+            warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+            super().learn(model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """
+        :param model: Model to save in the run's folder, with its normalisation statistics
+        """
+        print(f"Saving to {self.save_path}")
+        # SB3 adds no ending to names with a dot, such as pettingzoo.sisl/...
+        model.save(f"{self.params_path}.zip")
+        statistics = model.get_vec_normalize_env()
+        if statistics is not None:
+            statistics.save(os.path.join(self.params_path, "vecnormalize.pkl"))
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        super()._save_config(saved_hyperparams)
+        folder = Path(self.params_path)
+        (folder / "versions.yml").write_text(yaml.safe_dump(versions(), sort_keys=False))
+        command = getattr(self.args, "command", None)
+        if command is not None:
+            (folder / "command.txt").write_text(command)
+
+
+def _load_statistics(path: Path, env: VecEnv, training: bool) -> VecNormalize:
+    """
+    :param path: Path of saved normalisation statistics
+    :param env: Environment to normalise
+    :param training: Whether to update the statistics, and to normalise rewards if they were
+        normalised
+    :return: The normalised environment
+    """
+    action_space = env.action_space
+    normalized = VecNormalize.load(str(path), env)
+    # Not the file's space, so that the check of spaces notices another one
+    normalized.action_space = action_space
+    normalized.training = training
+    normalized.norm_reward = normalized.norm_reward and training
+    return normalized
+
+
+def _is_quantity(key: str, space: spaces.Space) -> bool:
+    """
+    :param key: Key of the joint observation
+    :param space: Space of the key
+    :return: Whether its numbers can be normalised: neither an image nor a mask
+    """
+    return isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
+
+
+class MonitorFile(BaseCallback):
+    """
+    Writes the file of SB3's ``Monitor`` for simulators that run many environments at a time.
+
+    :param folder: Folder for ``monitor.csv``
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def _on_training_start(self) -> None:
+        self._writer = ResultsWriter(self.folder, {"t_start": time.time()})
+
+    def _on_step(self) -> bool:
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self._writer.write_row({key: info["episode"][key] for key in ("r", "l", "t")})
+        return True
+
+    def _on_training_end(self) -> None:
+        self._writer.close()

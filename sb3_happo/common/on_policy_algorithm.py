@@ -51,7 +51,7 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.policies import AgentPolicy, GruJointPolicy, JointPolicy, LstmJointPolicy
 from sb3_happo.common.recurrent import reset_states
-from sb3_happo.common.threads import keep_freed_memory, torch_threads
+from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import ActorsStep, CriticBatch, JointStep, RNNStates
 from sb3_happo.envs import as_joint_env, check_team_spaces
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
@@ -379,7 +379,6 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         name = tb_log_name or type(self).__name__
         n_threads = th.get_num_threads()
-        keep_freed_memory()
         convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
         with (
             torch_threads(n_threads if convolutions else 1),

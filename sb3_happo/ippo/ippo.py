@@ -10,11 +10,12 @@ from sb3_happo.mappo.mappo import MAPPO
 
 class IPPO(MAPPO):
     """
-    Independent Proximal Policy Optimisation (de Witt et al. 2020, "Is Independent Learning All You Need in the StarCraft
-    Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
+    Independent Proximal Policy Optimisation (de Witt et al. 2020, "Is Independent Learning All You
+    Need in the StarCraft Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
 
-    Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and learns from its own reward
-    (``info["agent_rewards"]``, which ``VecNormalize`` does not normalise).
+    Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and
+    learns from its own reward (``info["agent_rewards"]``, which ``VecNormalize`` does not
+    normalise).
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
@@ -36,9 +37,9 @@ class IPPO(MAPPO):
 
     def _values_of_the_gone(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
         """
-        :param values: Of an observation, ``(n, n_agents)``
-        :param active: Who is active in it, likewise
-        :return: Zeros: an agent earns nothing when it is gone
+        :param values: Values of an observation, ``(n, n_agents)``
+        :param active: Active mask of the observation, ``(n, n_agents)``
+        :return: Zeros: an agent that has terminated gets no further rewards
         """
         return th.zeros_like(values)
 
@@ -47,8 +48,8 @@ class IPPO(MAPPO):
     ) -> th.Tensor:
         """
         :param rewards: Team rewards, unused
-        :param infos: With each agent's own reward
-        :return: ``(n_envs, n_agents)``, the caller's own
+        :param infos: Infos of the step, with each agent's own reward
+        :return: Own rewards, ``(n_envs, n_agents)``, a new tensor
         """
         own = np.stack([info["agent_rewards"] for info in infos])
         return th.as_tensor(own, dtype=th.float32, device=self.device)

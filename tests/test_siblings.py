@@ -1,4 +1,4 @@
-"""What each sibling changes in HAPPO, and nothing else: shared parameters, own rewards, plain policy gradients."""
+"""The siblings of HAPPO: shared parameters, own rewards, plain policy gradients."""
 
 import ast
 import copy
@@ -85,7 +85,7 @@ def test_settings_in_the_order_of_happo() -> None:
     "team", [alike_team, lambda: JointEnv(SometimesTwo())], ids=["all there", "some away"]
 )
 def test_one_update_of_mappo_by_hand(append_agent_id: bool, team: Any) -> None:
-    """One network, one gradient step per pass, on the mean over all agents' samples together; the factor is 1."""
+    """One gradient step per pass, on the mean over all agents' samples; the factor is 1."""
     epochs, rate, clip, ent = 3, 0.2, 0.1, 0.02
     model = small(
         MAPPO,
@@ -123,7 +123,7 @@ def test_one_update_of_mappo_by_hand(append_agent_id: bool, team: Any) -> None:
 
 
 def test_shared_networks_learn_from_every_agent() -> None:
-    """Where only one agent's samples are worth anything, the shared network learns from them, whoever it is."""
+    """Where only one agent's samples have an advantage, the shared network learns from them."""
     changes = []
     for teacher in range(3):
         model = small(
@@ -195,7 +195,7 @@ def test_agents_with_overrides_do_not_share_with_others() -> None:
 
 @every_algorithm
 def test_sharing_choices_are_open_to_all(algorithm: type[HAPPO]) -> None:
-    """None, everybody, or groups; with two in a group and one apart, an update changes both groups, each as one."""
+    """No agents share, or all, or groups; an update changes each group as one network."""
     for share, n_networks in (
         (False, 3),
         (True, 1),
@@ -238,7 +238,8 @@ def test_agent_ids_tell_sharers_apart() -> None:
     )
     assert model.policies["agent_1"].agent_id is None
     model = small(MAPPO, alike_team(), policy_kwargs=dict(output_gain=1.0), seed=0)
-    plain = [policy.get_distribution(obs).distribution.logits for policy in model.policies.values()]  # type: ignore[union-attr]
+    distributions = [policy.get_distribution(obs) for policy in model.policies.values()]
+    plain = [own.distribution.logits for own in distributions]  # type: ignore[union-attr]
     assert th.equal(plain[0], plain[1]) and th.equal(plain[1], plain[2])
 
 
@@ -276,7 +277,7 @@ def test_the_factor_stays_1(algorithm: type[HAPPO]) -> None:
 
 
 def test_unshared_mappo_updates_do_not_depend_on_each_other() -> None:
-    """HAPPO's second agent learns from the first one's change; MAPPO's does not: it is as if it had been first."""
+    """HAPPO's second agent learns from the first one's change; MAPPO's as if it were first."""
     after = {}
     for algorithm, order in ((HAPPO, "fixed"), (HAPPO, "reverse"), (MAPPO, "fixed")):
         kwargs = dict(share_parameters=False)
@@ -301,7 +302,7 @@ def test_unshared_mappo_updates_do_not_depend_on_each_other() -> None:
 
 
 class Rivals(ParallelEnv):
-    """One step, two agents: each wants 1 for itself, and loses twice as much when the other plays 1."""
+    """One step, two agents: 1 pays for the agent itself, and costs the other one twice as much."""
 
     metadata: dict[str, Any] = {"name": "rivals"}  # noqa: RUF012
     render_mode = None
@@ -335,7 +336,7 @@ class Rivals(ParallelEnv):
 
 
 def test_ippo_learns_from_own_rewards() -> None:
-    """The dilemma: for the team 0 is better, for each alone 1. The independent defect; a team does not."""
+    """In a dilemma 0 is better for the team, 1 for each alone: independent agents play 1."""
     env = DummyVecEnv([lambda: JointEnv(Rivals())] * 4)
     for algorithm, wanted in ((IPPO, 1), (MAPPO, 0), (HAPPO, 0)):
         model = small(algorithm, env, learning_rate=0.02, n_epochs=5, seed=0).learn(1500)

@@ -1,4 +1,4 @@
-"""HATRPO: the bound is kept, the mathematics agrees with explicit Hessians, and with one agent it is TRPO."""
+"""HATRPO keeps its bound, agrees with explicit Hessians, and is TRPO for a team of one."""
 
 import copy
 from typing import Any
@@ -80,7 +80,7 @@ def test_divergence_of_whole_actions(name: str) -> None:
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 3])])
 def test_divergence_under_masks(space: spaces.Space) -> None:
-    """Only what is legal counts: the divergence is that of the distributions over the legal actions."""
+    """The divergence is that of the distributions over the legal actions."""
     policy = make_policy(space, masked=True)
     other = perturbed(policy)
     obs = th.tensor([[0.5, -1.0, 0.2]])
@@ -190,24 +190,28 @@ def test_failed_line_search_restores_bit_for_bit() -> None:
 # ---------------------------------------------------------------- the algorithm
 
 
-class Records:
-    """What happened around each agent's update of a model, measured from its policies alone."""
+class MeasuredHATRPO(HATRPO):
+    """HATRPO that measures each agent's last update, from its policies alone."""
 
-    def __init__(self, model: HATRPO) -> None:
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self.records = Records()
+
+    def _update_actors(self, data: dict[str, ActorBatch]) -> None:
+        before = {agent: copy.deepcopy(self.policies[agent]) for agent in data}
+        super()._update_actors(data)
+        for agent, rows in data.items():
+            self.records.measure(agent, before[agent], self.policies[agent], rows)
+
+
+class Records:
+    """Measurements of each agent's last update."""
+
+    def __init__(self) -> None:
         self.divergence: dict[str, float] = {}
         self.gain: dict[str, float] = {}
         self.expected: dict[str, float] = {}
         self.step: dict[str, th.Tensor] = {}
-        original = model._update_actors
-
-        def update(data: dict[str, ActorBatch]) -> None:
-            agents = list(data)
-            before = {agent: copy.deepcopy(model.policies[agent]) for agent in agents}
-            original(data)
-            for agent in agents:
-                self.measure(agent, before[agent], model.policies[agent], data[agent])
-
-        model._update_actors = update  # type: ignore[method-assign]
 
     def measure(
         self, agent: str, before: AgentPolicy, after: AgentPolicy, rows: ActorBatch
@@ -252,9 +256,11 @@ class Records:
 
 @pytest.mark.parametrize("target_kl", [0.003, 0.03])
 def test_every_step_keeps_the_bound_and_gains(target_kl: float) -> None:
-    """Measured mean divergence, gain and acceptance of every agent's step, over some updates; the log tells the truth."""
-    model = small(HATRPO, random_team(2), n_steps=64, target_kl=target_kl, seed=0, gamma=0.5)
-    records = Records(model)
+    """Divergence, gain and acceptance of every agent's step are measured, and are those logged."""
+    model = small(
+        MeasuredHATRPO, random_team(2), n_steps=64, target_kl=target_kl, seed=0, gamma=0.5
+    )
+    records = model.records
     steps = 0
     for _ in range(4):
         model.learn(128, log_interval=100, reset_num_timesteps=False)
@@ -301,18 +307,18 @@ def test_without_an_acceptable_step_the_parameters_stay_bit_for_bit() -> None:
 
 
 def test_acceptance_threshold_shortens_steps() -> None:
-    """A step that brings less than the wanted share of what was expected is shortened until it does."""
+    """A step below the wanted share of the expected improvement is shortened."""
     fractions = {}
     for accept_ratio in (0.0, 0.9):
         model = small(
-            HATRPO,
+            MeasuredHATRPO,
             alike_team(1),
             accept_ratio=accept_ratio,
             target_kl=1.0,
             line_search_max_iter=40,
             seed=0,
         )
-        records = Records(model)
+        records = model.records
         model.learn(32, log_interval=100)
         fractions[accept_ratio] = model.logger.name_to_value["agent_0/step_fraction"]
         assert records.gain["agent_0"] >= accept_ratio * records.expected["agent_0"] - 1e-6
@@ -336,11 +342,15 @@ def test_worthless_rollouts_change_nothing() -> None:
 
 
 def test_shared_parameters_are_stepped_together() -> None:
-    """The objective and the bound are of both agents' samples; the second turn starts from where the first ended."""
+    """Objective and bound are of both agents' samples; two updates follow one another."""
     model = small(
-        HATRPO, alike_team(2), target_kl=0.01, seed=0, policy_kwargs=dict(share_parameters=True)
+        MeasuredHATRPO,
+        alike_team(2),
+        target_kl=0.01,
+        seed=0,
+        policy_kwargs=dict(share_parameters=True),
     )
-    records = Records(model)
+    records = model.records
     model.learn(32)
     assert all(divergence <= 0.0105 for divergence in records.divergence.values())
     first, second = (model.policies[agent].head.weight for agent in model.agents)
@@ -379,7 +389,7 @@ def test_first_step_of_a_team_of_one_is_trpos(env_id: str) -> None:
     changes = [flatten(params).detach() - before for params in (theirs, mine)]
     assert all(change.norm() > 1e-3 for change in changes)
     assert th.cosine_similarity(changes[0], changes[1], dim=0).item() >= 0.999
-    # One action dimension, so that the mean over dimensions is their sum, and the lengths agree as well
+    # One action dimension: the mean over dimensions is their sum, and the lengths agree as well
     assert changes[1].norm().item() == pytest.approx(changes[0].norm().item(), rel=0.02)
 
 

@@ -1,4 +1,4 @@
-"""RecurrentLayers: how a rollout's rows follow each other in time, and the recurrent layers that run over them."""
+"""Recurrent layers, the sequences of rows that they run over, and their states."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 from sb3_happo.common.type_aliases import RNNStates, Sequences
 
 RecurrentKind = Literal["lstm", "gru"]
-# Cells of padding, per row, that cost less than they spare: PyTorch has fused kernels for sequences of equal length
+# Largest share of padding, per row, that still saves time: PyTorch has fused kernels for sequences
+# of equal length only
 _MOST_PADDING = 0.5
 _twice: ContextVar[bool] = ContextVar("twice", default=False)
 _LAYERS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.GRU}
@@ -21,16 +22,16 @@ _LAYERS: dict[str, type[nn.LSTM] | type[nn.GRU]] = {"lstm": nn.LSTM, "gru": nn.G
 
 class RecurrentLayers(nn.Module):
     """
-    LSTM or GRU layers. Their state is one tensor ``(batch, n_parts, n_layers, hidden_size)``: an LSTM's hidden and cell
-    states are two parts, a GRU has one.
+    LSTM or GRU layers. The state is one tensor ``(batch, n_parts, n_layers, hidden_size)``: an LSTM
+    has two parts, the hidden and the cell state, a GRU one.
 
     :param kind: "lstm" or "gru"
-    :param input_size: Features that go in
-    :param hidden_size: Features that come out, and size of the state of each layer
-    :param n_layers: Layers one above the other
-    :param input_layer_norm: Layer normalisation of the features that go in
+    :param input_size: Number of features that go in
+    :param hidden_size: Number of features that come out, and size of the state of each layer
+    :param n_layers: Number of layers
+    :param input_layer_norm: Whether the features that go in are normalised
     :param kwargs: Further keyword arguments of ``nn.LSTM`` or ``nn.GRU``: ``bias`` and ``dropout``
-    :raises ValueError: If the kind is unknown, or a keyword argument has no meaning here
+    :raises ValueError: If the kind or a keyword argument is unknown
     """
 
     def __init__(
@@ -48,64 +49,87 @@ class RecurrentLayers(nn.Module):
         unknown = sorted(set(kwargs or {}) - {"bias", "dropout"})
         if unknown:
             raise ValueError(
-                f"lstm_kwargs may hold 'bias' and 'dropout', not {unknown}; nothing else fits a policy's memory."
+                f"lstm_kwargs may hold 'bias' and 'dropout', not {unknown}: other arguments of "
+                "PyTorch's layers do not fit a policy."
             )
         self.norm: nn.LayerNorm | None = nn.LayerNorm(input_size) if input_layer_norm else None
-        self.rnn = _LAYERS[kind](
-            int(input_size), hidden_size, n_layers, **(kwargs or {})
-        )  # SB3 may count in NumPy's integers
+        # SB3's feature extractors may count in NumPy's integers, which PyTorch's layers refuse
+        self.rnn = _LAYERS[kind](int(input_size), hidden_size, n_layers, **(kwargs or {}))
         self.hidden_size = hidden_size
         self.state_shape = (2 if kind == "lstm" else 1, n_layers, hidden_size)
 
     def initial_state(self, batch_size: int) -> th.Tensor:
         """
         :param batch_size: Number of sequences
-        :return: What is remembered at the start of an episode: zeros, ``(batch_size, n_parts, n_layers, hidden_size)``
+        :return: State at the start of an episode: zeros,
+            ``(batch_size, n_parts, n_layers, hidden_size)``
         """
         return next(self.rnn.parameters()).new_zeros(batch_size, *self.state_shape)
 
     def forward(self, features: th.Tensor, sequences: Sequences) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param features: ``(n_rows, input_size)``, in the order of ``sequences``
-        :param sequences: What follows what
-        :return: Output at each row, ``(n_rows, hidden_size)``, and, if the sequences are equally long, the states after each,
-            ``(n_sequences, n_parts, n_layers, hidden_size)``
+        :param features: Features in the order of ``sequences``, ``(n_rows, input_size)``
+        :param sequences: Division of the rows into sequences
+        :return: Output at each row, ``(n_rows, hidden_size)``; and the states after the last step,
+            ``(n_sequences, n_parts, n_layers, hidden_size)``, which have a meaning only if all
+            sequences are equally long
         """
         if self.norm is not None:
             features = self.norm(features)
-        n_rows, n_steps, n_sequences = (
-            len(features),
-            len(sequences.batch_sizes),
-            len(sequences.states),
-        )
-        parts = (
-            sequences.states.permute(1, 2, 0, 3).contiguous().unbind()
-        )  # each (n_layers, n_sequences, hidden_size)
+        n_rows, n_steps = len(features), len(sequences.batch_sizes)
+        n_sequences = len(sequences.states)
+        # n_parts x (n_layers, n_sequences, hidden_size), as PyTorch's layers take them
+        parts = sequences.states.permute(1, 2, 0, 3).contiguous().unbind()
         before = parts[0] if len(parts) == 1 else parts
-        if _twice.get() or n_steps * n_sequences > (1 + _MOST_PADDING) * n_rows:
-            with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and not _twice.get()):
-                packed, after = self.rnn(PackedSequence(features, sequences.batch_sizes), before)
-            output = packed.data
-        elif n_steps * n_sequences == n_rows:
+        n_cells = n_steps * n_sequences
+        if _twice.get() or n_cells > (1 + _MOST_PADDING) * n_rows:
+            output, after = self._run_packed(features, sequences, before)
+        elif n_cells == n_rows:
             output, after = self.rnn(features.reshape(n_steps, n_sequences, -1), before)
-            output = output.flatten(end_dim=1)
+            output = output.flatten(end_dim=1)  # (n_steps, n_sequences, ...) -> (n_rows, ...)
         else:
-            steps = th.arange(n_steps).repeat_interleave(sequences.batch_sizes).to(features.device)
-            cells = steps * n_sequences + owners_of(sequences)
-            padded = features.new_zeros(n_steps * n_sequences, features.shape[1]).index_copy(
-                0, cells, features
-            )
-            output, after = self.rnn(padded.reshape(n_steps, n_sequences, -1), before)
-            output = output.flatten(end_dim=1)[cells]
-        states = th.stack(
-            [after] if len(parts) == 1 else after
-        )  # (n_parts, n_layers, n_sequences, hidden_size)
+            output, after = self._run_padded(features, sequences, before)
+        states = th.stack([after] if len(parts) == 1 else after)
+        # (n_parts, n_layers, n_sequences, hidden_size) -> (n_sequences, n_parts, n_layers, ...)
         return output, states.permute(2, 0, 1, 3)
+
+    def _run_packed(
+        self, features: th.Tensor, sequences: Sequences, before: Any
+    ) -> tuple[th.Tensor, Any]:
+        """
+        :param features: Features in packed order, ``(n_rows, input_size)``
+        :param sequences: Division of the rows into sequences
+        :param before: States as PyTorch's layers take them
+        :return: Output at each row, and the states after the last step of each sequence
+        """
+        with th.backends.cudnn.flags(enabled=th.backends.cudnn.enabled and not _twice.get()):
+            packed, after = self.rnn(PackedSequence(features, sequences.batch_sizes), before)
+        return packed.data, after
+
+    def _run_padded(
+        self, features: th.Tensor, sequences: Sequences, before: Any
+    ) -> tuple[th.Tensor, Any]:
+        """
+        :param features: Features in packed order, ``(n_rows, input_size)``
+        :param sequences: Division of the rows into sequences
+        :param before: States as PyTorch's layers take them
+        :return: Output at each row, and the states after the padding
+        """
+        n_steps, n_sequences = len(sequences.batch_sizes), len(sequences.states)
+        steps = th.arange(n_steps).repeat_interleave(sequences.batch_sizes).to(features.device)
+        cells = steps * n_sequences + owners_of(sequences)
+        padded = features.new_zeros(n_steps * n_sequences, features.shape[1])
+        padded = padded.index_copy(0, cells, features)
+        output, after = self.rnn(padded.reshape(n_steps, n_sequences, -1), before)
+        return output.flatten(end_dim=1)[cells], after
 
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """What memories compute within can be differentiated twice, unlike what the fused kernels of oneDNN and cuDNN do."""
+    """
+    Recurrent layers compute within in a way that can be differentiated twice, which the fused
+    kernels of oneDNN and cuDNN cannot be.
+    """
     token = _twice.set(True)
     try:
         yield
@@ -115,41 +139,35 @@ def twice_differentiable() -> Iterator[None]:
 
 class BatchedRecurrentLayers:
     """
-    The memories of several agents, one step at a time in one call. A snapshot of their weights.
+    The recurrent layers of several agents, one step in one call. The weights are copied at
+    construction.
 
-    :param memories: Of the same form, at least one
+    :param memories: Recurrent layers of the same form, at least one
     """
 
     def __init__(self, memories: Sequence[RecurrentLayers]) -> None:
-        def stack(name: str) -> th.Tensor:
-            """Weights ``(n_agents, in, out)`` or biases ``(n_agents, 1, out)`` of all."""
-            values = th.stack([getattr(memory.rnn, name).detach() for memory in memories])
-            return values.unsqueeze(1) if values.dim() == 2 else values.transpose(1, 2).contiguous()
-
         leader = memories[0]
         self.norm: tuple[th.Tensor, th.Tensor] | None = None
         if leader.norm is not None:
             norms = [memory.norm for memory in memories if memory.norm is not None]
-            weight, bias = (
-                th.stack([getattr(norm, name).detach() for norm in norms])
-                for name in ("weight", "bias")
-            )
-            self.norm = weight.unsqueeze(1), bias.unsqueeze(1)
+            self.norm = _stack(norms, "weight"), _stack(norms, "bias")
         self.is_lstm = isinstance(leader.rnn, nn.LSTM)
+        rnns = [memory.rnn for memory in memories]
         self.layers: list[tuple[th.Tensor, ...]] = []
         for layer in range(leader.rnn.num_layers):
-            weights = stack(f"weight_ih_l{layer}"), stack(f"weight_hh_l{layer}")
+            weights = _stack(rnns, f"weight_ih_l{layer}"), _stack(rnns, f"weight_hh_l{layer}")
             if leader.rnn.bias:
-                biases = stack(f"bias_ih_l{layer}"), stack(f"bias_hh_l{layer}")
+                biases = _stack(rnns, f"bias_ih_l{layer}"), _stack(rnns, f"bias_hh_l{layer}")
             else:
                 biases = (weights[0].new_zeros(len(memories), 1, 1),) * 2
             self.layers.append((*weights, *biases))
 
     def __call__(self, x: th.Tensor, states: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param x: ``(n_agents, n_envs, input_size)``
-        :param states: ``(n_agents, n_envs, n_parts, n_layers, hidden_size)``
-        :return: Output ``(n_agents, n_envs, hidden_size)`` and the next states
+        :param x: Features, ``(n_agents, n_envs, input_size)``
+        :param states: States before the step,
+            ``(n_agents, n_envs, n_parts, n_layers, hidden_size)``
+        :return: Output, ``(n_agents, n_envs, hidden_size)``, and the states after the step
         """
         if self.norm is not None:
             weight, bias = self.norm
@@ -164,14 +182,22 @@ class BatchedRecurrentLayers:
                 after[:, :, 1, layer] = cell
                 x = read.sigmoid() * cell.tanh()
             else:
-                (reset, keep, new), (reset_hidden, keep_hidden, new_hidden) = (
-                    inner.chunk(3, dim=2),
-                    outer.chunk(3, dim=2),
-                )
+                reset, keep, new = inner.chunk(3, dim=2)
+                reset_hidden, keep_hidden, new_hidden = outer.chunk(3, dim=2)
                 new = (new + (reset + reset_hidden).sigmoid() * new_hidden).tanh()
                 x = th.lerp(new, hidden, (keep + keep_hidden).sigmoid())
             after[:, :, 0, layer] = x
         return x, after
+
+
+def _stack(modules: Sequence[nn.Module], name: str) -> th.Tensor:
+    """
+    :param modules: A module of each agent, of the same form
+    :param name: Name of a parameter
+    :return: The agents' matrices, ``(n_agents, in, out)``, or vectors, ``(n_agents, 1, out)``
+    """
+    values = th.stack([getattr(module, name).detach() for module in modules])
+    return values.unsqueeze(1) if values.dim() == 2 else values.transpose(1, 2).contiguous()
 
 
 # ---------------------------------------------------------------- sequences
@@ -179,8 +205,8 @@ class BatchedRecurrentLayers:
 
 def single_steps(states: th.Tensor) -> Sequences:
     """
-    :param states: Before the step, ``(batch, ...)``
-    :return: One step of each sequence: rows are the sequences themselves
+    :param states: States before the step, ``(batch, ...)``
+    :return: Sequences of one step, one for each row
     """
     return Sequences(th.tensor([len(states)]), states)
 
@@ -189,9 +215,11 @@ def pack(owners: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     """
     Bring rows into PyTorch's packed order (see :class:`~sb3_happo.common.type_aliases.Sequences`).
 
-    :param owners: Which sequence a row belongs to, ``(n_rows,)``; rows of one sequence stand in the order of time
-    :return: The rows in packed order ``(n_rows,)``, how many sequences have a t-th step ``(max_length,)`` on the CPU, and the
-        sequences, longest first, ``(n_sequences,)``
+    :param owners: Number of the sequence that each row belongs to, ``(n_rows,)``; the rows of one
+        sequence are in the order of time
+    :return: Indices of the rows in packed order, ``(n_rows,)``; the number of sequences that have a
+        t-th step, on the CPU, ``(max_length,)``; and the numbers of the sequences, longest first,
+        ``(n_sequences,)``
     """
     present, owners, lengths = owners.unique(return_inverse=True, return_counts=True)
     longest_first = lengths.argsort(descending=True, stable=True)
@@ -199,17 +227,16 @@ def pack(owners: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
     by_owner = owners.argsort(stable=True)
     time = th.empty_like(owners)
     firsts = lengths.cumsum(0) - lengths
-    time[by_owner] = th.arange(len(owners), device=owners.device) - firsts.repeat_interleave(
-        lengths
-    )
+    positions = th.arange(len(owners), device=owners.device)
+    time[by_owner] = positions - firsts.repeat_interleave(lengths)
     rows = (time * len(present) + place[owners]).argsort()
     return rows, time.bincount().cpu(), present[longest_first]
 
 
 def owners_of(sequences: Sequences) -> th.Tensor:
     """
-    :param sequences: In packed order
-    :return: Which of them each row belongs to, ``(n_rows,)``
+    :param sequences: Sequences
+    :return: Index of the sequence that each row belongs to, in packed order, ``(n_rows,)``
     """
     sizes = sequences.batch_sizes
     firsts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
@@ -218,11 +245,12 @@ def owners_of(sequences: Sequences) -> th.Tensor:
 
 def select(sequences: Sequences, kept: th.Tensor) -> tuple[th.Tensor, Sequences]:
     """
-    Sequences without some of their rows. What is left out has not happened: the memory passes over it unchanged.
+    Sequences without some of their rows. The states of the recurrent layers do not change at the
+    rows that are left out.
 
-    :param sequences: In packed order
-    :param kept: Which rows to keep, bool ``(n_rows,)``
-    :return: The kept rows, in packed order, and what is left of the sequences
+    :param sequences: Sequences
+    :param kept: Mask of the rows to keep, in packed order, bool ``(n_rows,)``
+    :return: Indices of the kept rows, in the packed order of the new sequences; and the sequences
     """
     candidates = kept.nonzero().flatten()
     rows, batch_sizes, present = pack(owners_of(sequences)[candidates])
@@ -234,10 +262,10 @@ def select(sequences: Sequences, kept: th.Tensor) -> tuple[th.Tensor, Sequences]
 
 def select_states(rows: th.Tensor, states: th.Tensor, otherwise: th.Tensor) -> th.Tensor:
     """
-    :param rows: Bool ``(...)``
-    :param states: ``(..., n_parts, n_layers, hidden_size)``
-    :param otherwise: Of the same shape
-    :return: ``states`` where ``rows``, else ``otherwise``
+    :param rows: Mask, bool ``(...)``
+    :param states: States where the mask is true, ``(..., n_parts, n_layers, hidden_size)``
+    :param otherwise: States elsewhere, of the same shape
+    :return: States, of the same shape
     """
     return th.where(rows[..., None, None, None], states, otherwise)
 
@@ -254,9 +282,9 @@ def select_envs(states: RNNStates, envs: list[int]) -> RNNStates:
 
 def reset_states(states: RNNStates, starts: th.Tensor) -> RNNStates:
     """
-    :param states: Of running environments
-    :param starts: Which of them begin an episode, bool ``(n_envs,)``
-    :return: The same with nothing remembered there
+    :param states: States of running environments
+    :param starts: Mask of the environments that begin an episode, bool ``(n_envs,)``
+    :return: States with zeros in these environments
     """
 
     def zero(state: th.Tensor) -> th.Tensor:

@@ -1,4 +1,4 @@
-"""Named tuples and aliases that pass between the rooms of the package."""
+"""Named tuples and aliases that several modules use."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -13,10 +13,12 @@ AgentOrder: TypeAlias = AgentOrderName | AgentOrderFn
 
 class RNNStates(NamedTuple):
     """
-    What a recurrent team remembers in each environment. Without memory there is nothing in it.
+    States of the recurrent layers of a team in each environment; empty without such layers.
 
-    :param pi: Per recurrent agent, ``(n_envs, n_parts, n_layers, hidden_size)``; an LSTM has two parts, a GRU one
-    :param vf: The critic's, ``(n_envs, n_values, n_parts, n_layers, hidden_size)``, or None
+    :param pi: State of each agent with recurrent layers,
+        ``(n_envs, n_parts, n_layers, hidden_size)``; an LSTM has two parts, a GRU one
+    :param vf: State of the critic, ``(n_envs, n_values, n_parts, n_layers, hidden_size)``; None for
+        a feed-forward critic
     """
 
     pi: dict[str, th.Tensor]
@@ -25,11 +27,12 @@ class RNNStates(NamedTuple):
 
 class Sequences(NamedTuple):
     """
-    How the rows of a batch follow each other in time, in PyTorch's packed order: the first step of every sequence, longest
-    sequences first, then the second step of all that have one, and so on.
+    Division of the rows of a batch into sequences, in PyTorch's packed order: the first step of
+    every sequence, longest sequences first, then the second step of all that have one, and so on.
 
-    :param batch_sizes: How many sequences have a t-th step, on the CPU, ``(max_length,)``
-    :param states: RecurrentLayers before the first step of each, ``(n_sequences, ..., n_parts, n_layers, hidden_size)``
+    :param batch_sizes: Number of sequences that have a t-th step, on the CPU, ``(max_length,)``
+    :param states: States of the recurrent layers before the first step of each sequence,
+        ``(n_sequences, ..., n_parts, n_layers, hidden_size)``
     """
 
     batch_sizes: th.Tensor
@@ -38,11 +41,12 @@ class Sequences(NamedTuple):
 
 class AgentStep(NamedTuple):
     """
-    What one agent decided at one vectorised step.
+    Decision of one agent at one vectorised step.
 
-    :param actions: Raw (neither clipped nor shifted) actions, ``(batch, action_dim)``
+    :param actions: Raw actions (neither clipped nor shifted), ``(batch, action_dim)``
     :param log_probs: Log-probability of each whole action, ``(batch,)``
-    :param states: Its memory after the step, ``(batch, n_parts, n_layers, hidden_size)``, or None without one
+    :param states: States of the recurrent layers after the step,
+        ``(batch, n_parts, n_layers, hidden_size)``; None for a feed-forward policy
     """
 
     actions: th.Tensor
@@ -68,12 +72,13 @@ class ActorsStep(NamedTuple):
 
 class JointStep(NamedTuple):
     """
-    What the team decided at one vectorised step.
+    Decision of the whole team at one vectorised step, with the critic's values.
 
-    :param actions: Per agent, the raw (neither clipped nor shifted) actions, ``(n_envs, action_dim)``
-    :param log_probs: Per agent, the log-probability of its whole action, ``(n_envs,)``
-    :param values: The critic's values in units of reward, ``(n_envs, n_values)``
-    :param states: What the team remembers after the step, of everybody as if active
+    :param actions: Raw actions (neither clipped nor shifted) of each agent,
+        ``(n_envs, action_dim)``
+    :param log_probs: Log-probability of each agent's whole action, ``(n_envs,)``
+    :param values: Values in units of reward, ``(n_envs, n_values)``
+    :param states: States of the recurrent layers after the step, as if all agents were active
     """
 
     actions: dict[str, th.Tensor]
@@ -84,16 +89,16 @@ class JointStep(NamedTuple):
 
 class ActorBatch(NamedTuple):
     """
-    One agent's share of a minibatch; only rows at which the agent was active.
+    Rows of a rollout at which an agent was active.
 
     :param observations: The agent's own observations, ``(batch, ...)``
     :param actions: Raw actions, ``(batch, action_dim)``
-    :param action_masks: Which choices were legal, ``(batch, n_choices)``, or None
+    :param action_masks: Masks of the legal choices, ``(batch, n_choices)``, or None
     :param old_log_prob: Log-probability at collection, ``(batch,)``
     :param advantages: Advantages of the joint action, ``(batch,)``
     :param factor: Product of the probability ratios of the agents updated before, ``(batch,)``
-    :param rows: Where in the rollout they lie, ``(batch,)``, or None for all of it in order
-    :param sequences: How they follow each other, or None for an agent without memory
+    :param rows: Indices of the rows in the rollout, ``(batch,)``; None for all rows in order
+    :param sequences: Division of the rows into sequences; None for a feed-forward policy
     """
 
     observations: PyTorchObs
@@ -108,13 +113,14 @@ class ActorBatch(NamedTuple):
 
 class CriticBatch(NamedTuple):
     """
-    A minibatch for the critic.
+    Rows of a rollout for the critic.
 
-    :param observations: The entries of the joint observation that the critic reads, each ``(batch, ...)``
+    :param observations: Entries of the joint observation that the critic reads, each
+        ``(batch, ...)``
     :param old_values: Values at collection, in units of reward, ``(batch, n_values)``
     :param returns: TD(lambda) targets, in units of reward, ``(batch, n_values)``
-    :param active: Which values count, ``(batch, n_values)``, or None where all do
-    :param sequences: How the rows follow each other, or None for a critic without memory
+    :param active: Mask of the values that count, ``(batch, n_values)``; None if all do
+    :param sequences: Division of the rows into sequences; None for a feed-forward critic
     """
 
     observations: dict[str, th.Tensor]

@@ -5,25 +5,29 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_happo.common.formulas import policy_gradient_loss
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO
 
 
 class HAA2C(HAPPO):
     """
-    Heterogeneous-Agent Advantage Actor-Critic (Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", JMLR 25).
+    Heterogeneous-Agent Advantage Actor-Critic (Zhong et al. 2024, "Heterogeneous-Agent
+    Reinforcement Learning", JMLR 25).
 
-    Like :class:`~sb3_happo.HAPPO`, but each agent follows the plain policy gradient of ``M = factor * A``, without ratio and
-    clipping, and passes over the rollout once. Different from HARL, whose HAA2C makes several passes with an unclipped ratio.
-    With one agent, one pass and the same settings (Adam), the numbers are those of SB3's ``A2C``.
+    Like :class:`~sb3_happo.HAPPO`, but each agent follows the plain policy gradient of
+    ``M = factor * A``, without ratio and clipping, and passes over the rollout once. Different from
+    HARL, whose HAA2C makes several passes with an unclipped ratio. With one agent, one pass and the
+    same settings (Adam), the numbers are those of SB3's ``A2C``.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
-    :param learning_rate: Of the actors
-    :param n_steps: Steps per environment and update; short rollouts and many updates suit a single pass
-    :param batch_size: Minibatch; None for the whole rollout at once, as A2C does
+    :param learning_rate: Learning rate of the actors, > 0, constant or a schedule
+    :param n_steps: Steps per environment and update; short rollouts and many updates suit a single
+        pass
+    :param batch_size: Rows of a minibatch; None for the whole rollout at once, as A2C does
     :param n_epochs: Passes over the rollout
-    :param kwargs: As for ``HAPPO``; ``clip_range`` has no effect but on the logged ``clip_fraction``
+    :param kwargs: As for ``HAPPO``; ``clip_range`` affects only the logged ``clip_fraction``
     """
 
     def __init__(
@@ -40,8 +44,8 @@ class HAA2C(HAPPO):
 
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
-        :param log_prob: Of the actions now, ``(batch,)``
-        :param batch: With their (normalised) advantages and factor
-        :return: Negated objective of the policy gradient, scalar
+        :param log_prob: Log-probabilities of the actions under the present policy, ``(batch,)``
+        :param batch: Rows with their (normalised) advantages and factor
+        :return: Loss of the policy gradient, a scalar
         """
-        return -(log_prob * batch.factor * batch.advantages).mean()
+        return policy_gradient_loss(log_prob, batch.advantages, batch.factor)

@@ -3,9 +3,11 @@
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
+from sb3_happo.common.formulas import surrogate
 from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.recurrent import twice_differentiable
 from sb3_happo.common.trust_region import (
@@ -20,32 +22,36 @@ from sb3_happo.happo.happo import HAPPO, normalize_advantages
 
 class HATRPO(HAPPO):
     """
-    Heterogeneous-Agent Trust Region Policy Optimisation (Algorithm 2 of Kuba et al. 2021,
+    Heterogeneous-Agent Trust Region Policy Optimisation (Algorithm 2 of Kuba et al. 2021, "Trust
+    Region Policy Optimisation in Multi-Agent Reinforcement Learning",
     https://arxiv.org/abs/2109.11251).
 
-    Like :class:`~sb3_happo.HAPPO`, but each agent makes one natural gradient step of the objective ``mean(ratio * M)`` under a
-    bound on its mean KL divergence, found by conjugate gradients and a backtracking line search, in place of PPO's epochs.
-    Without an entropy bonus: ``ent_coef``, ``clip_range`` and ``batch_size`` have no effect on the actors, which take the
-    whole rollout at once, and ``learning_rate`` and ``n_epochs`` are the critic's.
+    Like :class:`~sb3_happo.HAPPO`, but each agent makes one natural gradient step of the objective
+    ``mean(ratio * M)`` under a bound on its mean KL divergence, in place of PPO's epochs. The step
+    is found by conjugate gradients and a backtracking line search. The actors take the whole
+    rollout at once and get no entropy bonus: ``ent_coef``, ``clip_range`` and ``batch_size`` have
+    no effect on them, and ``learning_rate`` and ``n_epochs`` are the critic's.
 
-    Knowingly different from the paper: advantages are normalised; the Hessian is damped. From sb3-contrib's ``TRPO``: the
-    divergence is that of whole actions (summed over their dimensions, not averaged), and the line search asks for a share of
-    the expected improvement, as the paper does, not for any improvement.
+    Differences from the paper: advantages are normalised; the Hessian is damped. Differences from
+    sb3-contrib's ``TRPO``: the divergence is that of whole actions (summed over their dimensions,
+    not averaged), and the line search asks for a share of the expected improvement, as the paper
+    does, not for any improvement.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
-    :param learning_rate: Of the critic
+    :param learning_rate: Learning rate of the critic, > 0, constant or a schedule
     :param target_kl: Bound on each agent's mean KL divergence per update, > 0
     :param cg_max_steps: Iterations of the conjugate gradients, >= 1
-    :param cg_damping: Added to the diagonal of the Hessian, >= 0
-    :param line_search_shrinking_factor: By which a refused step is shortened, in (0, 1)
-    :param line_search_max_iter: Steps that the line search tries, >= 1
-    :param accept_ratio: Share of the expected improvement that a step must bring (the paper's kappa), in [0, 1]
+    :param cg_damping: Number added to the diagonal of the Hessian, >= 0
+    :param line_search_shrinking_factor: Factor by which a refused step is shortened, in (0, 1)
+    :param line_search_max_iter: Largest number of steps that the line search tries, >= 1
+    :param accept_ratio: Share of the expected improvement that a step must bring (the paper's
+        kappa), in [0, 1]
     :param kwargs: As for ``HAPPO``
     """
 
     settings = HAPPO.settings | {
-        "target_kl": POSITIVE,  # it bounds every step, so that it cannot be None
+        "target_kl": POSITIVE,  # the bound of every step: not None, as in HAPPO
         "cg_max_steps": COUNT,
         "cg_damping": NOT_NEGATIVE,
         "line_search_shrinking_factor": FRACTION,
@@ -77,57 +83,69 @@ class HATRPO(HAPPO):
         """
         One trust-region step (lines 11 to 13 of Algorithm 2).
 
-        :param data: Per agent that is updated, its rows of the rollout with the factor of the agents before
+        :param data: Rows of the rollout of each agent that is updated, with the factor of the
+            agents before
         """
-        data = {agent: rows for agent, rows in data.items() if len(rows.advantages)}
+        data = {agent: batch for agent, batch in data.items() if len(batch.advantages)}
         if not data:
             return
         agents = list(data)
         params = [param for param in self.policies[agents[0]].parameters() if param.requires_grad]
         with th.no_grad():
-            old = {
-                agent: self.policies[agent].batch_distribution(rows) for agent, rows in data.items()
-            }
+            old = self._distributions(data)
         if self.normalize_advantage:
-            data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
+            data = {agent: normalize_advantages(batch) for agent, batch in data.items()}
 
-        def evaluate() -> tuple[th.Tensor, th.Tensor]:
-            """The objective and the mean divergence at the present parameters."""
-            gains, divergences = [], []
-            for agent, rows in data.items():
-                policy = self.policies[agent]
-                distribution = policy.batch_distribution(rows)
-                ratio = th.exp(policy.log_prob(distribution, rows.actions) - rows.old_log_prob)
-                gains.append(ratio * rows.factor * rows.advantages)
-                divergences.append(kl_divergence(old[agent], distribution))
-            return th.cat(gains).mean(), th.cat(divergences).mean()
-
+        # Line 11: gradient of the objective; line 12: natural step up to the bound
         with twice_differentiable():
-            objective, divergence = evaluate()
+            objective, divergence = self._objective_and_divergence(data, old)
         gradient = flat_gradient(objective, params)
         product = hessian_vector_product(divergence, params, self.cg_damping)
-        assert self.target_kl is not None
-        step = natural_step(gradient, product, self.target_kl, self.cg_max_steps)
+        target_kl = self.target_kl
+        assert target_kl is not None
+        step = natural_step(gradient, product, target_kl, self.cg_max_steps)
         expected = (gradient @ step).item()
         reached = [objective.item(), 0.0]
 
         def accept(fraction: float) -> bool:
-            gain, kl = (value.item() for value in evaluate())
+            gain, kl = (value.item() for value in self._objective_and_divergence(data, old))
             improvement = gain - objective.item()
             enough = improvement > 0 and improvement >= self.accept_ratio * fraction * expected
-            if enough and kl <= self.target_kl:  # type: ignore[operator]
+            if enough and kl <= target_kl:
                 reached[:] = gain, kl
                 return True
             return False
 
+        # Line 13: the largest step that keeps to the bound and improves the objective enough
         fraction = line_search(
             params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
         )
+        gain, kl = reached
+        figures = {"policy_objective": gain, "kl": kl, "step_fraction": fraction}
         for agent in agents:
-            name = self._log_names[agent]
-            self.logger.record(f"{name}/policy_objective", reached[0])
-            self.logger.record(f"{name}/kl", reached[1])
-            self.logger.record(f"{name}/step_fraction", fraction)
-            log_std = self.policies[agent].effective_log_std()
-            if log_std is not None:
-                self.logger.record(f"{name}/std", log_std.exp().mean().item())
+            self._log_agent(agent, figures)
+
+    def _distributions(self, data: dict[str, ActorBatch]) -> dict[str, Distribution]:
+        """
+        :param data: Rows of each agent
+        :return: Each agent's present distribution over the actions of its rows
+        """
+        return {
+            agent: self.policies[agent].batch_distribution(batch) for agent, batch in data.items()
+        }
+
+    def _objective_and_divergence(
+        self, data: dict[str, ActorBatch], old: dict[str, Distribution]
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param data: Rows of each agent, with (normalised) advantages and the factor
+        :param old: Each agent's distributions at collection
+        :return: Objective and mean KL divergence at the present parameters, scalars
+        """
+        gains, divergences = [], []
+        for agent, distribution in self._distributions(data).items():
+            batch = data[agent]
+            log_prob = self.policies[agent].log_prob(distribution, batch.actions)
+            gains.append(surrogate(log_prob, batch.old_log_prob, batch.advantages, batch.factor))
+            divergences.append(kl_divergence(old[agent], distribution))
+        return th.cat(gains).mean(), th.cat(divergences).mean()

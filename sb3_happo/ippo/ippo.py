@@ -12,11 +12,12 @@ from sb3_happo.vec_env.step_facts import StepFacts
 
 class IPPO(MAPPO):
     """
-    Independent Proximal Policy Optimisation (de Witt et al. 2020, "Is Independent Learning All You Need in the StarCraft
-    Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
+    Independent Proximal Policy Optimisation (de Witt et al. 2020, "Is Independent Learning All You
+    Need in the StarCraft Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
 
-    Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and learns from its own reward
-    (``info["agent_rewards"]``, which ``VecNormalize`` does not normalise).
+    Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and
+    learns from its own reward (``info["agent_rewards"]``, which ``VecNormalize`` does not
+    normalise).
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
@@ -40,7 +41,7 @@ class IPPO(MAPPO):
         """
         :param values: Values of an observation, ``(n, n_agents)``
         :param active: Active mask of the observation, ``(n, n_agents)``
-        :return: Zeros: an agent has no rewards after it has left
+        :return: Zeros: an agent that has terminated gets no further rewards
         """
         return zero_after_leaving(values, active)
 

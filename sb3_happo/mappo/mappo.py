@@ -11,13 +11,15 @@ from sb3_happo.happo.happo import HAPPO
 
 class MAPPO(HAPPO):
     """
-    Multi-Agent Proximal Policy Optimisation (Yu et al. 2022, "The Surprising Effectiveness of PPO in Cooperative Multi-Agent
-    Games", https://arxiv.org/abs/2103.01955).
+    Multi-Agent Proximal Policy Optimisation (Yu et al. 2022, "The Surprising Effectiveness of PPO
+    in Cooperative Multi-Agent Games", https://arxiv.org/abs/2103.01955).
 
-    Like :class:`~sb3_happo.HAPPO`, but all agents learn from the same joint advantage at once: the factor stays 1, and agents
-    whose spaces agree share one network, which learns from all their samples together. ``policy_kwargs["share_parameters"]``
-    takes False or groups of agents instead, and ``policy_kwargs["append_agent_id"]`` tells a shared network for whom it acts.
-    A minibatch of ``batch_size`` joint transitions holds ``batch_size`` samples of every agent that shares.
+    Like :class:`~sb3_happo.HAPPO`, but all agents learn from the same joint advantage at once: the
+    factor stays 1, and agents with equal spaces share one network, which learns from all their
+    samples together. ``policy_kwargs["share_parameters"]`` takes False or groups of agents instead,
+    and ``policy_kwargs["append_agent_id"]`` adds a one-hot of the agent to the input of a shared
+    network. A minibatch of ``batch_size`` joint transitions holds ``batch_size`` samples of every
+    agent that shares.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
@@ -39,15 +41,15 @@ class MAPPO(HAPPO):
 
     def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """
-        :param factor: All 1
-        :return: The groups of agents that share parameters
+        :param factor: Ones, ``(n_rows,)``
+        :return: Groups of agents that share parameters, which are updated together
         """
         return iter(self.policy.groups)
 
     def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
         """
         :param data: Rows of the agents just updated
-        :param factor: All 1
-        :return: The same: nobody's change is taken into account
+        :param factor: Ones, ``(n_rows,)``
+        :return: The same: the ratios of other agents are not part of the objective
         """
         return factor

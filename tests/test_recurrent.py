@@ -42,7 +42,7 @@ def remembering(team: Any, algorithm: type[HAPPO] = HAPPO, n_envs: int = 3, **kw
 
 
 def log_probs_now(model: HAPPO, agent: str) -> tuple[th.Tensor, th.Tensor]:
-    """Of an agent's actions in the rollout, as an update sees them and as collection did, in the order of its rows."""
+    """Log-probabilities of an agent's actions as the update and as collection computed them."""
     data = model.rollout_buffer.agent_data(agent, th.ones(model.rollout_buffer.n_rows))
     with th.no_grad():
         return model.policies[agent].evaluate_batch(data)[0], data.old_log_prob
@@ -73,7 +73,7 @@ VARIANTS: list[tuple[type[HAPPO], dict[str, Any]]] = [
 def test_an_update_begins_where_collection_ended(
     algorithm: type[HAPPO], settings: Any, team: Any, kind: str
 ) -> None:
-    """From the stored states the first forward pass gives collection's log-probabilities and values again."""
+    """A forward pass from stored states repeats collection's log-probabilities and values."""
     policy_kwargs = {"recurrent": kind, **settings.get("policy_kwargs", {})}
     model = remembering(team, algorithm, **{**settings, "policy_kwargs": policy_kwargs}).learn(
         2 * 99
@@ -109,7 +109,7 @@ def test_an_agent_specific_critic_remembers_for_each(team: Any, shared: bool) ->
 
 
 def test_nothing_is_remembered_beyond_an_episode_nor_learned_beyond_a_chunk() -> None:
-    """An observation has an effect on what comes after it in its episode; in the update, on its chunk."""
+    """An observation affects what follows in its episode; in the update, in its chunk."""
     model = remembering(
         partial(RandomTeam, {"a": spaces.Discrete(3)}),
         n_envs=2,
@@ -141,7 +141,7 @@ def test_nothing_is_remembered_beyond_an_episode_nor_learned_beyond_a_chunk() ->
 
 
 def test_an_absent_agent_keeps_its_memory() -> None:
-    """In turns of three: a player's memory after its turn is the one with which it comes to the next."""
+    """In turns of three: a player's state after its turn is its state before the next."""
     model = remembering(TurnGame, n_envs=1, n_steps=12, chunk_length=1)  # every state is stored
     collect(model)
     before = {
@@ -167,7 +167,7 @@ def test_packed_order() -> None:
 
 
 def test_padding_and_packing_are_the_same() -> None:
-    """Outputs and gradients of sequences of several lengths, with little padding and with PyTorch's packed steps."""
+    """Outputs and gradients of sequences of several lengths, padded and packed."""
     for kind in KINDS:
         memory = RecurrentLayers(kind, 3, 8, n_layers=2)  # type: ignore[arg-type]
         owners = th.tensor(
@@ -189,7 +189,7 @@ def test_padding_and_packing_are_the_same() -> None:
 
 
 def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
-    """Follow the most likely actions, with a twin of the team that is told of life, death and turns."""
+    """Compare `predict` with the team's own steps, which are told the active masks."""
     obs, starts, active = (
         env.reset(),
         np.ones(env.num_envs, bool),
@@ -221,7 +221,7 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
     [(HeterogeneousTeam, dict(observe_active=True)), (TurnGame, {}), (MaskedGame, {})],
 )
 def test_predict_remembers_as_in_training(team: Any, joint_kwargs: Any, kind: str) -> None:
-    """Through several episodes, with agents that are silent for a while, of which the observation tells."""
+    """Several episodes, with agents that are inactive for a while, as the observation says."""
     policy_kwargs = dict(recurrent=kind, output_gain=1.0)
     model = remembering(team, joint_kwargs=joint_kwargs, policy_kwargs=policy_kwargs).learn(99)
     assert model.env is not None
@@ -229,7 +229,7 @@ def test_predict_remembers_as_in_training(team: Any, joint_kwargs: Any, kind: st
 
 
 def test_predict_in_a_loop_of_turns() -> None:
-    """Whoever is asked moves, whoever is not keeps its memory; a new episode is a new one for all."""
+    """Agents that are not asked keep their state; a new episode resets the states of all."""
     model = remembering(TurnGame, policy_kwargs=dict(output_gain=1.0), n_envs=1).learn(99)
     env, joint = TurnGame(), JointEnv(TurnGame())
     state = joint_state = None
@@ -253,7 +253,7 @@ def test_predict_in_a_loop_of_turns() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_agent_alone(kind: str, tmp_path: Path) -> None:
-    """In sb3-contrib's form: a tuple of arrays (n_layers, n_envs, hidden_size), and no state to begin with."""
+    """sb3-contrib's form: a tuple of arrays (n_layers, n_envs, hidden_size), None at the start."""
     team = partial(RandomTeam, dict.fromkeys("ab", spaces.Box(-1, 1, (2,), np.float32)))
     model = remembering(team, policy_kwargs=dict(recurrent=kind, output_gain=1.0)).learn(99)
     model.policies["b"].save(str(tmp_path / "b"))
@@ -285,12 +285,12 @@ def test_a_loaded_team_remembers_alike_and_starts_afresh(
     algorithm: type[HAPPO], tmp_path: Path
 ) -> None:
     model = remembering(MaskedGame, algorithm).learn(99)
-    assert any(state.any() for state in model._last_states.pi.values())
+    sequences = model.rollout_buffer.states
+    assert any(state.any() for states in sequences for state in states.pi.values())
     model.save(tmp_path / "model")
     env = DummyVecEnv([lambda: JointEnv(MaskedGame())] * 2)
     loaded = algorithm.load(tmp_path / "model", env=env)
     assert loaded.chunk_length == 5 and loaded.policies["agent_0"].memory is not None
-    assert not any(state.any() for state in loaded._last_states.pi.values())
     obs: Any = env.reset()
     state = other = None
     for _ in range(3):
@@ -298,8 +298,10 @@ def test_a_loaded_team_remembers_alike_and_starts_afresh(
         others, other = loaded.predict(obs, other, deterministic=True)
         assert np.array_equal(actions, others)
         obs = env.step(actions)[0]
-    loaded.learn(66, reset_num_timesteps=False)
+    loaded.learn(66, reset_num_timesteps=False)  # one rollout
     assert loaded.num_timesteps == 99 + 66
+    first = loaded.rollout_buffer.states[0].pi
+    assert first and not any(state.any() for state in first.values())
 
 
 # ---------------------------------------------------------------- who remembers
@@ -326,8 +328,9 @@ def test_each_agent_may_choose() -> None:
         "console": (2, 2, 8),
         "switch": (2, 2, 8),
     }
-    assert set(model._last_states.pi) == {"camera", "crane", "console", "switch"}
-    assert model._last_states.vf is not None and model._last_states.vf.shape == (3, 1, 1, 2, 8)
+    first = model.rollout_buffer.states[0]
+    assert set(first.pi) == {"camera", "crane", "console", "switch"}
+    assert first.vf is not None and first.vf.shape == (3, 1, 1, 2, 8)
     assert model.env is not None
     _, state = model.predict(model.env.reset())  # type: ignore[arg-type]
     assert set(state) == {"camera", "crane", "console", "switch"}
@@ -336,7 +339,7 @@ def test_each_agent_may_choose() -> None:
 def test_a_critic_without_memory() -> None:
     for policy_kwargs in (dict(enable_critic_lstm=False), dict(critic_kwargs=dict(recurrent=None))):
         model = remembering(MaskedGame, policy_kwargs=policy_kwargs).learn(99)
-        assert not model.critic.recurrent and model._last_states.vf is None
+        assert not model.critic.recurrent and model.rollout_buffer.states[0].vf is None
         assert model.policies["agent_0"].memory is not None
 
 
@@ -348,7 +351,7 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     model = remembering(
         team, algorithm, policy_kwargs=dict(**SHARED, agent_kwargs=agent_kwargs)
     ).learn(99)
-    assert not model.critic.recurrent and model._last_states.vf is None
+    assert not model.critic.recurrent and model.rollout_buffer.states[0].vf is None
     before = {name: value.clone() for name, value in model.policy.actors.state_dict().items()}
     critic = [value.clone() for value in model.critic.parameters()]
     model._update_critic()
@@ -358,8 +361,10 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     )
 
     model.policy.set_training_mode(False)
-    obs = model._to_tensors(model._last_obs)  # type: ignore[arg-type]
-    states = model._last_states
+    assert model.env is not None
+    obs = {key: th.as_tensor(value) for key, value in model.env.reset().items()}  # type: ignore[union-attr]
+    zeros = model.policy.initial_states(model.n_envs)
+    states = zeros._replace(pi={name: th.randn_like(state) for name, state in zeros.pi.items()})
     step = BatchedActors(model.policy)(obs, states.pi)
     with th.no_grad():
         values = model.policy.predict_values(obs, states)
@@ -417,7 +422,7 @@ def test_observations_that_sb3_counts_in_numpys_integers() -> None:
 
 
 def test_team_of_one_is_recurrent_ppo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the same weights and random numbers, with whole rollouts as minibatches, the numbers are sb3-contrib's."""
+    """Same weights and random numbers, whole rollouts as minibatches: sb3-contrib's numbers."""
     settings: dict[str, Any] = dict(
         n_steps=64, batch_size=256, n_epochs=2, learning_rate=1e-3, gamma=0.98, ent_coef=0.01
     )

@@ -254,7 +254,7 @@ def test_board_games_are_played_by_the_rules(game: str, opponent: str) -> None:
     referee = Referee(classic.raw_env())
     joint_kwargs: dict[str, Any] = {}
     if opponent == "random":
-        joint_kwargs = dict(agents=[referee.possible_agents[1]], others="random")
+        joint_kwargs = dict(agents=[referee.possible_agents[1]], other_agents="random")
     env = JointEnv(referee, **joint_kwargs)
     model = small(HAPPO, env, n_steps=128, learning_rate=1e-2, seed=0).learn(256)
     evaluate_policy(model, env, n_eval_episodes=5, warn=False)
@@ -325,7 +325,7 @@ def test_best_response_to_a_saved_agent(tmp_path: Path) -> None:
     )
     partner = AgentPolicy.load(str(tmp_path / "partner"), device="cpu")
     matching = partial(MatrixGame, payoff=np.array([[0.6, 0.0], [0.0, 1.0]]))
-    env = JointEnv(matching(), agents=["agent_0"], others=partner)
+    env = JointEnv(matching(), agents=["agent_0"], other_agents=partner)
     model = small(HAPPO, env, **settings).learn(1_280)
     assert model.agents == ("agent_0",)
     assert mean_return(model, env) > 0.9
@@ -342,7 +342,7 @@ def test_a_mixture_of_others(algorithm: type[HAPPO]) -> None:
         assert mask is not None
         return np.array([np.flatnonzero(mask[:3])[0], np.flatnonzero(mask[3:])[0]])
 
-    env = copies(MaskedGame, 2, agents=["agent_0"], others=["random", lowest, trained])
+    env = copies(MaskedGame, 2, agents=["agent_0"], other_agents=["random", lowest, trained])
     model = small(algorithm, env, n_steps=128, seed=0).learn(256)
     assert model.agents == ("agent_0",)
     assert set(drawn) == {"agent_1"} and len(drawn) % MaskedGame().length == 0, "whole episodes"

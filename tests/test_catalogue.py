@@ -13,7 +13,10 @@ from sb3_happo.vec_env import JointDummyVecEnv
 
 
 def shrunken_images() -> list[Any]:
-    """One colour, 42 x 42, the last four frames as channels: what the CNN of SB3 needs, and a hundredth of the pixels."""
+    """
+    One colour, 42 x 42 pixels, the last four frames as channels: the form that SB3's CNN needs,
+    with a hundredth of the pixels.
+    """
     supersuit = pytest.importorskip("supersuit")
     return [
         partial(supersuit.color_reduction_v0, mode="B"),
@@ -23,7 +26,7 @@ def shrunken_images() -> list[Any]:
 
 
 def one_side(*agents: str) -> dict[str, Any]:
-    return {"joint_kwargs": {"agents": list(agents), "others": "random"}}
+    return {"joint_kwargs": {"agents": list(agents), "other_agents": "random"}}
 
 
 # For each family: the package that it needs, an id, arguments of make_joint_vec_env

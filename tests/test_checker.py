@@ -274,12 +274,12 @@ X, Y = np.zeros(2, np.float32), (1, np.zeros(2, np.float32))
         ),
         (with_step(lambda env, answer: tuple(answer[:4])), "error", "step returns 4 and not five"),
         (
-            with_state(lambda env: np.zeros(2 + env._t % 2)),
+            with_state(lambda env: np.zeros(2 + env.t % 2)),
             "error",
             r"state\(\) has shape \(3,\), and had \(2,\)",
         ),
         (with_state(lambda env: np.full(2, np.nan)), "error", r"state\(\) is not finite"),
-        (with_state(lambda env: 1 / (env._t - 4)), "error", r"state\(\) raises ZeroDivisionError"),
+        (with_state(lambda env: 1 / (env.t - 4)), "error", r"state\(\) raises ZeroDivisionError"),
         (Restarting, "error", "every reset without a seed gives the same start"),
         (Unseeded, "warning", "the same seed and actions give different episodes"),
         (
@@ -311,7 +311,7 @@ def test_what_is_wrong_is_found(make: Callable[[], Any], level: str, what: str) 
 
 def test_a_state_that_is_not_used_may_fail() -> None:
     report = check_marl_env(
-        JointEnv(with_state(lambda env: 1 / (env._t - 4))(), state="observations"), n_steps=20
+        JointEnv(with_state(lambda env: 1 / (env.t - 4))(), state="observations"), n_steps=20
     )
     assert [finding.level for finding in report.findings if "state()" in finding.what] == [
         "warning"
@@ -319,7 +319,7 @@ def test_a_state_that_is_not_used_may_fail() -> None:
 
 
 def test_a_side_that_is_trained_alone_does_not_oppose_itself() -> None:
-    report = check_marl_env(JointEnv(Fighting(), agents=["a"], others="random"), n_steps=50)
+    report = check_marl_env(JointEnv(Fighting(), agents=["a"], other_agents="random"), n_steps=50)
     assert not any("oppose" in finding.what for finding in report.findings)
     assert "agents       1: a" in str(report)
 

@@ -25,7 +25,8 @@ def own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     package.mkdir()
     (package / "__init__.py").touch()
     (package / "game_v0.py").write_text(
-        "from tests.envs import MatrixGame\n\n\ndef parallel_env(n_agents=2):\n    return MatrixGame(n_agents)\n"
+        "from tests.envs import MatrixGame\n\n\n"
+        "def parallel_env(n_agents=2):\n    return MatrixGame(n_agents)\n"
     )
     (package / "turns_v0.py").write_text(
         "from tests.envs import TurnGame\n\n\ndef env(**kwargs):\n    return TurnGame(**kwargs)\n"
@@ -162,7 +163,10 @@ def test_factorisations(id: str, sizes: list[int]) -> None:
     [("Ant", 8), ("Humanoid", 17), ("HumanoidStandup", 17), ("Walker2d", 6)],
 )
 def test_one_agent_per_joint(scenario: str, n_joints: int) -> None:
-    """Each joint's own action moves the same joint as in the single-agent env, and each agent sees its own joint."""
+    """
+    Each agent's action moves the same joint as in the single-agent env, and each agent observes its
+    own joint.
+    """
     obsk = pytest.importorskip("gymnasium_robotics.envs.multiagent_mujoco.obsk")
     env = make_joint_env(f"mamujoco/{scenario}-{n_joints}x1-v1")
     assert isinstance(env, JointEnv)
@@ -220,9 +224,8 @@ def test_copies_are_seeded_one_by_one() -> None:
     first = trajectory(venv)
     assert not np.array_equal(first[:, 0], first[:, 1])
     assert np.array_equal(first, trajectory(make_joint_vec_env(random_team, 3, seed=1)))
-    assert np.array_equal(
-        first[0, 2], make_joint_vec_env(random_team, 1, seed=3).reset()["state"][0]
-    )  # type: ignore[call-overload]
+    alone: Any = make_joint_vec_env(random_team, 1, seed=3).reset()
+    assert np.array_equal(first[0, 2], alone["state"][0])
 
 
 def test_a_start_index_is_a_later_seed() -> None:
@@ -335,7 +338,12 @@ FAMILIES = [
     ("mpe2/simple_speaker_listener_v4", {}),
     (
         "mpe2/simple_tag_v3",
-        {"joint_kwargs": {"agents": [f"adversary_{i}" for i in range(3)], "others": "random"}},
+        {
+            "joint_kwargs": {
+                "agents": [f"adversary_{i}" for i in range(3)],
+                "other_agents": "random",
+            }
+        },
     ),
     ("mpe2/simple_spread_v3", {"continuous_actions": True, "joint_kwargs": {"state": "agent"}}),
     ("mamujoco/Ant-2x4-v1", {}),
@@ -346,7 +354,7 @@ FAMILIES = [
     ("pettingzoo.butterfly/pistonball_v6", {"n_pistons": 4}),
     (
         "pettingzoo.classic/tictactoe_v3",
-        {"joint_kwargs": {"agents": ["player_2"], "others": "random"}},
+        {"joint_kwargs": {"agents": ["player_2"], "other_agents": "random"}},
     ),
     ("pettingzoo.classic/connect_four_v3", {}),
     ("pettingzoo.classic/leduc_holdem_v4", {}),

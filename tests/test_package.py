@@ -1,7 +1,8 @@
-"""The package as a whole: what it ships, what it imports, and which way its imports run."""
+"""The package as a whole: its files, its imports and their direction, its style."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import sb3_happo
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "sb3_happo"
 
-# What only the extras bring
+# Packages that only the extras install
 EXTRAS = [
     *(
         "envpool",
@@ -48,7 +49,7 @@ EXTRAS = [
 
 
 def run_python(*args: str, cwd: Path = ROOT) -> str:
-    """Run a fresh interpreter; a failure fails the test with its traceback."""
+    """Output of a new interpreter, whose failure fails the test with its traceback."""
     done = subprocess.run(
         [sys.executable, *args],
         cwd=cwd,
@@ -72,7 +73,7 @@ MODULES = {
 
 
 def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """The modules that these statements import; of this package, down to the file."""
+    """Modules that these statements import; those of this package down to the file."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -85,33 +86,111 @@ def imports(nodes: Iterator[ast.AST]) -> Iterator[str]:
 
 
 def at_import(tree: ast.Module) -> Iterator[str]:
-    """What is imported as soon as the module is: not inside functions, nor for type checkers alone."""
+    """Modules that are imported with this one: not inside functions, nor for type checkers only."""
     return imports(iter(tree.body))
 
 
-def rank(module: str) -> int:
-    """How far up the house a module stands; imports run downwards only."""
-    rooms = module.split(".")[1:]
-    if not rooms:
-        return 5
-    if rooms[-1] in ("type_aliases", "version", "suggestions"):
-        return 0
-    if rooms[0] in ("envs", "vec_env"):
-        return 1
-    if rooms[0] == "common":
-        return 3 if rooms[-1] == "on_policy_algorithm" else 2
-    return 4 if rooms[0] == "happo" else 5
+# Import direction: a module imports only from entries above its own line. "x.*" is a folder, whose
+# modules may also import each other
+ORDER = (
+    "version",
+    "suggestions",
+    # Environments: NumPy only
+    "envs.spaces",
+    "envs.space_checks",
+    "envs.adapters",
+    "envs.activity",
+    "envs.mujoco",
+    "envs.other_agents",
+    "envs.joint_actions",
+    "envs.state",
+    "envs.state_choice",
+    "envs.observation_layout",
+    "envs.joint_env",
+    "envs.make",
+    "envs",
+    "envs.checker.*",
+    # Vectorised environments: NumPy and SB3
+    "vec_env.actions",
+    "vec_env.episodes",
+    "vec_env.joint_dummy_vec_env",
+    "vec_env.joint_subproc_vec_env",
+    "vec_env.auto_vec_env",
+    "vec_env.team_of_one",
+    "vec_env.envpool_vec_env",
+    "vec_env.vmas_vec_env",
+    "vec_env.make",
+    "vec_env",
+    # What the algorithms share
+    "common",
+    "common.type_aliases",
+    "common.hyperparameters",
+    "common.threads",
+    "common.trust_region",
+    "common.distributions",
+    "common.recurrent",
+    "common.networks",
+    "common.critics",
+    "common.policies",
+    "common.batched_actors",
+    "common.buffers",
+    "common.gradients",
+    "common.on_policy_algorithm",
+    # Algorithms
+    "happo.*",
+    "hatrpo.*",
+    "haa2c.*",
+    "mappo.*",
+    "ippo.*",
+    "sb3_happo",
+)
+_POSITIONS = {entry: position for position, entry in enumerate(ORDER)}
+
+
+def position(module: str) -> int | None:
+    """
+    :param module: Module of the package
+    :return: Position of its entry in ``ORDER``; None if it has none
+    """
+    name = module.removeprefix("sb3_happo.")
+    parts = name.split(".")
+    candidates = [name] + [".".join(parts[:end]) + ".*" for end in range(len(parts), 0, -1)]
+    for candidate in candidates:
+        if candidate in _POSITIONS:
+            return _POSITIONS[candidate]
+    return None
+
+
+def may_import(module: str, imported: str) -> bool:
+    """
+    :param module: Module of the package
+    :param imported: Module that it imports, of the package, ``zoo`` or ``tests``
+    :return: Whether the import runs downwards, or stays in one folder
+    """
+    own, other = position(module), position(imported)
+    if imported not in MODULES or own is None or other is None:
+        return False
+    return other < own or (other == own and ORDER[own].endswith(".*"))
+
+
+def test_every_module_has_a_place_in_the_order() -> None:
+    assert len(set(ORDER)) == len(ORDER)
+    without = sorted(module for module in MODULES if position(module) is None)
+    assert not without, f"add {without} to ORDER"
+    used = {position(module) for module in MODULES}
+    unused = [entry for entry, index in _POSITIONS.items() if index not in used]
+    assert not unused, f"{unused} are no modules"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
 def test_imports_run_one_way(module: str) -> None:
-    upwards = [
+    own = {
         name
         for name in imports(ast.walk(MODULES[module]))
         if name.partition(".")[0] in ("sb3_happo", "zoo", "tests")
-        and (name not in MODULES or rank(name) > rank(module))
-    ]
-    assert not upwards, f"{module} imports {upwards}, which stand above it"
+    }
+    upwards = sorted(name for name in own if not may_import(module, name))
+    assert not upwards, f"{module} imports {upwards}, which do not stand above it in ORDER"
 
 
 def test_no_import_cycle() -> None:
@@ -123,28 +202,108 @@ def test_no_import_cycle() -> None:
 
 
 @pytest.mark.parametrize(
-    ("room", "without"),
+    ("folder", "without"),
     [
         ("envs", {"torch", "stable_baselines3", "sb3_contrib"}),
         ("vec_env", {"torch"}),
-    ],  # SB3 itself imports torch
+    ],
 )
-def test_environments_do_without_torch(room: str, without: set[str]) -> None:
-    trees = {module: tree for module, tree in MODULES.items() if module.split(".")[1:2] == [room]}
+def test_environments_do_without_torch(folder: str, without: set[str]) -> None:
+    trees = {module: tree for module, tree in MODULES.items() if module.split(".")[1:2] == [folder]}
     assert trees
-    trees.pop(
-        "sb3_happo.vec_env.vmas_vec_env", None
-    )  # a simulator made of tensors, imported when it is asked for
+    # A simulator made of tensors, imported on demand. SB3 itself imports torch
+    trees.pop("sb3_happo.vec_env.vmas_vec_env", None)
     for module, tree in trees.items():
         found = without & {name.partition(".")[0] for name in at_import(tree)}
         assert not found, f"{module} imports {found}"
 
 
+# ---------------------------------------------------------------- style
+
+# Files and folders in which the style is checked
+STYLED = ("sb3_happo/suggestions.py", "sb3_happo/envs")
+MAX_CYCLOMATIC = 13
+# Parameters and return values are described by a noun phrase
+_NO_NOUN = re.compile(r":(?:param \w+|return):\s*(?:Of|What|Its|Who|Whose)\b.*")
+
+_BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert)
+_SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def styled_files() -> list[Path]:
+    files = []
+    for name in STYLED:
+        path = ROOT / name
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return files
+
+
+def file_id(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def cyclomatic_number(function: ast.AST) -> int:
+    """
+    :param function: Function; those inside it count for themselves
+    :return: 1, and 1 for every branch, loop, exception handler, ternary, assertion, operand of a
+        boolean operator after the first, loop of a comprehension and condition in it
+    """
+    number = 1
+    nodes = list(ast.iter_child_nodes(function))
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, _SCOPES):
+            continue
+        number += isinstance(node, _BRANCHES)
+        if isinstance(node, ast.BoolOp):
+            number += len(node.values) - 1
+        if isinstance(node, ast.comprehension):
+            number += 1 + len(node.ifs)
+        nodes += ast.iter_child_nodes(node)
+    return number
+
+
+def test_the_cyclomatic_number_counts_every_branch() -> None:
+    code = """
+def f(x):
+    assert x
+    for y in x:
+        if y and x or y:
+            pass
+    try:
+        return [z if z else 0 for z in x if z]
+    except ValueError:
+        while x:
+            pass
+    def inside():
+        if x:
+            pass
+"""
+    outer = ast.parse(code).body[0]
+    # assert, for, if, and, or, ternary, comprehension with its condition, except, while
+    assert cyclomatic_number(outer) == 1 + 10
+
+
+@pytest.mark.parametrize("path", styled_files(), ids=file_id)
+def test_functions_are_simple(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, _FUNCTIONS):
+            number = cyclomatic_number(node)
+            assert number <= MAX_CYCLOMATIC, f"line {node.lineno}: {node.name} has {number}"
+
+
+@pytest.mark.parametrize("path", styled_files(), ids=file_id)
+def test_parameters_are_described_by_nouns(path: Path) -> None:
+    assert not _NO_NOUN.findall(path.read_text(encoding="utf-8"))
+
+
+# ---------------------------------------------------------------- installation
+
+
 def test_import_needs_no_extras() -> None:
-    run_python(
-        "-c",
-        f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); import sb3_happo; sb3_happo.HAPPO",
-    )
+    hide = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS}))"
+    run_python("-c", f"{hide}; import sb3_happo; sb3_happo.HAPPO")
 
 
 def test_distribution(tmp_path: Path) -> None:

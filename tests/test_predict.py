@@ -143,7 +143,7 @@ def test_integer_names_of_agents() -> None:
 
 def test_integer_names_of_agents_in_arguments() -> None:
     team = RandomTeam({0: spaces.Discrete(2), 1: spaces.Discrete(2), 2: spaces.Discrete(2)})
-    env = JointEnv(team, team_reward=0, agents=[0, 1], others={2: "random"})  # type: ignore[arg-type]
+    env = JointEnv(team, team_reward=0, agents=[0, 1], other_agents={2: "random"})  # type: ignore[arg-type]
     model = small(HAPPO, env, policy_kwargs=dict(share_parameters=[[0, 1]]))
     assert model.policy.groups == [("0", "1")]
     model = small(HAPPO, env, policy_kwargs=dict(agent_kwargs={0: dict(net_arch=[7])}))

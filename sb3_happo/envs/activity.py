@@ -72,12 +72,7 @@ class ActivityTracker:
         agents = self._team.agents
         if has_ended(agents, terminations, truncations):
             present = [agent for agent in observations if agent not in flagged_before]
-            cut_off = [
-                agent
-                for agent in self._ids
-                if truncations.get(agent) and not terminations.get(agent)
-            ]
-            return self._end(present, terminations, set(cut_off) - flagged_before)
+            return self._end(present, flagged_before, terminations, truncations)
         self._flagged = frozenset(
             agent for agent in self._ids if is_flagged(agent, terminations, truncations)
         )
@@ -86,14 +81,26 @@ class ActivityTracker:
         return Activity(active, self._waiting(active, alive))
 
     def _end(
-        self, present: Collection[Any], terminations: Flags, cut_off: Collection[Any]
+        self,
+        present: Collection[Any],
+        flagged_before: Collection[Any],
+        terminations: Flags,
+        truncations: Flags,
     ) -> Activity:
         """
         Activity in the terminal observation. It is used for the values of agents that were cut off,
         so that in a truncated episode the terminated agents count as inactive.
+
+        :param present: Agents that are observed and were not flagged before
+        :param flagged_before: Agents that were flagged in the step before
+        :param terminations: Terminations of the last step
+        :param truncations: Truncations of the last step
+        :return: Activity
         """
+        terminated = {agent for agent in self._ids if terminations.get(agent, False)}
+        cut_off = {agent for agent in self._ids if truncations.get(agent, False)}
+        cut_off -= terminated.union(flagged_before)
         truncated = bool(cut_off)
-        terminated = [agent for agent in self._ids if terminations.get(agent, False)]
         active = self._active(present, terminated if truncated else ())
         return Activity(active, self._waiting(active, cut_off), not truncated, truncated)
 

@@ -114,12 +114,7 @@ class JointEnv(gym.Env):
         self._gymnasium = self._team if isinstance(self._team, GymnasiumTeam) else None
         takes_turns = isinstance(self._team, TurnBased)
         self._observes_active = takes_turns if observe_active is None else observe_active
-        if other_agents is not None and agents is None:
-            raise ValueError(
-                "`other_agents` play the agents outside the team; name the team with `agents`."
-            )
-        if agents is not None:
-            self._team = PartialTeam(self._team, agents, other_agents)
+        self._team = _select_agents(self._team, agents, other_agents)
 
         observations, infos = self._team.reset()
         self._ids = agent_ids(self._team)
@@ -358,6 +353,17 @@ def _as_team(env: Any, per_agent: bool | None) -> Team:
             "AECEnv, or a Gymnasium env. For an id use make_joint_env(id)."
         )
     return cast(Team, env)
+
+
+def _select_agents(team: Team, agents: Sequence[Any] | None, other_agents: OtherPolicy) -> Team:
+    """Team of the named agents; the whole team by default."""
+    if agents is not None:
+        return PartialTeam(team, agents, other_agents)
+    if other_agents is not None:
+        raise ValueError(
+            "`other_agents` play the agents outside the team; name the team with `agents`."
+        )
+    return team
 
 
 def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:

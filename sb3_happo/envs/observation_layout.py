@@ -119,14 +119,22 @@ class AgentLayout:
                 "space."
             ) from error
 
-    def mask_error(self, now: str, before: str) -> str:
+    def check_mask(self, info: Mapping[str, Any], needs_mask: bool) -> None:
         """
-        Message about an action mask that is not in the infos of every reset and step.
+        Check that the info holds an action mask if and only if it did at the first reset.
 
-        :param now: Description of what the info holds now
-        :param before: Description of what it held at the first reset
-        :return: Message
+        :param info: Info of the agent
+        :param needs_mask: Whether the agent acts next
+        :raises ValueError: If it does not
         """
+        if self.mask_in_observation or not self.n_choices:
+            return
+        if self.mask_key is None and ACTION_MASK in info:
+            raise ValueError(self._mask_error("an action mask", "none"))
+        if self.mask_key is not None and needs_mask and info.get(ACTION_MASK) is None:
+            raise ValueError(self._mask_error("no action mask", "one"))
+
+    def _mask_error(self, now: str, before: str) -> str:
         return (
             f"agent {self.name!r} has {now} in its info now, but had {before} at the first reset; "
             "give one at every reset and step (all ones where everything is legal)."
@@ -233,15 +241,8 @@ class ObservationLayout:
         if not self._masks_in_infos and not any(infos.values()):
             return
         for index, layout in enumerate(self._agents):
-            if layout.mask_in_observation or not layout.n_choices:
-                continue
-            info = infos.get(layout.agent) or {}
-            needs_mask = not ended and (active is None or active[index])
-            if layout.mask_key is None:
-                if ACTION_MASK in info:
-                    raise ValueError(layout.mask_error("an action mask", "none"))
-            elif needs_mask and info.get(ACTION_MASK) is None:
-                raise ValueError(layout.mask_error("no action mask", "one"))
+            needs_mask = not ended and (active is None or bool(active[index]))
+            layout.check_mask(infos.get(layout.agent) or {}, needs_mask)
 
 
 def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:

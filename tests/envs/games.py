@@ -12,11 +12,11 @@ Step = tuple[dict[Any, Any], dict[Any, float], dict[Any, bool], dict[Any, bool],
 
 class MatrixGame(ParallelEnv):
     """
-    One step, two actions each. By default the game of the HAPPO paper's Proposition 1: reward 1 where the first half of the
-    agents plays 0 and the second half 1, or the mirror, else 0.
+    One step, two actions each. By default the game of the HAPPO paper's Proposition 1: reward 1 if
+    the first half of the agents plays 0 and the second half 1, or the reverse, else 0.
 
     :param n_agents: Number of agents
-    :param payoff: Everybody's reward for each joint action, ``(2,) * n_agents``
+    :param payoff: Common reward of each joint action, ``(2,) * n_agents``
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "matrix_game", "render_modes": []}
@@ -61,7 +61,8 @@ class MatrixGame(ParallelEnv):
 
 class RandomTeam(ParallelEnv):
     """
-    Random observations and rewards for agents of any names and action spaces; actions have no effect.
+    Random observations and rewards for agents of any names and action spaces; actions have no
+    effect.
 
     :param action_spaces: ``{agent: action space}``
     :param length: Steps of an episode
@@ -89,6 +90,13 @@ class RandomTeam(ParallelEnv):
         self._observation_spaces = dict(observation_spaces or dict.fromkeys(action_spaces, vector))
         self._rng = np.random.default_rng()
         self._t = 0
+
+    @property
+    def t(self) -> int:
+        """
+        :return: Steps since the reset
+        """
+        return self._t
 
     def observation_space(self, agent: Any) -> spaces.Space:
         return self._observation_spaces[agent]
@@ -127,13 +135,15 @@ class RandomTeam(ParallelEnv):
 
 class MaskedGame(ParallelEnv):
     """
-    Two agents whose legal actions change at random. Reward 1 for the legal action with the highest number, else 0: the best
-    return of an episode is its ``length``, and a policy reaches it that prefers higher numbers. Illegal actions raise.
+    Two agents whose legal actions change at random. Reward 1 for the legal action with the highest
+    number, else 0: the best return of an episode is its ``length``, and a policy that prefers
+    higher numbers reaches it. Illegal actions raise.
 
-    ``agent_0`` has Discrete(4), ``agent_1`` MultiDiscrete([3, 2]), of which both heads must be best.
+    ``agent_0`` has Discrete(4), ``agent_1`` MultiDiscrete([3, 2]), of which both heads must be
+    best.
 
     :param length: Steps of an episode
-    :param masks_in: "observation" or "info", PettingZoo's two forms
+    :param masks_in: Place of the masks, "observation" or "info": PettingZoo's two forms
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "masked_game", "render_modes": []}
@@ -161,6 +171,13 @@ class MaskedGame(ParallelEnv):
         self._rng = np.random.default_rng()
         self._t = 0
         self._masks: dict[str, list[np.ndarray]] = {}
+
+    @property
+    def masks(self) -> dict[str, list[np.ndarray]]:
+        """
+        :return: Current mask of each head of each agent, ``(n_choices,)``
+        """
+        return self._masks
 
     def observation_space(self, agent: str) -> spaces.Space:
         return self._observation_spaces[agent]
@@ -217,9 +234,10 @@ class MaskedGame(ParallelEnv):
 
 class Relay(ParallelEnv):
     """
-    A game of memory. ``scout`` sees a cue, 0 or 1, at the first step, and nothing ever after. What it does then is the one
-    word that ``runner`` hears, at the second step. At the last step, ten steps after the cue, everybody gets 1 if ``runner``
-    does as the cue said, else 0. They must agree on what the word means, and who forgets it can do no better than 0.5.
+    A game of memory. ``scout`` observes a cue, 0 or 1, at the first step, and nothing later. Its
+    action at that step is observed by ``runner`` at the second step. At the last step, ten steps
+    after the cue, both get 1 if the action of ``runner`` equals the cue, else 0. They must agree on
+    the meaning of the message, and without memory the expected return is at most 0.5.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "relay", "render_modes": []}

@@ -13,18 +13,19 @@ class HeterogeneousTeam(ParallelEnv):
     """
     A team of which no two agents are alike.
 
-    =========== =============================== ======================================= ===========================
-    agent       observation                     action                                  alive at steps
-    =========== =============================== ======================================= ===========================
-    ``camera``  image ``(36, 36, 3)``           Discrete(4), masks in the observation   0 to 8, then dead
-    ``arm``     Dict of Box(3) and Discrete(3)  Box(2) in [-2, 3]                       0 to 2, 6 to the end
-    ``crane``   vector of 4                     Tuple(Discrete(3, start=1), Box(2))     always
-    ``console`` vector of 2                     MultiDiscrete([2, 3]), masks in info    always
-    ``switch``  Discrete(6)                     MultiBinary(3)                          2 to the end
-    =========== =============================== ======================================= ===========================
+    =========== ==================== ===================================== ===============
+    agent       observation          action                                alive at steps
+    =========== ==================== ===================================== ===============
+    ``camera``  image (36, 36, 3)    Discrete(4), masks in the observation 0 to 8
+    ``arm``     Box(3), Discrete(3)  Box(2) in [-2, 3]                     0 to 2, from 6
+    ``crane``   vector of 4          Tuple(Discrete(3, start=1), Box(2))   always
+    ``console`` vector of 2          MultiDiscrete([2, 3]), masks in info  always
+    ``switch``  Discrete(6)          MultiBinary(3)                        from 2
+    =========== ==================== ===================================== ===============
 
-    Everyone's reward is 1 for a good action: the highest legal number, Box actions above 0.5, all bits set; and ``camera``
-    gets 10 in the step of its death. Actions that are illegal, outside their space, or of someone who is not there raise.
+    The reward of each agent is 1 for a good action: the highest legal number, Box actions above
+    0.5, all bits set; and ``camera`` gets 10 in the step of its death. Actions raise that are
+    illegal, outside their space, or of an agent that is not alive.
 
     :param length: Steps of an episode, which ends by truncation
     """
@@ -70,7 +71,7 @@ class HeterogeneousTeam(ParallelEnv):
     def alive(self, t: int) -> list[str]:
         """
         :param t: Steps since the reset
-        :return: Who is there then, in the order of ``possible_agents``
+        :return: Agents that are alive then, in the order of ``possible_agents``
         """
         gone = {"camera": t > 8, "arm": 2 < t < 6, "switch": t < 2}
         return [agent for agent in self.possible_agents if not gone.get(agent, False)]

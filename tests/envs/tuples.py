@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 class TupleTeam(gym.Env):
     """
-    Two agents in Tuples; everyone's reward is its own action, in a list.
+    Two agents in Tuples; the reward of each agent is its own action, in a list.
 
     :param length: Steps of an episode, which ends by truncation
     """

@@ -9,8 +9,9 @@ from pettingzoo import AECEnv
 
 class TurnGame(AECEnv):
     """
-    Players take turns to choose a number of which one, told by ``turn % 3``, is illegal. Whoever moves gets the number, and
-    everyone else who is there loses 0.1; the last to move in a round of which somebody drops out takes 5.
+    Players take turns to choose a number; the number ``turn % 3`` is illegal. The player on turn
+    gets the number as its reward, and every other living player loses 0.1. The last player of a
+    round after which a player drops out gets 5.
 
     :param n_players: Number of players
     :param n_rounds: Rounds of an episode
@@ -53,8 +54,8 @@ class TurnGame(AECEnv):
 
     def observe(self, agent: str) -> dict[str, np.ndarray]:
         """
-        :param agent: A player
-        :return: The turn and the player's own number counted from 1, and what it may choose
+        :param agent: Player
+        :return: Turn, number of the player counted from 1, and action mask
         """
         mask = np.ones(3, np.int8)
         mask[self.turn % 3] = 0

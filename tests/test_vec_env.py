@@ -213,9 +213,8 @@ def run(venv: VecEnv, n_steps: int, seed: int = 7) -> list[Course]:
             joint = as_joint_actions(sampled, action_space, dtype, venv.num_envs)  # type: ignore[arg-type]
             obs, rewards, dones, infos = venv.step(joint)
             joint[...] = np.zeros((), dtype)  # the actions stay the caller's
-            courses.append(
-                Course(obs, rewards, dones, list(infos), list(venv.unwrapped.reset_infos))
-            )  # type: ignore[arg-type]
+            reset_infos = list(venv.unwrapped.reset_infos)
+            courses.append(Course(obs, rewards, dones, list(infos), reset_infos))  # type: ignore[arg-type]
     return courses
 
 
@@ -578,7 +577,7 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-# ---------------------------------------------------------------- with the rest of Stable-Baselines3
+# ---------------------------------------------------------------- with Stable-Baselines3
 
 
 @pytest.mark.parametrize(

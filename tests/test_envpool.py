@@ -1,4 +1,4 @@
-"""Multi-agent MuJoCo over EnvPool: the same team as in multi-agent MuJoCo, and SB3's contract of a VecEnv."""
+"""EnvPool: the team of multi-agent MuJoCo, and SB3's contract of a VecEnv."""
 
 import sys
 import warnings
@@ -13,6 +13,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, IPPO, make_joint_env, make_joint_vec_env
+from sb3_happo.envs import joint_action_dtype
 from sb3_happo.envs.make import one_agent_per_joint
 from sb3_happo.vec_env import step_facts
 from sb3_happo.vec_env.envpool_vec_env import EnvPoolVecEnv
@@ -30,7 +31,8 @@ TEAMS = [
     for family, _, name in (id.partition("/") for id in gym.registry)
     if family == "mamujoco" and name.partition("-")[0] in ROBOTS
 ]
-# EnvPool 1.2 has MuJoCo 3.6 inside. Other versions solve the dynamics of these robots a little differently
+# EnvPool 1.2 contains MuJoCo 3.6. Other versions solve the dynamics of these robots slightly
+# differently
 SAME_MUJOCO = mujoco.__version__.startswith("3.6.")
 SENSITIVE = ("Ant", "Humanoid", "HumanoidStandup")
 
@@ -53,7 +55,7 @@ def step(
 
 def sample(venv: EnvPoolVecEnv) -> np.ndarray:
     """Random joint actions for all environments."""
-    joint = np.empty(venv.num_envs, venv._action_dtype)
+    joint = np.empty(venv.num_envs, joint_action_dtype(venv.action_space))
     for agent, space in venv.action_space.items():
         joint[agent] = [space.sample() for _ in range(venv.num_envs)]
     return joint
@@ -107,7 +109,7 @@ def test_same_team_and_observations(name: str, kwargs: dict[str, Any]) -> None:
             numbers = np.concatenate(
                 [simulation.data.qpos[1:], simulation.data.qvel]
             )  # EnvPool is asked not to clip
-        ours = venv._factorise(numbers[None])
+        ours = venv.factorise(numbers[None])
         for key, value in observation.items():
             np.testing.assert_array_equal(ours[key][0], value, err_msg=key)
     venv.close()
@@ -289,9 +291,8 @@ def test_seeds() -> None:
     venv = make(n_envs=3)
     assert venv.seed(5) == [5, 6, 7]
     np.testing.assert_array_equal(first, trajectory(venv))
-    np.testing.assert_array_equal(
-        first[0], make_joint_vec_env(CHEETAH, 3, 3, start_index=2).reset()["state"]
-    )  # type: ignore[call-overload]
+    later: Any = make_joint_vec_env(CHEETAH, 3, 3, start_index=2)
+    np.testing.assert_array_equal(first[0], later.reset()["state"])
     venv.seed(2**32 - 1)  # SB3 draws seeds as large as that
     venv.reset()
     again = venv.reset()["state"]

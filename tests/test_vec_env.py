@@ -1,4 +1,4 @@
-"""Vectorised joint environments: whichever way they run, they give the same, cost little, and leave nothing behind."""
+"""Vectorised joint environments: equal results in all of them, and no process or memory left."""
 
 import contextlib
 import copy
@@ -53,7 +53,7 @@ def turns(n_rounds: int) -> gym.Env:
 
 
 class Talkative(gym.Wrapper):
-    """Says things in its infos, renders, and fails on request."""
+    """Has infos of its own, renders, and fails on request."""
 
     render_mode = "rgb_array"
 
@@ -99,7 +99,7 @@ class Talkative(gym.Wrapper):
         """
         :param number: A number
         :param times: Another
-        :return: Their product more than this one's
+        :return: Their product plus this one's number
         """
         if number < 0:
             raise ValueError("no negative numbers")
@@ -122,7 +122,7 @@ def each(env_fn: Callable[[int], gym.Env], numbers: list[int]) -> EnvFns:
 
 
 class Thrifty(gym.Env):
-    """Has one array for all its observations, keeps the actions that it is given, and greets only once."""
+    """Uses one array for all observations, keeps its actions, and has one non-empty reset info."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = spaces.Box(-1, 1, (1,), np.float32)
@@ -146,14 +146,35 @@ class Thrifty(gym.Env):
 
 
 def forked(env_fns: EnvFns, n_workers: int = 2, **kwargs: Any) -> JointSubprocVecEnv:
-    """The quickest to start."""
+    """Workers by the start method that takes least time."""
     return JointSubprocVecEnv(env_fns, n_workers, "fork", **{"parent_works": False} | kwargs)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """
+    Let a test fail that would hang.
+
+    :param seconds: Longest duration of the block
+    :raises TimeoutError: If it takes longer
+    """
+
+    def fail(signum: int, frame: Any) -> None:
+        raise TimeoutError(f"not finished after {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     def left() -> set[str]:
-        # Semaphores are other programs': there are none in these environments
+        # Semaphores belong to other programs: these environments have none
         names = os.listdir(SHARED_MEMORY) if SHARED_MEMORY.exists() else []
         memory = [name for name in names if not name.startswith("sem.")]
         return {*memory, *(process.name for process in multiprocessing.active_children())}
@@ -169,7 +190,7 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 class Course(NamedTuple):
-    """All that a ``VecEnv`` has said at one step."""
+    """Everything that a ``VecEnv`` returned at one step."""
 
     obs: dict[str, np.ndarray]
     rewards: np.ndarray | None
@@ -179,7 +200,7 @@ class Course(NamedTuple):
 
 
 def run(venv: VecEnv, n_steps: int, seed: int = 7) -> list[Course]:
-    """Random legal actions from a seed, and what came of them, without a copy of anything."""
+    """Take random legal actions from a seed; return the results, without copies."""
     action_space = copy.deepcopy(venv.action_space)
     action_space.seed(seed)
     dtype = joint_action_dtype(action_space)  # type: ignore[arg-type]
@@ -192,9 +213,8 @@ def run(venv: VecEnv, n_steps: int, seed: int = 7) -> list[Course]:
             joint = as_joint_actions(sampled, action_space, dtype, venv.num_envs)  # type: ignore[arg-type]
             obs, rewards, dones, infos = venv.step(joint)
             joint[...] = np.zeros((), dtype)  # the actions stay the caller's
-            courses.append(
-                Course(obs, rewards, dones, list(infos), list(venv.unwrapped.reset_infos))
-            )  # type: ignore[arg-type]
+            reset_infos = list(venv.unwrapped.reset_infos)
+            courses.append(Course(obs, rewards, dones, list(infos), reset_infos))  # type: ignore[arg-type]
     return courses
 
 
@@ -213,7 +233,7 @@ def assert_same(left: Any, right: Any, where: str = "") -> None:
 
 
 def without_agent_infos(courses: list[Course]) -> list[Course]:
-    """Leave out what only the environment knows, except in final steps; and the time that an episode took."""
+    """Remove the environments' own infos, except in final steps, and the duration of episodes."""
     for course in courses:
         for index, info in enumerate(course.infos):
             if course.dones is not None and not course.dones[index]:
@@ -410,7 +430,7 @@ def test_exception_while_starting(start_method: str) -> None:
 
 
 def test_parent_that_works() -> None:
-    """It takes the first share, reports its failures like any other, and closes the others when its own cannot be."""
+    """It has the first share, reports failures, and ends the workers if its own close fails."""
     venv = forked(each(talkative, [10, 11, 12, 13]), parent_works=True)
     pids = venv.env_method("pid")
     assert pids[0] == pids[1] == os.getpid() != pids[2] == pids[3]
@@ -455,7 +475,8 @@ def test_killed_worker(busy: bool) -> None:
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
     else:
         os.kill(pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"Environments 2 to 3 has died \(exit code -9"):
+    message = r"Environments 2 to 3 has died \(exit code -9"
+    with time_limit(30), pytest.raises(RuntimeError, match=message):
         venv.step(np.zeros(4, joint_action_dtype(venv.action_space)))
 
 
@@ -463,10 +484,13 @@ def test_close_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(JointSubprocVecEnv, "closing_time", 0.3)
     venv = forked(each(talkative, [10, 11]))
     venv.reset()
+    pids = set(venv.env_method("pid"))
     venv.set_attr("fail_in", "hang in step", indices=[1])
     venv.step_async(np.zeros(2, joint_action_dtype(venv.action_space)))
-    venv.close()
-    venv.close()
+    with time_limit(30):
+        venv.close()
+        venv.close()
+    assert not pids & {process.pid for process in multiprocessing.active_children()}
 
 
 def test_garbage_collection_closes() -> None:
@@ -507,8 +531,9 @@ class Slow(gym.Env):  # defined here, and registered here
         return np.zeros(2, np.float32), float(os.getpid()), False, False, {}
 
 gym.register("Slow-v0", entry_point=Slow)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells take from what they start in the background
-venv = JointSubprocVecEnv([lambda: make_joint_env("Slow-v0")] * 4, 2, sys.argv[1])  # and no `if __name__ == "__main__":`
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells disable it in background jobs
+# without `if __name__ == "__main__":`
+venv = JointSubprocVecEnv([lambda: make_joint_env("Slow-v0")] * 4, 2, sys.argv[1])
 venv.reset()
 actions = [{"agent_0": 0}] * 4
 print(*{int(pid) for pid in venv.step(actions)[1]}, flush=True)
@@ -539,7 +564,8 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
             os.killpg(parent.pid, signal.SIGINT)
         elif end != "end":
             parent.send_signal(signal.Signals[end])
-        complaints = parent.stderr.read()  # to the last process that could write there
+        with time_limit(60):
+            complaints = parent.stderr.read()  # ends with the last process that could write there
     assert len(pids) == 2, complaints
     assert "leaked" not in complaints
     assert "ignored" not in complaints
@@ -551,7 +577,7 @@ def test_nothing_outlives_the_parent(start_method: str, end: str, tmp_path: Path
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-# ---------------------------------------------------------------- with the rest of Stable-Baselines3
+# ---------------------------------------------------------------- with Stable-Baselines3
 
 
 @pytest.mark.parametrize(
@@ -579,7 +605,7 @@ def test_sb3_wrappers(
 
 
 class MirrorPlayer:
-    """Plays the matrix game as its reward demands."""
+    """Plays the matrix game optimally."""
 
     def predict(self, observation: dict[str, np.ndarray], **_: Any) -> tuple[np.ndarray, None]:
         joint = np.zeros(len(observation["state"]), [("agent_0", np.int64), ("agent_1", np.int64)])
@@ -606,7 +632,7 @@ def test_evaluate_policy(make: Callable[[EnvFns], VecEnv], monitored: str) -> No
 
 
 class Sleepy(gym.Wrapper):
-    """Takes its time, which workers can do together, and uses the global random generators."""
+    """Sleeps, which workers do in parallel, and uses the global random generators."""
 
     def step(self, action: Any) -> Any:
         time.sleep(0.01)

@@ -31,7 +31,8 @@ MAX_STEPS = 4
 
 class Walkers(BaseScenario):
     """
-    Two walkers on a line. Environment ``i`` ends by itself after ``2 + i`` steps; an agent observes how many it has made.
+    Two walkers on a line. Environment ``i`` terminates after ``2 + i`` steps; an agent observes how
+    many it has made.
     """
 
     def make_world(self, batch_dim: int, device: th.device, **kwargs: Any) -> Any:
@@ -67,7 +68,7 @@ class Walkers(BaseScenario):
 
 
 class NumpyOnly(VecEnvWrapper):
-    """A wrapper that changes nothing, but stands in between, so that actions and observations are NumPy."""
+    """A wrapper that changes nothing, so that actions and observations are NumPy arrays."""
 
     def reset(self) -> Any:
         return self.venv.reset()
@@ -81,9 +82,11 @@ class Recorder(BaseCallback):
 
     def __init__(self) -> None:
         super().__init__()
+        self.states: list[Any] = []
         self.steps: list[tuple[Any, np.ndarray, list[dict[str, Any]]]] = []
 
     def _on_step(self) -> bool:
+        self.states.append(self.locals["new_obs"]["state"])
         self.steps.append((self.locals["rewards"], self.locals["dones"], self.locals["infos"]))
         return True
 
@@ -290,18 +293,19 @@ def test_tensors_are_the_same_as_numpy(continuous: bool) -> None:
 def test_training_is_the_same_by_tensors_and_by_numpy(
     algorithm: type[HAPPO], continuous: bool
 ) -> None:
-    def train(env: VecEnv) -> HAPPO:
-        return trainee(algorithm, env).learn(4 * 8 * N_ENVS)
+    def train(env: VecEnv, kind: type) -> HAPPO:
+        recorder = Recorder()
+        model = trainee(algorithm, env).learn(4 * 8 * N_ENVS, callback=recorder)
+        assert recorder.states
+        assert all(isinstance(state, kind) for state in recorder.states)
+        return model
 
-    by_tensors = train(walkers(continuous_actions=continuous))
-    by_numpy = train(NumpyOnly(walkers(continuous_actions=continuous)))
-    assert isinstance(by_tensors._last_obs["state"], th.Tensor)  # type: ignore[index]
-    assert isinstance(by_numpy._last_obs["state"], np.ndarray)  # type: ignore[index]
+    by_tensors = train(walkers(continuous_actions=continuous), th.Tensor)
+    by_numpy = train(NumpyOnly(walkers(continuous_actions=continuous)), np.ndarray)
     for name, parameter in by_tensors.policy.state_dict().items():
         assert th.equal(parameter, by_numpy.policy.state_dict()[name]), name
-    assert [own["r"] for own in by_tensors.ep_info_buffer] == [
-        own["r"] for own in by_numpy.ep_info_buffer
-    ]  # type: ignore[union-attr]
+    returns = [[own["r"] for own in model.ep_info_buffer or ()] for model in (by_tensors, by_numpy)]
+    assert returns[0] == returns[1]
 
 
 def test_nan_is_refused_with_its_place() -> None:

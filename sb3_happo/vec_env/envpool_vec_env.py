@@ -143,7 +143,7 @@ class EnvPoolVecEnv(SimulatorVecEnv):
             raise RuntimeError("There is no step to wait for; call step_async() first.")
         observation, rewards, terminated, truncated, _ = self.pool.recv()
         self._waiting = False
-        joint = self._factorise(observation)
+        joint = self.factorise(observation)
         column = rewards.astype(np.float64)[:, np.newaxis]
         agent_rewards = np.repeat(column, len(self.agents), axis=1)  # (n_envs, n_agents)
         infos = self._make_infos(rewards, agent_rewards, terminated, truncated)
@@ -162,7 +162,7 @@ class EnvPoolVecEnv(SimulatorVecEnv):
         rows = np.flatnonzero(infos.facts.dones)
         self._end_episodes(infos, {key: values[rows] for key, values in joint.items()})
         observation, info = self.pool.reset(rows.astype(np.int32))
-        for key, values in self._factorise(observation).items():
+        for key, values in self.factorise(observation).items():
             joint[key][info["env_id"]] = values
 
     def reset(self) -> JointObs:
@@ -185,7 +185,7 @@ class EnvPoolVecEnv(SimulatorVecEnv):
         observation, _ = self.pool.reset()
         self._episodes.clear()
         self._reset_seeds()
-        return self._factorise(observation)
+        return self.factorise(observation)
 
     def _seed_pool(self) -> None:
         """Make a new pool, since EnvPool takes seeds only then."""
@@ -202,8 +202,10 @@ class EnvPoolVecEnv(SimulatorVecEnv):
             **self._pool_kwargs,
         )
 
-    def _factorise(self, observation: np.ndarray) -> JointObs:
+    def factorise(self, observation: np.ndarray) -> JointObs:
         """
+        Divide EnvPool's observation among the agents.
+
         :param observation: EnvPool's observation, float64 ``(n, n_numbers)``
         :return: Joint observation, each entry ``(n, ...)``
         """

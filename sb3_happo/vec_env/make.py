@@ -87,13 +87,12 @@ def make_joint_vec_env(
             "make_joint_vec_env takes an id, or a function that makes a new environment at each "
             f"call, not {env!r}."
         )
-    if vec_env_cls == "auto":
-        vec_env_cls = choose_vec_env
-        # The trial would be written to files that monitors continue
-        if monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True):
-            vec_env_kwargs = {"seconds": 0} | (vec_env_kwargs or {})
-    elif isinstance(vec_env_cls, str):
-        raise ValueError(f"vec_env_cls={vec_env_cls!r} is neither a class of VecEnv nor 'auto'.")
+    # The trial of "auto" would be written to files that monitors continue
+    continued = monitor_dir is not None and not (monitor_kwargs or {}).get(
+        "override_existing", True
+    )
+    if vec_env_cls == "auto" and continued:
+        vec_env_kwargs = {"seconds": 0} | (vec_env_kwargs or {})
     venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
         n_envs,
@@ -102,7 +101,7 @@ def make_joint_vec_env(
         monitor_dir,
         wrapper_class,
         env_kwargs,
-        vec_env_cls or JointDummyVecEnv,  # type: ignore[arg-type]
+        _vec_env_class(vec_env_cls),  # type: ignore[arg-type]
         vec_env_kwargs,
         monitor_kwargs,
         wrapper_kwargs,
@@ -120,6 +119,15 @@ def make_from_id(id: str) -> gym.Env | VecEnv:
     :return: A joint environment; a ``VecEnv`` for simulators that exist in no other form
     """
     return make_joint_vec_env(id) if is_vectorised(id) else make_joint_env(id)
+
+
+def _vec_env_class(choice: Callable[..., VecEnv] | str | None) -> Callable[..., VecEnv]:
+    """Class that the argument ``vec_env_cls`` means, or a function that makes one."""
+    if choice == "auto":
+        return choose_vec_env
+    if isinstance(choice, str):
+        raise ValueError(f"vec_env_cls={choice!r} is neither a class of VecEnv nor 'auto'.")
+    return choice or JointDummyVecEnv
 
 
 def _make_simulator(

@@ -29,7 +29,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.common.checks import check_env_of_model
 from sb3_happo_zoo.cli import add_common_arguments, count, prepare, usage_errors, whole_number
 from sb3_happo_zoo.entries import nearest
-from sb3_happo_zoo.paths import AGENTS
+from sb3_happo_zoo.paths import AGENTS, command_words
 from sb3_happo_zoo.trained_agents import load_agent
 
 _UNDRAWN = (
@@ -173,7 +173,7 @@ def _no_run(args: argparse.Namespace, name: EnvironmentName, folders: Sequence[P
     run = f"run {args.exp_id}" if args.exp_id > 0 else "run"
     text = (
         f"There is no {run} of {args.algo} on {args.env} in {' or '.join(map(str, folders))}; "
-        "train one with zoo/train.py."
+        f"train one with {' '.join(command_words('train'))}."
     )
     if near:
         text += f" Did you mean {near}?"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv
@@ -76,11 +77,51 @@ def alike_team(n_agents: int = 3, space: spaces.Space | None = None, **kwargs: A
     return JointEnv(RandomTeam(dict.fromkeys(agents, space or spaces.Discrete(3)), **kwargs))
 
 
+class RolloutEnded(Exception):
+    """Raised by :class:`StopBeforeUpdate`."""
+
+
+class StopBeforeUpdate(BaseCallback):
+    """Leave `learn` when the first rollout is complete, with its returns and advantages."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        raise RolloutEnded
+
+
+class StopAfter(BaseCallback):
+    """
+    Stop `learn` at the first step after a number of timesteps.
+
+    :param n_timesteps: Number of timesteps
+    """
+
+    def __init__(self, n_timesteps: int) -> None:
+        super().__init__()
+        self.n_timesteps = n_timesteps
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps <= self.n_timesteps
+
+
 def collect(model: HAPPO) -> None:
     """Fill the rollout buffer, as `learn` does before it calls `train`."""
-    _, callback = model._setup_learn(model.n_steps * model.n_envs)
-    assert model.env is not None
-    assert model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+    with pytest.raises(RolloutEnded):
+        model.learn(model.n_steps * model.n_envs, StopBeforeUpdate())
+
+
+def learn_half(model: HAPPO) -> dict[str, Any]:
+    """
+    Train for one update, the first of two, at which half of the training remains.
+
+    :param model: Model, which is changed
+    :return: Figures of the update, as logged
+    """
+    n_timesteps = model.n_steps * model.n_envs
+    model.learn(2 * n_timesteps, StopAfter(n_timesteps), log_interval=100)
+    return model.logger.name_to_value
 
 
 def snapshot(module: th.nn.Module) -> dict[str, th.Tensor]:

@@ -1,6 +1,8 @@
-"""What every algorithm of the family can do: any team, any call, the same numbers twice, and nothing learned from the dead."""
+"""
+Behaviour that all algorithms share: any team, any call, equal numbers for equal seeds, and no
+learning from inactive agents.
+"""
 
-import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -24,12 +26,14 @@ from sb3_happo import (
     make_joint_vec_env,
 )
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
+from sb3_happo.common.type_aliases import ActorBatch
 from tests.algorithms import (
     ALGORITHMS,
     PLAIN_SPACES,
     alike_team,
     collect,
     every_algorithm,
+    learn_half,
     random_team,
     same,
     small,
@@ -57,7 +61,8 @@ def test_mixed_team_learns_in_all_its_parts(algorithm: type[HAPPO]) -> None:
     model = small(algorithm, random_team(2), seed=0)
     before = snapshot(model.policy)
     assert model.learn(1e2) is model
-    assert model.num_timesteps == 128 and model._n_updates == 2
+    assert model.num_timesteps == 128
+    assert model.logger.name_to_value["train/n_updates"] == 2
     after = snapshot(model.policy)
     assert all(value.isfinite().all() for value in after.values())
     for name in (name for name, _ in model.policy.named_parameters()):
@@ -77,7 +82,10 @@ def test_mixed_team_learns_in_all_its_parts(algorithm: type[HAPPO]) -> None:
     ],
 )
 def test_every_kind_of_team_trains_and_acts(algorithm: type[HAPPO], team: Any) -> None:
-    """The environments raise on actions that are illegal, outside their space, or of somebody who is not there."""
+    """
+    The environments raise on actions that are illegal, outside their space, or of an inactive
+    agent.
+    """
     model = small(algorithm, team(), seed=0).learn(64)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
     env = JointEnv(team())
@@ -140,13 +148,17 @@ def test_agents_of_any_name(algorithm: type[HAPPO], tmp_path: Any) -> None:
     assert loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]
 
 
-# HATRPO's line search asks for progress, which a policy near its optimum has no more: it ends a little lower
+# HATRPO's line search asks for progress, which a policy near its optimum has no more: it ends a
+# little lower
 GOALS = {HAPPO: 0.95, HATRPO: 0.9, HAA2C: 0.95, MAPPO: 0.95, IPPO: 0.95}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_learns_to_prefer_the_highest_legal_action(algorithm: type[HAPPO]) -> None:
-    """A sanity check of every part at once: rewards, advantages, masks, heads of MultiDiscrete, both agents' steps."""
+    """
+    A sanity check of every part at once: rewards, advantages, masks, heads of MultiDiscrete, both
+    agents' steps.
+    """
     settings: dict[str, Any] = dict(
         n_steps=64, gamma=0.5, learning_rate=3e-3, n_epochs=5, batch_size=None
     )
@@ -221,7 +233,10 @@ def garbage_of_agent_0(buffer: MultiAgentRolloutBuffer, dead: th.Tensor) -> None
 def test_steps_of_the_absent_count_nowhere(
     algorithm: type[HAPPO], settings: dict[str, Any], order: str
 ) -> None:
-    """Neither in the loss of the absent agent, nor in the factor of the next; nor in a local critic's loss and statistics."""
+    """
+    They count neither in the inactive agent's loss, nor in the next agent's factor, nor in the loss
+    and statistics of a local critic.
+    """
     plain = train_with(algorithm, lambda buffer, dead: None, agent_order=order, **settings)
     disturbed = train_with(algorithm, garbage_of_agent_0, agent_order=order, **settings)
     assert same(snapshot(plain.policy), snapshot(disturbed.policy))
@@ -231,7 +246,10 @@ def test_steps_of_the_absent_count_nowhere(
 def test_the_test_above_would_notice(
     algorithm: type[HAPPO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mutation that lets the dead steps in changes the absent agent's update and, through the factor, the next agent's."""
+    """
+    If inactive steps are let in, the inactive agent's update changes and, through the factor, the
+    next agent's.
+    """
     monkeypatch.setattr(MultiAgentRolloutBuffer, "active_rows", lambda self, agent: None)
     plain = train_with(algorithm, lambda buffer, dead: None, agent_order="fixed")
     disturbed = train_with(algorithm, garbage_of_agent_0, agent_order="fixed")
@@ -262,18 +280,24 @@ def test_the_absent_do_not_count_in_advantage_statistics(
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
 def test_factor_is_the_product_of_the_active_agents_ratios(algorithm: type[HAPPO]) -> None:
-    model = small(
-        algorithm, ComesAndGoes(3), seed=0, learning_rate=1e-2, n_epochs=3, agent_order="fixed"
-    )
+    seen: list[th.Tensor] = []
+
+    class Recording(algorithm):  # type: ignore[misc, valid-type]
+        def _next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
+            following = super()._next_factor(data, factor)
+            seen.append(following.clone())
+            return following
+
+    settings: dict[str, Any] = dict(learning_rate=1e-2, n_epochs=3, agent_order="fixed")
+    model = small(Recording, ComesAndGoes(3), seed=0, **settings)
     collect(model)
     expected = th.ones(32)
     old = {
         agent: log_probs.flatten().clone()
         for agent, log_probs in model.rollout_buffer.log_probs.items()
     }
-    seen: list[th.Tensor] = []
-    model._log_update = lambda factor: seen.append(factor)  # type: ignore[method-assign]
     model.train()
+    assert len(seen) == 3
     for agent in model.agents:
         obs = model.rollout_buffer.observations[agent].flatten(end_dim=1)
         with th.no_grad():
@@ -285,7 +309,9 @@ def test_factor_is_the_product_of_the_active_agents_ratios(algorithm: type[HAPPO
             ratio[dead_rows(model).flatten()] = 1.0
         expected *= ratio
     assert (expected - 1).abs().max() > 0.01
-    assert th.allclose(seen[0], expected, atol=1e-6)
+    assert th.allclose(seen[-1], expected, atol=1e-6)
+    figures = model.logger.name_to_value
+    assert figures["train/factor_mean"] == pytest.approx(expected.mean().item(), abs=1e-6)
 
 
 @every_algorithm
@@ -310,7 +336,10 @@ def test_who_is_there_once_learns_without_nan(algorithm: type[HAPPO]) -> None:
 
 
 def test_who_acts_at_the_first_step_of_an_episode() -> None:
-    """Behind a reset, activity is that of the new episode, on every path: first reset, later ones, several environments."""
+    """
+    After a reset, the active mask is that of the new episode: first reset, later resets, several
+    environments.
+    """
     env = DummyVecEnv(
         [lambda: JointEnv(ComesAndGoes(away=(0,))), lambda: JointEnv(ComesAndGoes(away=(10,)))]
     )
@@ -335,16 +364,30 @@ def test_turns_are_taken_by_one_agent_each() -> None:
 # ---------------------------------------------------------------- order of the updates
 
 
+def recording(algorithm: type[HAPPO], updated: list[str]) -> type[HAPPO]:
+    """
+    :param algorithm: Algorithm
+    :param updated: List to which the names of the agents are appended as they are updated
+    :return: Subclass of the algorithm
+    """
+
+    class Recording(algorithm):  # type: ignore[misc, valid-type]
+        def _update_actors(self, data: dict[str, ActorBatch]) -> None:
+            updated.extend(data)
+            super()._update_actors(data)
+
+    return Recording
+
+
 def orders(
     agent_order: Any, n: int = 1, seed: int = 0, algorithm: type[HAPPO] = HAPPO
 ) -> list[tuple[str, ...]]:
     settings: dict[str, Any] = dict(
         n_steps=4, n_epochs=1, policy_kwargs=dict(share_parameters=False)
     )
-    model = small(algorithm, alike_team(), agent_order=agent_order, seed=seed, **settings)
     updated: list[str] = []
-    original = model._update_actors
-    model._update_actors = lambda data: (updated.extend(data), original(data))[1]  # type: ignore[method-assign,func-returns-value]
+    algorithm = recording(algorithm, updated)
+    model = small(algorithm, alike_team(), agent_order=agent_order, seed=seed, **settings)
     model.learn(4 * n)
     return [tuple(updated[3 * i : 3 * i + 3]) for i in range(n)]
 
@@ -364,14 +407,13 @@ def test_agent_order(algorithm: type[HAPPO]) -> None:
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
 def test_greedy_order_begins_with_who_matters_most(algorithm: type[HAPPO]) -> None:
-    """In a game whose payoff is mostly `agent_1`'s, a little `agent_2`'s and never `agent_0`'s business."""
+    """The payoff depends strongly on `agent_1`, weakly on `agent_2` and not on `agent_0`."""
     mine, theirs = np.meshgrid([0, 1], [0, 1], indexing="ij")
     payoff = np.stack([mine + 0.3 * theirs] * 2)  # axes: agent_0, agent_1, agent_2
     settings: dict[str, Any] = dict(n_steps=256, n_epochs=1, learning_rate=1e-4, seed=0)
-    model = small(algorithm, MatrixGame(3, payoff), agent_order="greedy", **settings)
     updated: list[str] = []
-    original = model._update_actors
-    model._update_actors = lambda data: (updated.extend(data), original(data))[1]  # type: ignore[method-assign,func-returns-value]
+    algorithm = recording(algorithm, updated)
+    model = small(algorithm, MatrixGame(3, payoff), agent_order="greedy", **settings)
     model.learn(512)
     assert updated == ["agent_1", "agent_2", "agent_0"] * 2
 
@@ -413,7 +455,10 @@ def rates(model: HAPPO) -> dict[str, float]:
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HAA2C, MAPPO, IPPO])
 def test_learning_rates_follow_their_schedules(algorithm: type[HAPPO]) -> None:
-    """Actors', one agent's own, and the critic's; half of the training is left after the first of two updates."""
+    """
+    Rates of the actors, of one agent with its own, and of the critic; half of the training remains
+    at the first of two updates.
+    """
     model = small(
         algorithm,
         alike_team(),
@@ -428,8 +473,7 @@ def test_learning_rates_follow_their_schedules(algorithm: type[HAPPO]) -> None:
     )
     model.learn(128)  # the last of four updates sees no progress left
     assert rates(model) == {"agent_0": 0.0, "agent_1": 0.0, "agent_2": 0.0, "critic": 0.0}
-    model._current_progress_remaining = 0.5
-    model.train()
+    learn_half(model)
     assert rates(model) == pytest.approx(
         {"agent_0": 5e-4, "agent_1": 2e-3, "agent_2": 5e-4, "critic": 5e-3}
     )
@@ -479,14 +523,16 @@ def test_clip_ranges_follow_their_schedules() -> None:
     model.learn(128, log_interval=100)  # nothing is dumped, so that the values stay to be read
     values = model.logger.name_to_value
     assert values["train/clip_range"] == 0.0 and values["train/clip_range_vf"] == 0.0
-    model._current_progress_remaining = 0.5
-    model.train()
+    values = learn_half(model)
     assert values["train/clip_range"] == 0.2 and values["train/clip_range_vf"] == 1.0
 
 
 @pytest.mark.parametrize("algorithm", [HAPPO, HAA2C, MAPPO, IPPO])
 def test_entropy_coefficient_follows_its_schedule(algorithm: type[HAPPO], tmp_path: Path) -> None:
-    """With half of the training left, an update is that with half of the coefficient; also after loading."""
+    """
+    With half of the training left, an update is that with half of the coefficient; also after
+    loading.
+    """
     scheduled = small(
         algorithm,
         alike_team(),
@@ -500,18 +546,19 @@ def test_entropy_coefficient_follows_its_schedule(algorithm: type[HAPPO], tmp_pa
     )  # the only update sees no progress left
     scheduled.save(tmp_path / "team")
 
-    def updated(**changed: Any) -> dict[str, th.Tensor]:
+    def updated(**changed: Any) -> HAPPO:
         model = algorithm.load(tmp_path / "team", env=alike_team(), **changed)
-        model.set_logger(scheduled.logger)
-        model.rollout_buffer = copy.deepcopy(scheduled.rollout_buffer)
-        model._current_progress_remaining = 0.5
         model.set_random_seed(0)
-        model.train()
-        return snapshot(model.policy)
+        learn_half(model)
+        return model
 
-    halfway = updated()
-    assert scheduled.logger.name_to_value["train/ent_coef"] == 4.0
-    assert same(halfway, updated(ent_coef=4.0)) and not same(halfway, updated(ent_coef=0.0))
+    halfway, constant, without = updated(), updated(ent_coef=4.0), updated(ent_coef=0.0)
+    assert halfway.logger.name_to_value["train/ent_coef"] == 4.0
+    for agent in halfway.agents:
+        actions = [model.rollout_buffer.actions[agent] for model in (constant, without)]
+        assert all(th.equal(halfway.rollout_buffer.actions[agent], other) for other in actions)
+    assert same(snapshot(halfway.policy), snapshot(constant.policy))
+    assert not same(snapshot(halfway.policy), snapshot(without.policy))
 
 
 def test_target_kl_ends_an_agents_passes_and_not_the_critics() -> None:
@@ -541,7 +588,10 @@ def test_target_kl_ends_an_agents_passes_and_not_the_critics() -> None:
 
 @pytest.mark.parametrize("max_grad_norm", [None, 1e-4])
 def test_gradients_are_clipped(max_grad_norm: float | None) -> None:
-    """With plain gradient descent at rate 1 the step is the gradient, whose norm is bounded for each actor and the critic."""
+    """
+    With plain gradient descent at rate 1 the step is the gradient, whose norm is bounded for each
+    actor and the critic.
+    """
     model = small(
         HAPPO,
         alike_team(2),
@@ -568,7 +618,10 @@ def test_gradients_are_clipped(max_grad_norm: float | None) -> None:
 @pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C])
 @pytest.mark.parametrize("mode", [True, "minibatch", "rollout", False])
 def test_normalize_advantage(algorithm: type[HAPPO], mode: bool | str) -> None:
-    """Where advantages are normalised, their scale and shift have no effect; where they are not, they do."""
+    """
+    Where advantages are normalised, their scale and shift have no effect; where they are not, they
+    do.
+    """
 
     def train(scale: float, shift: float, batch_size: int | None) -> dict[str, th.Tensor]:
         model = small(
@@ -621,7 +674,10 @@ def test_entropy_bonus_keeps_policies_random() -> None:
 
 
 def test_collection_knows_what_it_did() -> None:
-    """Log-probabilities kept during the rollout (agents of one form are evaluated together) are those of the policies."""
+    """
+    Log-probabilities kept during the rollout (agents of one form are evaluated together) are those
+    of the policies.
+    """
     teams = [
         random_team(2),
         DummyVecEnv([lambda: JointEnv(HeterogeneousTeam())] * 2),

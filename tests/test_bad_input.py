@@ -1,4 +1,7 @@
-"""Bad input is refused before training, with an error that says what was wrong and what to do about it."""
+"""
+Bad input is refused before training, with an error that says what was wrong and what to do about
+it.
+"""
 
 import warnings
 from pathlib import Path
@@ -169,12 +172,9 @@ class GoesWrong(RandomTeam):
 def test_nan_from_the_environment(algorithm: type[HAPPO], value: float) -> None:
     """Named are agent, environment and step; nothing has been learned from it."""
     for what, match in (("observation", "observation 'leg'"), ("reward", "reward.*'leg'")):
-        envs = DummyVecEnv(
-            [
-                lambda what=what, i=i: JointEnv(GoesWrong(what, value, 5 if i else -1))
-                for i in range(2)
-            ]
-        )  # type: ignore[misc]
+        right = partial(GoesWrong, what, value, -1)
+        wrong = partial(GoesWrong, what, value, 5)
+        envs = DummyVecEnv([lambda make=make: JointEnv(make()) for make in (right, wrong)])  # type: ignore[misc]
         model = small(algorithm, envs)
         before = snapshot(model.policy)
         with pytest.raises(
@@ -272,7 +272,8 @@ def test_an_extractor_that_does_not_take_what_somebody_observes() -> None:
             match=rf"DictsOnly cannot .* {owner}, .*AttributeError.*policy_kwargs\['{where}'\]",
         ):
             small(HAPPO, team, policy_kwargs=dict(features_extractor_class=DictsOnly))
-    match = r"VectorsOnly cannot .* agent 'arm', Dict.*vectors only.*policy_kwargs\['agent_kwargs'\]\['arm'\]"
+    where = r"policy_kwargs\['agent_kwargs'\]\['arm'\]"
+    match = rf"VectorsOnly cannot .* agent 'arm', Dict.*vectors only.*{where}"
     with pytest.raises(ValueError, match=match):
         small(HAPPO, env, policy_kwargs=dict(features_extractor_class=VectorsOnly))
     default = dict(features_extractor_class=None)
@@ -429,7 +430,8 @@ def test_samples_that_cannot_be_normalised() -> None:
         (dict(policy_kwargs=dict(masked=True)), "policy_kwargs knows no 'masked'"),
         (
             dict(policy_kwargs=dict(agent_kwargs={"agent_1": dict(learning_rat=1e-3)})),
-            r"policy_kwargs\['agent_kwargs'\]\['agent_1'\] knows no 'learning_rat'. Did you mean 'learning_rate'?",
+            r"policy_kwargs\['agent_kwargs'\]\['agent_1'\] knows no 'learning_rat'. "
+            "Did you mean 'learning_rate'?",
         ),
     ],
     ids=str,
@@ -489,13 +491,12 @@ def test_masks_are_not_to_be_normalised() -> None:
 def test_models_of_another_team(algorithm: type[HAPPO], tmp_path: Path) -> None:
     model = small(algorithm, alike_team(3))
     model.save(tmp_path / "model")
+    team = r"trained for the team \['agent_0', 'agent_1', 'agent_2'\]"
+    other_team = rf"{team}.*this environment has \['agent_0', 'agent_1'\]"
+    other_space = r"'agent_0': Discrete\(3\) in the model, Discrete\(4\) here"
     others = {
-        r"trained for the team \['agent_0', 'agent_1', 'agent_2'\].*this environment has \['agent_0', 'agent_1'\]": alike_team(
-            2
-        ),
-        r"other action spaces.*'agent_0': Discrete\(3\) in the model, Discrete\(4\) here": alike_team(
-            3, spaces.Discrete(4)
-        ),
+        other_team: alike_team(2),
+        rf"other action spaces.*{other_space}": alike_team(3, spaces.Discrete(4)),
     }
     for match, env in others.items():
         with pytest.raises(ValueError, match=match):
@@ -535,7 +536,10 @@ def test_set_env_keeps_the_number_of_environments() -> None:
 
 
 def test_every_error_of_a_team_comes_before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be known from the spaces is known when the model is made: no step is made, no network built."""
+    """
+    What can be known from the spaces is known when the model is made: no step is made, no network
+    built.
+    """
 
     def never(*args: Any, **kwargs: Any) -> None:
         raise AssertionError("a network was built")

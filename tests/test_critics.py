@@ -1,4 +1,6 @@
-"""The critics: what they see, what they are fitted to, in which units, and where episodes are cut."""
+"""
+The critics: what they see, what they are fitted to, in which units, and where episodes are cut.
+"""
 
 from itertools import pairwise
 from typing import Any
@@ -43,7 +45,9 @@ def test_value_norm_is_the_mean_and_standard_deviation_of_all_returns() -> None:
 
 
 def test_value_norm_forgets_at_its_decay() -> None:
-    """The bias towards the initial zero is divided out: weights 0.8 * 0.2 and 0.2, over their sum."""
+    """
+    The bias towards the initial zero is divided out: weights 0.8 * 0.2 and 0.2, over their sum.
+    """
     norm = ValueNorm(decay=0.8)
     norm.update(th.full((10, 1), 1.0))
     assert norm.mean.item() == pytest.approx(1.0)
@@ -102,7 +106,10 @@ def test_constant_returns_do_not_divide_by_zero() -> None:
 
 
 class Counter(ParallelEnv):
-    """One agent sees the number of the step, the other what is left of 3; their rewards are 1 and 3 per step."""
+    """
+    One agent sees the number of the step, the other what is left of 3; their rewards are 1 and 3
+    per step.
+    """
 
     metadata: dict[str, Any] = {"name": "counter"}  # noqa: RUF012
     render_mode = None
@@ -138,7 +145,10 @@ class Counter(ParallelEnv):
 
 
 def make_linear(critic: Critic, weight: float) -> None:
-    """Let every value network be ``weight * (first number it sees)``, before any normalisation is undone."""
+    """
+    Let every value network be ``weight * (first number it sees)``, before any normalisation is
+    undone.
+    """
     for network in critic.networks:
         assert isinstance(network.head, th.nn.Linear)
         with th.no_grad():
@@ -152,7 +162,10 @@ def make_linear(critic: Critic, weight: float) -> None:
 def test_time_limits_are_bootstrapped_with_the_terminal_value(
     truncate: bool, normalize_value: bool
 ) -> None:
-    """``r + gamma * V(last observation)``, the value in units of reward; a true end is worth its reward alone."""
+    """
+    ``r + gamma * V(last observation)``, the value in units of reward; a true end is worth its
+    reward alone.
+    """
     gamma = 0.9
     env = DummyVecEnv(
         [lambda: JointEnv(Counter(truncate)), lambda: JointEnv(Counter(truncate, length=3))]
@@ -254,13 +267,9 @@ def value_loss(
     values: list[float], old: list[float], returns: list[float], **settings: Any
 ) -> float:
     model = small(HAPPO, alike_team(1), **settings)
-    model.policy.critic = Given()
     column = [th.tensor(numbers).unsqueeze(1) for numbers in (values, old, returns)]
-    return (
-        model._value_losses(CriticBatch({"state": column[0]}, column[1], column[2], None))
-        .mean()
-        .item()
-    )
+    batch = CriticBatch({"state": column[0]}, column[1], column[2], None)
+    return model.value_loss.of_batch(Given(), batch).mean().item()
 
 
 def test_value_losses() -> None:
@@ -373,7 +382,10 @@ def test_local_critics_of_dict_observations_and_images() -> None:
 
 
 def test_agent_specific_states() -> None:
-    """One network, one row per agent, one statistic; every agent learns from its own row's advantages."""
+    """
+    One network, one row per agent, one statistic; every agent learns from the advantages of its own
+    row.
+    """
     env = JointEnv(Counter(False), state="agent")
     model = small(HAPPO, env, seed=0)
     critic = model.critic
@@ -408,7 +420,9 @@ def test_every_form_of_state_trains(algorithm: type[HAPPO], state: Any) -> None:
 
 
 def test_states_of_several_parts() -> None:
-    """Images among vectors: the state has several entries, which the critic's extractor combines."""
+    """
+    Images among vectors: the state has several entries, which the critic's extractor combines.
+    """
     model = small(HAPPO, HeterogeneousTeam(), seed=0)
     keys = model.critic.keys
     assert {"state/camera", "state/arm/position", "state/switch"} <= set(keys) and all(
@@ -418,7 +432,10 @@ def test_states_of_several_parts() -> None:
 
 
 def test_values_of_the_absent_do_not_count() -> None:
-    """With a value per agent, rows at which it was away are left out; with one value for all, every row counts."""
+    """
+    With a value per agent, rows at which it was inactive are left out; with one value for all,
+    every row counts.
+    """
     model = small(IPPO, TurnGame(), n_steps=12)
     collect(model)
     active = model.rollout_buffer.critic_data().active

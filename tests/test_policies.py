@@ -1,4 +1,7 @@
-"""One agent's policy: distributions of every action space, masks, forms of the standard deviation, networks, overrides."""
+"""
+One agent's policy: distributions of every action space, masks, forms of the standard deviation,
+networks, overrides.
+"""
 
 from typing import Any
 
@@ -58,7 +61,9 @@ def normal_log_prob(x: th.Tensor, mean: th.Tensor, std: th.Tensor) -> th.Tensor:
 
 
 def test_hybrid_actions_have_joint_log_probabilities_and_entropies() -> None:
-    """Written out from the network's outputs: three, then two means, two heads, two bits, one mean."""
+    """
+    Written out from the network's outputs: three, then two means, two heads, two bits, one mean.
+    """
     th.manual_seed(0)
     policy = make_policy(HYBRID, log_std_init=-0.5)
     with th.no_grad():
@@ -153,7 +158,7 @@ def test_masked_choices_have_no_probability_and_no_gradient(
     th.manual_seed(0)
     policy = make_policy(space, masked=True)
     obs, masks = th.randn(400, 3), th.tensor([mask]).expand(400, -1)
-    assert policy.n_choices == len(mask)
+    assert policy.masks.n_choices == len(mask)
     actions, log_prob = policy(obs, action_masks=masks)
     assert log_prob.isfinite().all()
     for index, chosen in enumerate(choices(space, policy.to_env_actions(actions.detach().numpy()))):
@@ -178,7 +183,10 @@ def test_masked_choices_have_no_probability_and_no_gradient(
 
 @every_algorithm
 def test_what_is_never_legal_is_never_learned(algorithm: type[HAPPO]) -> None:
-    """Over a whole training the output of a choice that is always illegal stays where it was, rounding errors aside."""
+    """
+    Over a whole training the output of a choice that is always illegal stays where it was, rounding
+    errors aside.
+    """
 
     class NeverThree(MaskedGame):
         def _draw(self, n: int) -> np.ndarray:
@@ -203,7 +211,10 @@ def test_what_is_never_legal_is_never_learned(algorithm: type[HAPPO]) -> None:
 
 
 def test_rescaled_actions() -> None:
-    """The Gaussian's [-1, 1] is the Box, linearly; beyond it actions are clipped; the raw action is kept for learning."""
+    """
+    The Gaussian's [-1, 1] is the Box, linearly; beyond it actions are clipped; the raw action is
+    kept for learning.
+    """
     policy = make_policy(BOX)
     raw = np.array([[-1.0, 1.0], [0.0, 0.0], [0.5, -0.5], [7.0, -7.0]], np.float32)
     expected = np.array([[-2.0, 0.5], [0.5, 0.25], [1.75, 0.125], [3.0, 0.0]])
@@ -276,7 +287,9 @@ def test_discrete_actions_of_several_dimensions(algorithm: type[HAPPO]) -> None:
 
 
 def test_boxes_of_float64_whose_bounds_float32_overshoots() -> None:
-    """float32(0.1) > 0.1, so that an action clipped to the rounded bound would be outside the space."""
+    """
+    float32(0.1) > 0.1, so that an action clipped to the rounded bound would be outside the space.
+    """
     space = spaces.Box(-0.1, 0.1, (2,), np.float64)
     env = RandomTeam({"arm": space})
     model = small(HAPPO, env, policy_kwargs=dict(log_std_init=5.0), seed=0)
@@ -363,7 +376,9 @@ def test_networks_as_asked() -> None:
 
 
 def test_initialisation() -> None:
-    """Orthogonal, hidden layers with gain sqrt(2), outputs with their own gains; or PyTorch's own."""
+    """
+    Orthogonal, hidden layers with gain sqrt(2), outputs with their own gains; or PyTorch's own.
+    """
     model = small(
         HAPPO,
         alike_team(1),
@@ -516,7 +531,10 @@ TEAMS: dict[str, Any] = {
     ids=["plain", "layer norms", "shared with ids", "override", "some with ids, without layers"],
 )
 def test_collecting_together_is_collecting_one_by_one(team: str, kwargs: dict[str, Any]) -> None:
-    """Agents of one form are evaluated in one call: log-probabilities are those of the policies, actions those sent."""
+    """
+    Agents of one form are evaluated in one call: log-probabilities are those of the policies,
+    actions those sent.
+    """
     env = TEAMS[team]()
     if "agent_1" in str(kwargs) and "agent_1" not in env.agents:
         pytest.skip("there is no such agent")
@@ -592,8 +610,8 @@ def test_choices_are_drawn_as_likely_as_they_are() -> None:
 
 class Aim(ParallelEnv):
     """
-    One step for two agents who each choose a tool and a pair of numbers. The reward of an agent is 1 for tool 2 (of 1 to 3),
-    lessened by the distance of the numbers from 0.5.
+    One step for two agents that each choose a tool and a pair of numbers. The reward of an agent is
+    1 for tool 2 (of 1 to 3), minus the distance of the numbers from 0.5.
     """
 
     metadata: dict[str, Any] = {"name": "aim"}  # noqa: RUF012
@@ -630,7 +648,10 @@ class Aim(ParallelEnv):
 
 
 def test_hybrid_actions_are_learned() -> None:
-    """The optimum is 1: the right tool, and the numbers where they should be, at -0.75 of the Gaussian's own range."""
+    """
+    The optimum is 1: the right tool, and the numbers where they should be, at -0.75 of the
+    Gaussian's own range.
+    """
     env = DummyVecEnv([lambda: JointEnv(Aim())] * 8)
     model = small(
         HAPPO, env, learning_rate=lambda progress: 2e-2 * progress, n_epochs=10, seed=0

@@ -1,4 +1,6 @@
-"""Deployment: the team or a part of it, one observation or a batch, and one agent's policy all by itself."""
+"""
+Deployment: the team or a part of it, one observation or a batch, and one agent's policy alone.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,9 @@ def model() -> HAPPO:
 
 @every_algorithm
 def test_answers_of_every_algorithm(algorithm: type[HAPPO]) -> None:
-    """`predict` draws from the policies: deterministic answers are their modes, random ones differ."""
+    """
+    `predict` draws from the policies: deterministic answers are their modes, random ones differ.
+    """
     model = small(algorithm, random_team(), seed=0).learn(32)
     obs = {agent: np.ones(3, np.float32) for agent in PLAIN_SPACES}
     first, second = (model.predict(obs, deterministic=True)[0] for _ in range(2))
@@ -276,18 +280,20 @@ def test_team_of_one_takes_bare_arrays(vectorised: bool) -> None:
 
 
 def hetero_observations() -> dict[str, Any]:
-    env = HeterogeneousTeam()
-    env.reset(seed=0)
-    for _ in range(3):  # until everybody but `arm` has been there
-        env._t += 1
-        env.agents = env.possible_agents
-    return env._answer()[0]
+    class Complete(HeterogeneousTeam):
+        """A team whose agents are all alive at the first step."""
+
+        def alive(self, t: int) -> list[str]:
+            return self.possible_agents
+
+    return Complete().reset(seed=0)[0]
 
 
 @every_algorithm
 def test_a_policy_stands_alone(algorithm: type[HAPPO], tmp_path: Path) -> None:
     model = small(algorithm, HeterogeneousTeam(), seed=0).learn(64)
-    spaces_ = HeterogeneousTeam()._action_spaces
+    env = HeterogeneousTeam()
+    spaces_ = {agent: env.action_space(agent) for agent in env.possible_agents}
     masks = {"console": np.array([0, 1, 1, 0, 1], np.int8)}
     for agent, obs in hetero_observations().items():
         policy = model.policies[agent]
@@ -341,7 +347,10 @@ def test_images_are_taken_as_the_environment_gives_them() -> None:
 
 
 def test_get_distribution_of_a_policy(model: HAPPO) -> None:
-    """The documented name, on tensors: probabilities that add up, and those that actions are drawn with."""
+    """
+    The documented name, on tensors: probabilities that add up, and those that actions are drawn
+    with.
+    """
     distribution = model.policies["discrete"].get_distribution(th.ones(1, 3))
     probs = distribution.distribution.probs[0]  # type: ignore[union-attr]
     assert probs.sum().item() == pytest.approx(1.0, abs=1e-6)
@@ -351,7 +360,10 @@ def test_get_distribution_of_a_policy(model: HAPPO) -> None:
 
 
 def test_games_of_turns() -> None:
-    """PettingZoo's AEC loop, with the saved team's answer for whoever is on turn; illegal actions raise."""
+    """
+    PettingZoo's AEC loop, with the saved team's answer for whoever is on turn; illegal actions
+    raise.
+    """
     model = small(HAPPO, TurnGame(), seed=0).learn(64)
     env = TurnGame()
     env.reset(seed=0)
@@ -360,7 +372,7 @@ def test_games_of_turns() -> None:
         env.step(None if terminated or truncated else model.predict({agent: obs})[0][agent])
 
 
-# ---------------------------------------------------------------- observations in the environment's own form
+# ------------------------------------------------------- observations in the environment's own form
 
 
 def test_nested_observations_as_the_environment_gives_them() -> None:

@@ -242,7 +242,10 @@ def test_evaluate_policy(algorithm: type[HAPPO]) -> None:
 
 
 def test_joint_environments_pass_sb3s_checks_of_spaces() -> None:
-    """SB3's checker speaks for the observation side; that a Dict is no action space of its own algorithms is expected."""
+    """
+    SB3's checker speaks for the observation side; that a Dict is no action space of its own
+    algorithms is expected.
+    """
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         check_env(JointEnv(RandomTeam(PLAIN_SPACES)), warn=False, skip_render_check=True)
@@ -298,7 +301,10 @@ def test_vec_monitor(monitor_inside: bool) -> None:
 @every_algorithm
 @pytest.mark.parametrize("team", [partial(RandomTeam, PLAIN_SPACES), MaskedGame])
 def test_vec_frame_stack(algorithm: type[HAPPO], team: Any) -> None:
-    """Frames of observations are stacked; of stacked masks the last one counts (the game raises on illegal actions)."""
+    """
+    Frames of observations are stacked; of stacked masks the last one counts (the game raises on
+    illegal actions).
+    """
     env = VecFrameStack(DummyVecEnv([lambda: JointEnv(team())] * 2), n_stack=3)
     model = small(algorithm, env, seed=0).learn(64)
     agent = model.agents[0]
@@ -371,7 +377,10 @@ def agent_keys(algorithm: type[HAPPO]) -> set[str]:
 
 @every_algorithm
 def test_logged_keys(algorithm: type[HAPPO], tmp_path: Path) -> None:
-    """Per agent the policy's health, for the team the critic's and the factor's; in CSV, JSON, tables and TensorBoard."""
+    """
+    Per agent the policy's health, for the team the critic's and the factor's; in CSV, JSON, tables
+    and TensorBoard.
+    """
     event_accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator"
     )
@@ -402,18 +411,21 @@ def test_logged_keys(algorithm: type[HAPPO], tmp_path: Path) -> None:
 
 def test_factor_statistics() -> None:
     """Kish's effective sample size is the share of the samples that count."""
-    model = small(HAPPO, alike_team())
-    model._setup_learn(32)
-    values = model.logger.name_to_value
-    model._log_update(th.ones(32))
-    assert (
-        values["train/factor_mean"],
-        values["train/factor_std"],
-        values["train/factor_ess"],
-    ) == (1.0, 0.0, 1.0)
-    model._log_update(th.tensor([0.0, 0.0, 0.0, 8.0]))
-    assert values["train/factor_mean"] == 2.0 and values["train/factor_std"] == 4.0
-    assert values["train/factor_ess"] == 0.25, "one sample of four carries everything"
+
+    def figures(factor: list[float]) -> tuple[float, float, float]:
+        class GivenFactor(HAPPO):
+            def _next_factor(self, data: Any, factor_before: th.Tensor) -> th.Tensor:
+                return th.tensor(factor)
+
+        model = small(GivenFactor, alike_team(), n_steps=len(factor), n_epochs=1)
+        model.learn(len(factor), log_interval=100)
+        values = model.logger.name_to_value
+        mean, std = values["train/factor_mean"], values["train/factor_std"]
+        return mean, std, values["train/factor_ess"]
+
+    assert figures([1.0] * 32) == (1.0, 0.0, 1.0)
+    # One sample of four carries everything
+    assert figures([0.0, 0.0, 0.0, 8.0]) == (2.0, 4.0, 0.25)
 
 
 def test_default_tensorboard_name_is_the_algorithms(tmp_path: Path) -> None:
@@ -476,9 +488,14 @@ def test_a_callback_may_copy_the_model() -> None:
 def test_a_new_learning_rate_is_the_one_used() -> None:
     """SB3's way of changing it; an agent with its own keeps that."""
     own = dict(agent_kwargs={"agent_1": dict(learning_rate=2e-3)})
-    model = small(HAPPO, alike_team(), policy_kwargs=own, learning_rate=1e-3).learn(32)
-    model.learning_rate = 1e-5
-    model._setup_lr_schedule()
+
+    class Changeable(HAPPO):
+        def change_learning_rate(self, learning_rate: float) -> None:
+            self.learning_rate = learning_rate
+            self._setup_lr_schedule()
+
+    model = small(Changeable, alike_team(), policy_kwargs=own, learning_rate=1e-3).learn(32)
+    model.change_learning_rate(1e-5)
     model.learn(32)
     rates = [policy.optimizer.param_groups[0]["lr"] for policy in model.policies.values()]
     assert [*rates, model.critic.optimizer.param_groups[0]["lr"]] == [1e-5, 2e-3, 1e-5, 1e-5]

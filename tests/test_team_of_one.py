@@ -1,4 +1,6 @@
-"""A team of one is PPO, or A2C: with one agent and the same settings, the numbers are those of SB3."""
+"""
+A team of one is PPO, or A2C: with one agent and the same settings, the numbers are those of SB3.
+"""
 
 from collections.abc import Callable
 from functools import cache
@@ -135,7 +137,9 @@ def test_team_of_one_is_a2c(env_id: str, normalize_advantage: bool) -> None:
 
 
 def test_bare_gymnasium_env_and_minibatches_learn() -> None:
-    """A single Gymnasium environment is a team of one, and minibatches serve it as they serve PPO."""
+    """
+    A single Gymnasium environment is a team of one, and minibatches serve it as they serve PPO.
+    """
     env = gym.make("CartPole-v1")
     model = HAPPO(env, n_steps=512, batch_size=64, learning_rate=1e-3, seed=0).learn(20_000)
     returns = []

@@ -11,13 +11,18 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_happo import HAPPO, IPPO, JointEnv, make_joint_vec_env
+from sb3_happo.common.bootstrap import Presence, values_of_all_agents
+from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import alike_team, collect, small
 from tests.envs import MatrixGame, RandomTeam, TurnGame
 
 
 def test_one_update_of_three_agents_by_hand() -> None:
-    """Advantage, order, factor after each agent, clipped objective and gradient step, written out a second time."""
+    """
+    Advantage, order, factor after each agent, clipped objective and gradient step, written out a
+    second time.
+    """
     order = ["agent_2", "agent_0", "agent_1"]
     action_spaces = {
         "agent_0": spaces.Discrete(3),
@@ -42,10 +47,8 @@ def test_one_update_of_three_agents_by_hand() -> None:
         policy_kwargs=dict(net_arch=[16], optimizer_class=th.optim.SGD),
         seed=1,
     )
-    model._setup_learn(64)
-    assert model.env is not None
-    callback = model._init_callback(None)
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, 64)
+    collect(model)
+    state = model.collector_state
     twins = {agent: copy.deepcopy(policy) for agent, policy in model.policies.items()}
     critic = copy.deepcopy(model.critic)
     buffer = model.rollout_buffer
@@ -55,9 +58,9 @@ def test_one_update_of_three_agents_by_hand() -> None:
     rewards, values, starts = (
         x.flatten().tolist() for x in (buffer.rewards, buffer.values, buffer.episode_starts)
     )
-    last = {k: th.as_tensor(v) for k, v in model._last_obs.items()}  # type: ignore[union-attr]
+    last = {key: th.as_tensor(value) for key, value in state.obs.items()}
     values.append(critic.predict_values(last).item())
-    starts.append(float(model._last_episode_starts[0]))  # type: ignore[index]
+    starts.append(float(state.episode_starts[0]))
     advantages = [0.0] * 65
     for t in reversed(range(64)):
         alive = 1.0 - starts[t + 1]
@@ -119,37 +122,45 @@ def test_one_update_of_three_agents_by_hand() -> None:
         assert th.allclose(mine, theirs, atol=1e-6)
 
 
+class Probe(HAPPO):
+    """HAPPO whose factor can be computed alone."""
+
+    def next_factor(self, data: dict[str, ActorBatch], factor: th.Tensor) -> th.Tensor:
+        """The hook, callable by the tests."""
+        return self._next_factor(data, factor)
+
+
 def test_dropout_has_no_part_in_the_factor() -> None:
     kwargs = dict(recurrent="lstm", n_lstm_layers=2, lstm_kwargs=dict(dropout=0.5), output_gain=1.0)
-    model = small(HAPPO, alike_team(), kwargs, seed=0)
+    model = small(Probe, alike_team(), kwargs, seed=0)
     collect(model)
     model.policy.set_training_mode(True)
     factor = th.ones(model.rollout_buffer.n_rows)
     data = {agent: model.rollout_buffer.agent_data(agent, factor) for agent in model.agents}
-    assert th.allclose(model._next_factor(data, factor), factor, atol=1e-5), "nobody has changed"
+    assert th.allclose(model.next_factor(data, factor), factor, atol=1e-5), "nobody has changed"
     assert all(policy.training for policy in model.policies.values())
 
 
 def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
     """
-    Lemma 1 of the paper, in expectation and exactly: summing over all joint actions of a one-step game with their old
-    probabilities, ``E[factor * (ratio - 1) * A]`` of the agents in turn adds up to the expected joint advantage of the new
-    joint policy, where factor and ratios are those that ``HAPPO`` computes.
+    Lemma 1 of the paper, in expectation and exactly. Over all joint actions of a one-step game,
+    weighted by their old probabilities, ``E[factor * (ratio - 1) * A]`` of the agents in turn adds
+    up to the expected joint advantage of the new joint policy; factor and ratios are HAPPO's own.
     """
     n_agents = 3
     rng = np.random.default_rng(0)
     payoff = 3 * rng.normal(size=(2,) * n_agents)
-    model = HAPPO(
+    model = Probe(
         JointEnv(MatrixGame(n_agents, payoff)),
         n_steps=2,
         batch_size=None,
         policy_kwargs=dict(net_arch=[]),
         seed=0,
     )
-    model._setup_learn(2)
     buffer = model.rollout_buffer = model.rollout_buffer.__class__(2**n_agents, model.policy)
     joint = list(itertools.product(range(2), repeat=n_agents))
-    obs = {key: th.as_tensor(value) for key, value in model._last_obs.items()}  # type: ignore[union-attr]
+    assert model.env is not None
+    obs = {key: th.as_tensor(value) for key, value in dict(model.env.reset()).items()}
     for row, actions in enumerate(joint):
         for key in buffer.observations:
             buffer.observations[key][row] = obs[key]
@@ -169,7 +180,7 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
         data = {agent: buffer.agent_data(agent, factor)}
         with th.no_grad():
             model.policies[agent].head.bias.add_(th.tensor(rng.normal(size=2)).float())
-        following = model._next_factor(data, factor)
+        following = model.next_factor(data, factor)
         gains += float((old * (following - factor) * advantage).sum())
         factor = following
     new = old * factor
@@ -180,7 +191,10 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
 
 
 def test_counter_example_of_proposition_1() -> None:
-    """Reward only where the first half plays 0 and the second 1, or the mirror: shared parameters cannot exceed 2 / 2^n."""
+    """
+    Reward only where the first half plays 0 and the second 1, or the mirror: shared parameters
+    cannot exceed 2 / 2^n.
+    """
     n_agents = 4
     env_fn = partial(MatrixGame, n_agents)
     copies = make_joint_vec_env(env_fn, 16, vec_env_cls=JointDummyVecEnv)
@@ -196,21 +210,34 @@ def test_counter_example_of_proposition_1() -> None:
     assert total / 200 >= 0.95
 
 
+class IndependentProbe(IPPO):
+    """IPPO whose value of agents that have left can be computed alone."""
+
+    def value_after_leaving(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
+        """The hook, callable by the tests."""
+        return self._value_after_leaving(values, active)
+
+
 def test_what_follows_death_is_not_guessed() -> None:
     """
-    With a value for each agent, the advantage of a step at which an agent dies is its reward less its value: nothing follows,
-    whatever the critic, which never learns such steps, says of them.
+    With a value for each agent, the advantage of a step at which an agent dies is its reward minus
+    its value: nothing follows, whatever the critic, which never learns such steps, predicts there.
     """
     gamma, lam = 0.9, 0.8
-    model = IPPO(JointEnv(MatrixGame(2)), n_steps=4, batch_size=None, gamma=gamma, gae_lambda=lam)
+    env = JointEnv(MatrixGame(2))
+    settings: dict[str, Any] = dict(n_steps=4, batch_size=None, gamma=gamma, gae_lambda=lam)
+    model = IndependentProbe(env, **settings)
     buffer = model.rollout_buffer
     guess = 100.0
     values = th.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, guess], [7.0, guess]])
     rewards = th.tensor([[1.0, 0.5], [2.0, -1.0], [0.0, 0.0], [1.0, 0.0]])
     buffer.values[:, 0], buffer.rewards[:, 0] = values, rewards
     buffer.active[2:, 0, 1] = False
-    last = model._values_to_come(
-        th.tensor([[8.0, guess]]), values[1:2], np.array([[True, False]]), None
+    last = values_of_all_agents(
+        th.tensor([[8.0, guess]]),
+        values[1:2],
+        Presence(np.array([[True, False]]), None),
+        model.value_after_leaving,
     )
     buffer.compute_returns_and_advantage(last, np.array([False]))
     survivor, dead = buffer.advantages[:, 0, 0], buffer.advantages[:, 0, 1]
@@ -260,7 +287,10 @@ class Mortal(RandomTeam):
 
 @pytest.mark.parametrize("n_steps", [6, 24])
 def test_the_teams_reward_goes_on_without_the_dead(n_steps: int) -> None:
-    """With a value for each agent, all of the team's reward and all right, no step is better or worse, wherever it ends."""
+    """
+    With a value for each agent, all of the team's reward and all correct, advantages are 0,
+    wherever the rollout ends.
+    """
     env = JointEnv(Mortal(3, 1000, reward=1.0), "b", state="agent")
     model = small(HAPPO, env, n_steps=n_steps, batch_size=None, gamma=0.9, normalize_value=False)
     always_say(model, 10.0)  # 1 / (1 - gamma)
@@ -292,8 +322,9 @@ def test_explained_variance_is_that_of_steps_that_are_learned() -> None:
 @pytest.mark.parametrize("truncate", [False, True], ids=["rollout ends", "episode is cut off"])
 def test_who_waits_for_a_turn_is_not_dead(algorithm: type[HAPPO], truncate: bool) -> None:
     """
-    In a game of turns, with a value for each agent and no discount: where the critic says the same of all steps and nothing is
-    rewarded, every step has been as good as it said, whoever was on turn at the end of the rollout or of an episode cut short.
+    A game of turns, a value for each agent, no discount, no rewards. A critic that predicts the
+    same value at all steps is right, so that all advantages are 0, whichever agent was on turn at
+    the end of the rollout or of a truncated episode.
     """
 
     class Unrewarded(TurnGame):

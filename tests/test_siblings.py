@@ -227,10 +227,9 @@ def test_agent_ids_tell_sharers_apart() -> None:
     kwargs = dict(append_agent_id=True, share_parameters=[["agent_0", "agent_2"]], output_gain=1.0)
     model = small(MAPPO, alike_team(), policy_kwargs=kwargs, seed=0)
     obs = th.randn(1, 3)
-    logits = {
-        agent: policy.get_distribution(obs).distribution.logits
-        for agent, policy in model.policies.items()
-    }  # type: ignore[union-attr]
+    logits: dict[str, th.Tensor] = {}
+    for agent, policy in model.policies.items():
+        logits[agent] = policy.get_distribution(obs).distribution.logits  # type: ignore[union-attr]
     assert not th.allclose(logits["agent_0"], logits["agent_2"])
     assert model.policies["agent_0"].agent_id == (0, 2) and model.policies["agent_2"].agent_id == (
         1,
@@ -257,10 +256,8 @@ def test_agent_ids_solve_what_sharers_cannot() -> None:
             policy_kwargs=dict(append_agent_id=append_agent_id, output_gain=1.0),
         ).learn(3000)
         obs = th.ones(1, 1)
-        p, q = (
-            policy.get_distribution(obs).distribution.probs[0, 1].item()
-            for policy in model.policies.values()
-        )  # type: ignore[union-attr]
+        distributions = [policy.get_distribution(obs) for policy in model.policies.values()]
+        p, q = (own.distribution.probs[0, 1].item() for own in distributions)  # type: ignore[union-attr]
         returns[append_agent_id] = p * (1 - q) + q * (1 - p)
     assert returns[False] <= 0.5 + 1e-6 and returns[True] >= 0.95
 

@@ -244,9 +244,8 @@ class Records:
             p, q = old.sigmoid(), new.sigmoid()
             divergence = p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
         else:
-            heads = (
-                space.nvec.tolist() if isinstance(space, spaces.MultiDiscrete) else [int(space.n)]
-            )  # type: ignore[attr-defined]
+            assert isinstance(space, (spaces.Discrete, spaces.MultiDiscrete))
+            heads = [int(space.n)] if isinstance(space, spaces.Discrete) else space.nvec.tolist()
             pairs = zip(old.split(heads, 1), new.split(heads, 1), strict=True)
             divergence = th.cat(
                 [p.softmax(1) * (p.log_softmax(1) - q.log_softmax(1)) for p, q in pairs], dim=1

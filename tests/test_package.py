@@ -117,6 +117,7 @@ ORDER = (
     "vec_env.joint_dummy_vec_env",
     "vec_env.shared_memory",
     "vec_env.worker",
+    "vec_env.worker_pool",
     "vec_env.joint_subproc_vec_env",
     "vec_env.auto_vec_env",
     "vec_env.simulator_vec_env",

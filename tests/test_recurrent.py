@@ -21,7 +21,9 @@ from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.recurrent import RecurrentLayers, pack, reset_states, twice_differentiable
 from sb3_happo.common.type_aliases import Sequences
+from sb3_happo.common.value_learning import update_critic
 from sb3_happo.vec_env import JointDummyVecEnv
+from sb3_happo.vec_env.step_facts import initial_facts, step_facts
 from tests.algorithms import collect, small
 from tests.envs import HeterogeneousTeam, MaskedGame, RandomTeam, Relay, TurnGame
 
@@ -193,7 +195,7 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
     obs, starts, active = (
         env.reset(),
         np.ones(env.num_envs, bool),
-        model._present("active", np.ones(env.num_envs, bool), None),
+        initial_facts(env, len(model.agents)).active,
     )
     state, states = None, model.policy.initial_states(env.num_envs)
     for _ in range(n_steps):
@@ -212,7 +214,7 @@ def same_as_the_model(model: HAPPO, env: Any, n_steps: int) -> None:
                 np.stack(parts), states.pi[agent].permute(1, 2, 0, 3).numpy(), atol=1e-5
             ), agent
         obs, _, starts, infos = env.step(actions)
-        active = model._present("active", starts, infos)
+        active = step_facts(infos, starts, env, len(model.agents)).active
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -354,7 +356,7 @@ def test_a_critic_reads_what_actors_remember(algorithm: type[HAPPO], tmp_path: P
     assert not model.critic.recurrent and model.rollout_buffer.states[0].vf is None
     before = {name: value.clone() for name, value in model.policy.actors.state_dict().items()}
     critic = [value.clone() for value in model.critic.parameters()]
-    model._update_critic()
+    update_critic(model.critic, model.rollout_buffer.critic_data(), model.value_loss, 2, None, 0.5)
     assert not all(map(th.equal, model.critic.parameters(), critic))
     assert all(
         th.equal(value, before[name]) for name, value in model.policy.actors.state_dict().items()

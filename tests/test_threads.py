@@ -10,7 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from sb3_happo import HAPPO
-from sb3_happo.common.gradients import add_up, pieces
+from sb3_happo.common.gradient_step import accumulate_gradients, shards
 from sb3_happo.common.threads import torch_threads
 
 
@@ -44,15 +44,15 @@ def test_a_divided_minibatch_has_the_gradient_of_the_whole() -> None:
     layer, idle = nn.Linear(4, 4), nn.Linear(1, 1)
     params = [*layer.parameters(), *idle.parameters()]
 
-    def contribution(piece: Batch) -> tuple[th.Tensor, th.Tensor]:
-        loss = (layer(piece.inputs) - piece.targets).abs().sum() / 5000
+    def loss_of(_: str, shard: Batch) -> tuple[th.Tensor, th.Tensor]:
+        loss = (layer(shard.inputs) - shard.targets).abs().sum() / 5000
         return loss, th.stack([loss, 2 * loss])
 
-    parts = pieces(batch)
-    assert [len(piece.inputs) for piece in parts] == [2500, 2500]
-    figures = add_up(contribution, parts, params)
+    parts = [("batch", shard) for shard in shards(batch)]
+    assert [len(shard.inputs) for _, shard in parts] == [2500, 2500]
+    figures = accumulate_gradients(loss_of, parts, params)
     found = [None if param.grad is None else param.grad.clone() for param in params]
-    loss, _ = contribution(batch)
+    loss, _ = loss_of("batch", batch)
     whole = th.autograd.grad(loss, params, allow_unused=True)
     assert found[2:] == [None, None] == list(whole[2:])
     for mine, exact in zip(found[:2], whole[:2], strict=True):

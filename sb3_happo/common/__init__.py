@@ -1,1 +1,1 @@
-"""What every algorithm of the family shares: policies, critics, the rollout buffer and the training loop."""
+"""Parts that the algorithms share: policies, critics, buffers and training loops."""

@@ -42,8 +42,8 @@ class ActorNetwork(BasePolicy, TeamModel):
     :param log_std_init: Initial logarithm of the standard deviation of the "gaussian" head (for
         ``log_std_form="sigmoid"``: of its parameter, in units of ``std_x_coef``; SB3's 0 means
         HARL's initial value, 1)
-    :param log_std_form: "parameter" learns the logarithm itself, as SB3 does; "sigmoid" learns ``x``
-        of ``std = std_y_coef * sigmoid(x / std_x_coef)``, as HARL does, which bounds it;
+    :param log_std_form: "parameter" learns the logarithm itself, as SB3 does; "sigmoid" learns
+        ``x`` of ``std = std_y_coef * sigmoid(x / std_x_coef)``, as HARL does, which bounds it;
         "constant" does not learn it
     :param std_x_coef: Scale of the sigmoid's parameter
     :param std_y_coef: Upper bound of the sigmoid's standard deviation

@@ -65,7 +65,8 @@ def state_tensor(
         start of an episode
     :param episode_start: Mask of the rows that begin an episode, ``(batch,)``; None for no row
     :param device: Device of the result
-    :return: ``(batch, n_parts, n_layers, hidden_size)``, with zeros at these rows; None at the start
+    :return: ``(batch, n_parts, n_layers, hidden_size)``, with zeros at these rows; None at the
+        start
     """
     if state is None:
         return None

@@ -49,7 +49,8 @@ class AgentPolicy(ActorNetwork):
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: th.Tensor | None = None
     ) -> tuple[th.Tensor, th.Tensor]:
         """
-        :param obs: Own observations, ``(batch, ...)``; for a recurrent policy first ones of episodes
+        :param obs: Own observations, ``(batch, ...)``; for a recurrent policy first ones of
+            episodes
         :param deterministic: Most likely action instead of a sample
         :param action_masks: ``(batch, n_choices)``
         :return: Raw actions ``(batch, action_dim)`` and the log-probability of each whole action

@@ -63,8 +63,8 @@ def accumulate_gradients(
     """
     Gradient of a sum of losses, written to the parameters' ``grad``, whose old content is lost.
 
-    :param loss_of: Function of a name and a shard that returns the shard's contribution to the loss,
-        a scalar, and figures to add up, ``(n_figures,)``
+    :param loss_of: Function of a name and a shard that returns the shard's contribution to the
+        loss, a scalar, and figures to add up, ``(n_figures,)``
     :param parts: Names and shards, at least one
     :param params: Parameters; frozen ones are left alone
     :param executor: Threads that work side by side (PyTorch releases Python's lock while it
@@ -103,8 +103,8 @@ def gradient_step(
     Both families of algorithms update all their networks through this function. It is the one
     place where gradients of several processes would be summed.
 
-    A gradient that is NaN or infinite (a probability ratio may overflow) is left out: parameters and
-    the optimiser's state stay as they are, and one warning per optimiser names the owner.
+    A gradient that is NaN or infinite (a probability ratio may overflow) is left out: parameters
+    and the optimiser's state stay as they are, and one warning per optimiser names the owner.
 
     :param loss_of: Function of a name and a shard of its minibatch that returns the shard's
         contribution to the loss, a scalar, and figures to add up, ``(n_figures,)``

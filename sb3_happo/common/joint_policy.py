@@ -43,8 +43,8 @@ class JointPolicy(MultiAgentPolicy):
     :param recurrent: "lstm" or "gru" for recurrent actors and critic, or None. Single agents
         (``agent_kwargs``) and the critic (``critic_kwargs``) may differ
     :param enable_critic_lstm: Recurrent layers in the critic too; otherwise it is feed-forward
-    :param shared_lstm: Hidden states of the actors as inputs of a critic without recurrent layers of
-        its own (``enable_critic_lstm=False``): all of them beside the state; for a local critic
+    :param shared_lstm: Hidden states of the actors as inputs of a critic without recurrent layers
+        of its own (``enable_critic_lstm=False``): all of them beside the state; for a local critic
         those of its agent. As in sb3-contrib the critic does not train them: they are data of the
         rollout
     :param kwargs: Keyword arguments of every agent's policy

@@ -56,8 +56,8 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     Base of the algorithms for teams, beside one of SB3's base classes:
     ``class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm)``.
 
-    It turns any environment into a vectorised joint one, holds the team's policies, predicts, checks
-    what the environment returns, saves and loads. A subclass collects experience and learns.
+    It turns any environment into a vectorised joint one, holds the team's policies, predicts,
+    checks what the environment returns, saves and loads. A subclass collects experience and learns.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
@@ -297,7 +297,8 @@ class MultiAgentAlgorithm(BaseAlgorithm):
 
     def get_env(self) -> VecEnv | None:
         """
-        :return: Training environment, vectorised; a single-agent ``VecEnv`` as it was given, so that
+        :return: Training environment, vectorised; a single-agent ``VecEnv`` as it was given, so
+            that
             SB3's callbacks can compare its wrappers with those of the environment for evaluation
         """
         env = self.env.venv if isinstance(self.env, VecTransposeImage) else self.env

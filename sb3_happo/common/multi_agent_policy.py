@@ -214,8 +214,8 @@ class MultiAgentPolicy(BasePolicy):
             observation of a ``JointEnv`` or of a vectorised one; for a team of one also its agent's
             bare observation
         :param state: Hidden states that the call for the step before returned, ``{agent: state}``;
-            None at the start. The hidden states of an agent do not change if no observation is given
-            for it, or if the joint observation's "active" says that it is dead or not on turn
+            None at the start. The hidden states of an agent do not change if no observation is
+            given for it, or if the joint observation's "active" says that it is dead or not on turn
         :param episode_start: Mask of the environments that begin an episode, so that hidden states
             are reset, ``(n_envs,)``; None for none
         :param deterministic: Most likely actions instead of samples
@@ -239,16 +239,14 @@ class MultiAgentPolicy(BasePolicy):
         actions: dict[str, Any] = {}
         batched: set[str] = set()
         for agent, own_observation in own.items():
-            policy = self.policies[agent]
             before = states.get(agent)
-            mask = masks.get(agent)
-            try:
-                answer = policy.predict(own_observation, before, None, deterministic, mask)
-            except ValueError as error:
-                raise ValueError(f"agent {agent!r}: {error}") from error
+            answer = self._predict_agent(
+                agent, own_observation, before, deterministic, masks.get(agent)
+            )
             actions[agent], after = answer
             if after is not None:
                 states[agent] = _select_state(active.get(agent), after, before)
+            policy = self.policies[agent]
             bare = split_mask(own_observation, policy.observation_space)[0]
             if policy.is_vectorized_observation(bare):
                 batched.add(agent)
@@ -257,6 +255,20 @@ class MultiAgentPolicy(BasePolicy):
             names = {str(name): name for name in observation}
             joint = {names.get(agent, agent): action for agent, action in actions.items()}
         return joint, states or None
+
+    def _predict_agent(
+        self,
+        agent: str,
+        observation: Any,
+        state: AgentState | None,
+        deterministic: bool,
+        mask: np.ndarray | None,
+    ) -> tuple[Any, AgentState | None]:
+        """Action and hidden states of one agent; errors name it."""
+        try:
+            return self.policies[agent].predict(observation, state, None, deterministic, mask)
+        except ValueError as error:
+            raise ValueError(f"agent {agent!r}: {error}") from error
 
     def _own_inputs(
         self, observation: dict[str, Any], action_masks: dict[str, np.ndarray] | None

@@ -70,8 +70,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
 
-    See :class:`~sb3_happo.HAPPO` for the parameters; those of SB3's ``OnPolicyAlgorithm`` are keyword
-    arguments.
+    See :class:`~sb3_happo.HAPPO` for the parameters; those of SB3's ``OnPolicyAlgorithm`` are
+    keyword arguments.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -1,5 +1,6 @@
 """Agents that share one network."""
 
+import itertools
 from typing import Any
 
 from sb3_happo.common.team_spaces import TeamSpaces
@@ -20,16 +21,16 @@ def make_groups(
     :return: Groups in the order of their first agents; most are one agent
     :raises ValueError: If a group names an unknown agent, an agent twice, or agents that differ
     """
+    if share_parameters is False:
+        return [(agent,) for agent in team.agents]
     forms = {}
     for agent in team.agents:
         action_space = team.action_space.spaces[agent]
         forms[agent] = (team.own[agent], action_space, overrides.get(agent, {}))
     if share_parameters is True:
         return _equal_agents(forms)
-    if share_parameters is False:
-        return [(agent,) for agent in team.agents]
-    groups = [tuple(str(agent) for agent in group) for group in share_parameters]
-    named = [agent for group in groups for agent in group]
+    groups = [tuple(map(str, group)) for group in share_parameters]
+    named = list(itertools.chain.from_iterable(groups))
     for agent in named:
         team.check_agent(agent, "policy_kwargs['share_parameters']")
     if len(named) != len(set(named)):

@@ -27,9 +27,9 @@ class MultiAgentRolloutBuffer:
     ``n_steps`` of ``n_envs`` environments, for all agents at once, as tensors
     ``(n_steps, n_envs, ...)``.
 
-    There is one buffer for the team, because HAPPO's factor connects the agents' samples row by row.
-    The interface follows SB3's ``RolloutBuffer``; it is no subclass, for that class does not support
-    Dict action spaces, stores NumPy arrays, and returns samples of a single policy.
+    There is one buffer for the team, because HAPPO's factor connects the agents' samples row by
+    row. The interface follows SB3's ``RolloutBuffer``; it is no subclass, for that class does not
+    support Dict action spaces, stores NumPy arrays, and returns samples of a single policy.
 
     :param buffer_size: ``n_steps``
     :param policy: Team whose rollouts are stored

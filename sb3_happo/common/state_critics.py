@@ -88,12 +88,13 @@ class ValueNet(TeamModel):
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         :param observations: ``(batch, ...)``
-        :param sequences: Order of the rows in time, for a recurrent network; None if each row begins
-            an episode
+        :param sequences: Order of the rows in time, for a recurrent network; None if each row
+            begins an episode
         :param active: Mask of the rows that change the hidden states, bool ``(batch,)``; None for
             all. Values of other rows have no meaning
         :param remembered: Hidden states of actors, ``(batch, n_remembered)``
-        :return: Values ``(batch, 1)``; and, without ``active``, the hidden states after each sequence
+        :return: Values ``(batch, 1)``; and, without ``active``, the hidden states after each
+            sequence
         """
         assert self.features_extractor is not None
         features = self.extract_features(observations, self.features_extractor)

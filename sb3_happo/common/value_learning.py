@@ -17,7 +17,8 @@ class ValueLoss(NamedTuple):
     Form of the value loss, see :func:`~sb3_happo.common.formulas.value_losses`.
 
     :param vf_coef: Weight of the loss, >= 0
-    :param clip_range: Largest change of a value per update, in the critic's units; None for no limit
+    :param clip_range: Largest change of a value per update, in the critic's units; None for no
+        limit
     :param clipped_maximum: With ``clip_range``, the larger of the clipped and the unclipped loss
     :param huber_delta: Error at which the loss turns from quadratic to linear; None for the squared
         error

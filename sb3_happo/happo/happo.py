@@ -43,7 +43,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", JMLR 25).
 
     The agents are updated one after the other. Each maximises PPO's clipped objective of
-    ``M = factor * A``: the advantage of the joint action, weighted by the product of the probability
+    ``M = factor * A``: the advantage of the joint action, weighted by the product of the
+    probability
     ratios of the agents updated before. By the paper's advantage decomposition lemma the return
     of the team improves with every agent's step, without shared parameters.
 
@@ -90,8 +91,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param critic_n_epochs: Passes of the critic; None for ``n_epochs``
     :param critic_batch_size: Minibatch of the critic; None for ``batch_size``
     :param normalize_value: Prediction of returns normalised by their running mean and deviation
-    :param huber_delta: Error at which the value loss turns from quadratic to linear (Huber loss), in
-        the critic's units; None for the squared error
+    :param huber_delta: Error at which the value loss turns from quadratic to linear (Huber loss),
+        in the critic's units; None for the squared error
     :param use_clipped_value_loss: With ``clip_range_vf``, the larger of the clipped and the
         unclipped loss, as in HARL and MAPPO; otherwise the clipped one, as in SB3
     :param chunk_length: Steps of backpropagation through time of recurrent policies, >= 1; None for

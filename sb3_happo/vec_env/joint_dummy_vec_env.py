@@ -1,7 +1,7 @@
 """Joint environments in the current process."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -11,9 +11,6 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
-
-if TYPE_CHECKING:
-    from sb3_happo.vec_env.auto_vec_env import VecEnvChoice
 
 JointObs = dict[str, np.ndarray]
 
@@ -34,8 +31,8 @@ class JointDummyVecEnv(DummyVecEnv):
 
     observation_space: spaces.Dict
     action_space: spaces.Dict
-    #: Measurement of ``choose_vec_env``, if that has made this
-    choice: "VecEnvChoice | None" = None
+    #: :class:`~sb3_happo.vec_env.VecEnvChoice`, if ``choose_vec_env`` has made this
+    choice: tuple[int, float | None, float | None] | None = None
 
     def __init__(self, env_fns: Sequence[Callable[[], gym.Env]]) -> None:
         super().__init__(list(env_fns))

@@ -4,7 +4,7 @@ import itertools
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -18,9 +18,6 @@ from sb3_happo.vec_env.joint_dummy_vec_env import JointObs, check_same_team
 from sb3_happo.vec_env.shared_memory import SharedArrays, SharedBlock
 from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
 from sb3_happo.vec_env.worker_pool import WorkerPool
-
-if TYPE_CHECKING:
-    from sb3_happo.vec_env.auto_vec_env import VecEnvChoice
 
 
 class JointSubprocVecEnv(VecEnv):
@@ -62,8 +59,8 @@ class JointSubprocVecEnv(VecEnv):
 
     observation_space: spaces.Dict
     action_space: spaces.Dict
-    #: Measurement of ``choose_vec_env``, if that has made this
-    choice: "VecEnvChoice | None" = None
+    #: :class:`~sb3_happo.vec_env.VecEnvChoice`, if ``choose_vec_env`` has made this
+    choice: tuple[int, float | None, float | None] | None = None
     #: Seconds for workers to end a step and close their environments, before they are killed
     closing_time: ClassVar[float] = 5.0
 

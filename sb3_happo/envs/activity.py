@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sb3_happo.envs.adapters import Flags, Team, has_ended, is_flagged
+from sb3_happo.envs.adapters import Flags, Team, flagged_agents, has_ended
 
 
 class Activity(NamedTuple):
@@ -73,9 +73,7 @@ class ActivityTracker:
         if has_ended(agents, terminations, truncations):
             present = [agent for agent in observations if agent not in flagged_before]
             return self._end(present, flagged_before, terminations, truncations)
-        self._flagged = frozenset(
-            agent for agent in self._ids if is_flagged(agent, terminations, truncations)
-        )
+        self._flagged = frozenset(flagged_agents(self._ids, terminations, truncations))
         active = self._active(observations, self._flagged)
         alive = [agent for agent in agents if agent not in self._flagged]
         return Activity(active, self._waiting(active, alive))

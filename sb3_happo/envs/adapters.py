@@ -1,6 +1,6 @@
 """Adapters: turn-based, converted and Gymnasium environments behind one parallel interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Protocol, TypeAlias
 
@@ -60,6 +60,16 @@ def is_flagged(agent: Any, terminations: Flags, truncations: Flags) -> bool:
     :return: Whether the agent was terminated or truncated in that step
     """
     return terminations.get(agent, False) or truncations.get(agent, False)
+
+
+def flagged_agents(agents: Iterable[Any], terminations: Flags, truncations: Flags) -> set[Any]:
+    """
+    :param agents: Agents
+    :param terminations: Terminations of a step
+    :param truncations: Truncations of the same step
+    :return: Those of the agents that were terminated or truncated in that step
+    """
+    return {agent for agent in agents if is_flagged(agent, terminations, truncations)}
 
 
 def has_ended(agents: Sequence[Any], terminations: Flags, truncations: Flags) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_happo.envs.spaces import action_converter
+from sb3_happo.envs.spaces import action_converter, convert_actions
 
 
 class JointActionSplitter:
@@ -63,5 +63,4 @@ class JointActionSplitter:
         values: Sequence[Any] = action.item()
         if not self._needs_conversion:
             return values
-        pairs = zip(values, self._converters, strict=True)
-        return [value if convert is None else convert(value) for value, convert in pairs]
+        return convert_actions(values, self._converters)

@@ -13,8 +13,8 @@ from sb3_happo.envs.adapters import (
     TeamStep,
     TurnBased,
     agent_ids,
+    flagged_agents,
     has_ended,
-    is_flagged,
 )
 from sb3_happo.envs.spaces import ACTION_MASK, OBSERVATION, flatten_mask, split_mask
 
@@ -150,7 +150,7 @@ class PartialTeam:
                 joint[agent] = self._act(agent, observations[agent], infos)
         step = self.env.step(joint)
         self._last = (step[0], step[4])
-        self._done = {agent for agent in step[0] if is_flagged(agent, step[2], step[3])}
+        self._done = flagged_agents(step[0], step[2], step[3])
         return step
 
     def _act(self, agent: Any, observation: Any, infos: dict[Any, dict]) -> Any:

@@ -1,6 +1,6 @@
 """Spaces of a team: joint actions as structured arrays, action masks, parts of observations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -76,9 +76,10 @@ class _NestedConverter:
         self.converters = [action_converter(subspace) for _, _, subspace in parts]
 
     def __call__(self, values: tuple) -> dict[str, Any] | tuple:
-        pairs = zip(values, self.converters, strict=True)
-        converted = tuple(value if convert is None else convert(value) for value, convert in pairs)
-        return converted if self.keys is None else dict(zip(self.keys, converted, strict=True))
+        converted = convert_actions(values, self.converters)
+        if self.keys is None:
+            return tuple(converted)
+        return dict(zip(self.keys, converted, strict=True))
 
 
 def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
@@ -93,6 +94,22 @@ def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     if isinstance(space, spaces.Box) and (space.dtype != np.float32 or space.shape == ()):
         return partial(np.asarray, dtype=space.dtype)
     return None
+
+
+def convert_actions(
+    values: Iterable[Any], converters: Iterable[Callable[[Any], Any] | None]
+) -> list[Any]:
+    """
+    Apply the functions of :func:`action_converter`.
+
+    :param values: Parts of ``joint_action.item()``
+    :param converters: Function of each part; None keeps the value
+    :return: Actions
+    """
+    converted = []
+    for value, convert in zip(values, converters, strict=True):
+        converted.append(value if convert is None else convert(value))
+    return converted
 
 
 def joint_action_to_dict(

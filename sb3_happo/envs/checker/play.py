@@ -15,8 +15,8 @@ from sb3_happo.envs.adapters import (
     TeamStep,
     TurnBased,
     agent_ids,
+    flagged_agents,
     has_ended,
-    is_flagged,
 )
 from sb3_happo.envs.checker.report import Findings, Level
 from sb3_happo.envs.checker.values import check_mask, check_observation, check_reward
@@ -122,7 +122,7 @@ class RandomPlay:
             rewards.append(self._rewards(step_rewards))
             self._check_agents(actions, step_rewards, terminations, truncations)
             seen.append(_arrays(observations))
-            done = {agent for agent in self.ids if is_flagged(agent, terminations, truncations)}
+            done = flagged_agents(self.ids, terminations, truncations)
             if has_ended(self.team.agents, terminations, truncations):
                 lengths.append(length)
                 length = 0
@@ -227,19 +227,17 @@ class RandomPlay:
         self, actions: Mapping[Any, Any], terminations: Flags, truncations: Flags
     ) -> None:
         """Agents must leave ``agents`` in the step in which their flag is set, and only then."""
-        staying = [
-            str(agent) for agent in self.team.agents if is_flagged(agent, terminations, truncations)
-        ]
+        agents = self.team.agents
+        flagged = flagged_agents([*agents, *actions], terminations, truncations)
+        staying = [str(agent) for agent in agents if agent in flagged]
         if staying and not isinstance(self.team, GymnasiumTeam):
             self.findings.add(
                 "warning",
                 f"agents {staying} are terminated or truncated, and still in `agents`",
                 "Remove them from self.agents in the same step; they get no more actions.",
             )
-        absent = [agent for agent in actions if agent not in self.team.agents]
-        leaving = [
-            str(agent) for agent in absent if not is_flagged(agent, terminations, truncations)
-        ]
+        absent = [agent for agent in actions if agent not in agents]
+        leaving = [str(agent) for agent in absent if agent not in flagged]
         if leaving:
             self.findings.add(
                 "warning",

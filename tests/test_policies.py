@@ -576,7 +576,9 @@ def test_boxes_that_print_alike_are_not_alike() -> None:
     with np.printoptions(precision=1):
         team = BatchedActors(model.policy)
     assert model.env is not None
-    obs = {key: th.as_tensor(value) for key, value in dict(model.env.reset()).items()}
+    first = model.env.reset()
+    assert isinstance(first, dict)
+    obs = {key: th.as_tensor(value) for key, value in first.items()}
     step = team(obs, model.policy.initial_states(1))
     joint = team.to_env_actions(
         step._replace(actions={name: th.full((1, 2), 5.0) for name in bounds})

@@ -4,6 +4,7 @@ it.
 """
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 

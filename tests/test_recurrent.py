@@ -392,7 +392,7 @@ def test_settings_that_cannot_work_are_refused() -> None:
     for policy_kwargs, message in (
         (dict(shared_lstm=True), "enable_critic_lstm=False"),
         (dict(**SHARED, recurrent=None), "MlpLstmPolicy"),
-        (dict(**SHARED, critic_kwargs=dict(recurrent="gru")), "instead of having one of its own"),
+        (dict(**SHARED, critic_kwargs=dict(recurrent="gru")), "instead of having recurrent layers"),
         (dict(recurrent="rnn"), "'lstm', 'gru' or None"),
         (dict(lstm_kwargs=dict(bidirectional=True)), "bidirectional"),
     ):

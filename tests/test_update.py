@@ -160,7 +160,9 @@ def test_advantage_decomposition_lemma_holds_for_the_factor() -> None:
     buffer = model.rollout_buffer = model.rollout_buffer.__class__(2**n_agents, model.policy)
     joint = list(itertools.product(range(2), repeat=n_agents))
     assert model.env is not None
-    obs = {key: th.as_tensor(value) for key, value in dict(model.env.reset()).items()}
+    first = model.env.reset()
+    assert isinstance(first, dict)
+    obs = {key: th.as_tensor(value) for key, value in first.items()}
     for row, actions in enumerate(joint):
         for key in buffer.observations:
             buffer.observations[key][row] = obs[key]

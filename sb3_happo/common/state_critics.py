@@ -1,4 +1,4 @@
-"""Critics of states: the centralized one values the state, local ones their agents' observations."""
+"""Critics of states: a centralized one on the state, or local ones on the agents' observations."""
 
 from collections.abc import Mapping
 from typing import Any

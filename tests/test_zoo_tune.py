@@ -464,7 +464,7 @@ def test_the_best_trial_is_ready_to_be_used(
     tune: ModuleType, quick: Callable[..., list[int]], tmp_path: Path
 ) -> None:
     train = importlib.import_module("sb3_happo_zoo.train")
-    manager = importlib.import_module("sb3_happo_zoo.exp_manager")
+    agents = importlib.import_module("sb3_happo_zoo.trained_agents")
     quick()
     arguments = [
         "--algo",
@@ -513,7 +513,7 @@ def test_the_best_trial_is_ready_to_be_used(
         (of_study, entry),
         ([*of_study, "--trial-id", str(worst.number)], worst.user_attrs["entry"]),
     ):
-        model = manager.load_agent(train.main([*tiny, *more]).save_path).model
+        model = agents.load_agent(train.main([*tiny, *more]).save_path).model
         assert model.lr_schedule(1.0) == expected["learning_rate"]
         assert model.n_steps == expected["n_steps"]
         assert len(model.policy.agents) == 2

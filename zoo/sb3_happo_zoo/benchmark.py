@@ -73,9 +73,10 @@ def find_entries(args: argparse.Namespace) -> dict[str, list[str]]:
     :return: Environment ids of the entries of each algorithm
     :raises ValueError: If there is no such algorithm, environment or file
     """
+    algorithms = (*TEAM_ALGOS, "random")
     for algo in args.algos:
-        if algo not in (*TEAM_ALGOS, "random"):
-            raise ValueError(unknown("algorithm", algo, (*TEAM_ALGOS, "random")))
+        if algo not in algorithms:
+            raise ValueError(unknown("algorithm", algo, algorithms))
     settings = {algo: args.settings or default_settings(algo) for algo in args.algos}
     entries: dict[str, list[str]] = {}
     for algo, name in settings.items():
@@ -213,7 +214,7 @@ class Executor:
     def _finish(self, process: BaseProcess, run: Run) -> None:
         """
         :param process: Process that has ended
-        :param run: Its run
+        :param run: Run of the process
         """
         process.join()
         n_finished = self.n_runs - len(self.waiting) - len(self.active)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import imageio.v3 as imageio
 import numpy as np
+from gymnasium import spaces
 from huggingface_sb3 import EnvironmentName
 from PIL import Image
 from rl_zoo3.utils import get_latest_run_id, get_model_path
@@ -74,7 +75,8 @@ def play(
     """
     obs, state, starts = env.reset(), None, np.ones(env.num_envs, dtype=bool)
     returns, lengths = np.zeros(env.num_envs), np.zeros(env.num_envs, dtype=int)
-    agent_returns = np.zeros((env.num_envs, len(env.action_space.spaces)))  # type: ignore[attr-defined]
+    assert isinstance(env.action_space, spaces.Dict)
+    agent_returns = np.zeros((env.num_envs, len(env.action_space)))
     shares = np.full(env.num_envs, np.iinfo(int).max)
     if n_episodes is not None:
         shares = (n_episodes + np.arange(env.num_envs)) // env.num_envs

@@ -130,7 +130,7 @@ def find_config(config: str) -> str:
 def read_entries(path: str | Path) -> dict[str, dict[str, Any]]:
     """
     :param path: Path of a YAML file of hyperparameters
-    :return: Its entries, by environment id (or "default")
+    :return: Entries by environment id (or "default")
     :raises ValueError: If there is no such file, or its content has another form
     """
     path = Path(path)
@@ -156,7 +156,7 @@ def read_settings(settings: str) -> dict[str, dict[str, Any]]:
     """
     :param settings: Name of a file in ``zoo/hyperparams`` without its ending, or path of a YAML
         file
-    :return: Its entries, by environment id, with their expressions as text
+    :return: Entries by environment id, with expressions as text
     :raises ValueError: If there is no such file
     """
     path = Path(settings) if is_yaml(settings) else HYPERPARAMS / f"{settings}.yml"
@@ -231,7 +231,7 @@ def evaluate(key: str, expression: str) -> Any:
     """
     :param key: Name of the hyperparameter
     :param expression: Python expression, with the names that entries may use
-    :return: Its value
+    :return: Value of the expression
     :raises ValueError: If it cannot be evaluated
     """
     try:
@@ -243,7 +243,7 @@ def evaluate(key: str, expression: str) -> Any:
 def evaluate_expression(key: str, value: Any) -> Any:
     """
     :param key: Name of the hyperparameter
-    :param value: Its value in the entry
+    :param value: Value of the hyperparameter in the entry
     :return: The value of an expression such as ``"dict(net_arch=[64], activation_fn=nn.ReLU)"``;
         anything else unchanged
     :raises ValueError: If the expression cannot be evaluated

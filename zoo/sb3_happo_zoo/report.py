@@ -75,9 +75,8 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
         run = group.runs[0]
         label = run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}"
         draw_seeds(axes, _curves(group), label)
-    for group in groups:
-        if group.runs[0]["algo"] == "random":
-            axes.axhline(group.estimate("return").iqm, color="grey", linestyle="--", label="random")
+    for value in _random_returns(groups):
+        axes.axhline(value, color="grey", linestyle="--", label="random")
     budgets = [group.runs[0]["n_timesteps"] for group in own or drawn]
     if max(budgets) > 2 * min(budgets):
         axes.set_xscale("log")
@@ -87,6 +86,15 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def _random_returns(groups: Sequence[Group]) -> list[float]:
+    """
+    :param groups: Groups of one environment
+    :return: Returns of the random teams
+    """
+    random = [group for group in groups if group.runs[0]["algo"] == "random"]
+    return [group.estimate("return").iqm for group in random]
 
 
 def _curves(group: Group) -> list[Curve]:

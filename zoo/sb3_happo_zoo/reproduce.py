@@ -108,7 +108,7 @@ def choose_run(group: Group, seed: int | None) -> Record:
 def recorded_hyperparameters(recorded: Record) -> dict[str, Any]:
     """
     :param recorded: Record of a run
-    :return: Its hyperparameters, in the form of a YAML file
+    :return: Hyperparameters of the run, in the form of a YAML file
     :raises ValueError: If the record has them as texts only, and no file has them any more
     """
     hyperparams = recorded["hyperparams"]

@@ -12,7 +12,7 @@ from huggingface_sb3 import EnvironmentName
 def read_yaml(path: Path) -> Any:
     """
     :param path: YAML file that RL Zoo has written into the folder of a run
-    :return: Its content, Python objects included. Such files are as trusted as pickles
+    :return: Content of the file, Python objects included. Such files are as trusted as pickles
     """
     return yaml.load(path.read_text(), yaml.UnsafeLoader)
 

@@ -69,15 +69,16 @@ def draw_curves(groups: Sequence[Group]) -> Figure | None:
     if not drawn:
         return None
     own = [group for group in drawn if _has_own_settings(group.runs[0])]
+    shown = own or drawn
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for group in own or drawn:
+    for group in shown:
         run = group.runs[0]
         label = run["settings"].upper() if own else f"{run['algo'].upper()}: {run['settings']}"
         draw_seeds(axes, _curves(group), label)
     for value in _random_returns(groups):
         axes.axhline(value, color="grey", linestyle="--", label="random")
-    budgets = [group.runs[0]["n_timesteps"] for group in own or drawn]
+    budgets = [group.runs[0]["n_timesteps"] for group in shown]
     if max(budgets) > 2 * min(budgets):
         axes.set_xscale("log")
     axes.set(

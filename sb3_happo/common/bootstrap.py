@@ -88,29 +88,44 @@ def values_of_all_agents(
     return values.where(active, others)
 
 
-def indices_with_last_observation(
-    truncated: np.ndarray, infos: Sequence[Mapping[str, Any]]
-) -> list[int]:
+class LastObservations(NamedTuple):
+    """
+    Last observations of episodes that a time limit cut off.
+
+    :param envs: Indices of the environments
+    :param observations: Joint observation, each entry ``(n, ...)``: tensors where the environment
+        returned tensors, else arrays
+    :param presence: State of the agents in the observations
+    """
+
+    envs: list[int]
+    observations: dict[str, Any]
+    presence: Presence
+
+
+def last_observations(
+    truncated: np.ndarray,
+    infos: Sequence[Mapping[str, Any]],
+    keys: Sequence[str],
+    n_agents: int,
+) -> LastObservations:
     """
     :param truncated: True where a time limit cut an episode off, ``(n_envs,)``
     :param infos: Infos of the step
-    :return: Indices of these environments, without those whose last observation is not known
-    """
-    indices = np.flatnonzero(truncated).tolist()
-    return [index for index in indices if infos[index].get(LAST_OBSERVATION) is not None]
-
-
-def last_observations(infos: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-    """
-    :param infos: Infos of environments whose episode ended
     :param keys: Entries of the joint observation
-    :return: Last observations of the episodes, each entry ``(n, ...)``: tensors where the
-        environment returned tensors, else arrays
+    :param n_agents: Number of agents
+    :return: Last observations of these episodes, without those that the infos do not hold
     """
-    observations = [info[LAST_OBSERVATION] for info in infos]
+    envs = np.flatnonzero(truncated).tolist()
+    envs = [env for env in envs if infos[env].get(LAST_OBSERVATION) is not None]
+    if not envs:
+        return LastObservations([], {}, Presence(None, None))
+    observations = [infos[env][LAST_OBSERVATION] for env in envs]
     first = next(iter(observations[0].values()))
     join: Any = th.stack if isinstance(first, th.Tensor) else np.stack
-    return {key: join([obs[key] for obs in observations]) for key in keys}
+    stacked = {key: join([obs[key] for obs in observations]) for key in keys}
+    presence = Presence.from_infos([infos[env] for env in envs], n_agents)
+    return LastObservations(envs, stacked, presence)
 
 
 def _stack_masks(

@@ -12,7 +12,7 @@ from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extrac
 from sb3_happo.common.networks import NetArch, NetworkOptions, TeamModel
 from sb3_happo.common.recurrent import RecurrentKind, select_states
 from sb3_happo.common.state_critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
-from sb3_happo.common.type_aliases import JointStep, RNNStates
+from sb3_happo.common.type_aliases import ActorsStep, JointStep, RNNStates
 from sb3_happo.suggestions import check_names
 
 
@@ -228,6 +228,19 @@ class JointPolicy(MultiAgentPolicy):
                 pi[agent] = step.states
         values, vf = self.critic.step(self.critic_observation(obs, pi), before.vf)
         return JointStep(actions, log_probs, values, RNNStates(pi, vf))
+
+    @th.inference_mode()
+    def add_values(
+        self, step: ActorsStep, obs: dict[str, th.Tensor], states: th.Tensor | None
+    ) -> JointStep:
+        """
+        :param step: Decision of the actors
+        :param obs: Joint observation before it, each entry ``(n_envs, ...)``
+        :param states: Hidden states of the critic before it, or None
+        :return: Decision with the critic's values and hidden states, without gradients
+        """
+        values, vf = self.critic.step(self.critic_observation(obs, step.states), states)
+        return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))
 
     def predict_values(
         self, obs: dict[str, th.Tensor], states: RNNStates | None = None

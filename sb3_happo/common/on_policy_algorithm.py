@@ -16,7 +16,6 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
-    indices_with_last_observation,
     last_observations,
     mean_of_active_agents,
     values_of_all_agents,
@@ -38,7 +37,7 @@ from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.threads import torch_threads
-from sb3_happo.common.type_aliases import ActorsStep, JointStep, RNNStates
+from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
@@ -260,7 +259,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         callback.on_rollout_start()
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = self._with_values(actors(obs, state.states.pi), obs, state.states.vf)
+            step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
             new_obs, rewards, dones, infos = env.step(to_env_actions(step.actions))
             self.num_timesteps += env.num_envs
 
@@ -293,20 +292,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
-
-    @th.inference_mode()
-    def _with_values(
-        self, step: ActorsStep, obs: dict[str, th.Tensor], states: th.Tensor | None
-    ) -> JointStep:
-        """
-        :param step: Decision of the actors
-        :param obs: Joint observation before it, each entry ``(n_envs, ...)``
-        :param states: Hidden states of the critic before it, or None
-        :return: Decision with the critic's values and hidden states
-        """
-        critic_obs = self.policy.critic_observation(obs, step.states)
-        values, vf = self.critic.step(critic_obs, states)
-        return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))
 
     def _add(
         self,
@@ -383,17 +368,18 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         """
         if not facts.truncated.any():
             return
-        cut = indices_with_last_observation(facts.truncated, infos)
+        assert isinstance(self.observation_space, spaces.Dict)
+        keys = list(self.observation_space.spaces)
+        cut, observations, presence = last_observations(
+            facts.truncated, infos, keys, len(self.agents)
+        )
         if not cut:
             return
-        assert isinstance(self.observation_space, spaces.Dict)
-        cut_infos = [infos[index] for index in cut]
-        last = self._to_tensors(last_observations(cut_infos, list(self.observation_space.spaces)))
+        last = self._to_tensors(observations)
         check_observations(last, cut, self.num_timesteps)
         with th.no_grad():
             values = self.policy.predict_values(last, select_envs(states, cut))
         if self.critic.n_values > 1:
-            presence = Presence.from_infos(cut_infos, len(self.agents))
             values = values_of_all_agents(
                 values, own_values[cut], presence, self._value_after_leaving
             )

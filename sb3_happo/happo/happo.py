@@ -42,7 +42,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     Policy Optimisation in Multi-Agent Reinforcement Learning", https://arxiv.org/abs/2109.11251;
     Zhong et al. 2024, "Heterogeneous-Agent Reinforcement Learning", JMLR 25).
 
-    The agents are updated one after the other. Each maximises PPO's clipped objective of
+    The agents are updated one by one. Each maximises PPO's clipped objective of
     ``M = factor * A``: the advantage of the joint action, weighted by the product of the
     probability
     ratios of the agents updated before. By the paper's advantage decomposition lemma the return
@@ -219,8 +219,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
-            # Line 12: multiply M by the agent's new probability ratio. The tensor is changed in
-            # place, for a greedy order reads it
+            # Line 12: multiply M by the new ratio; in place, for a greedy order reads the tensor
             factor.copy_(self._next_factor(data, factor))
         # Line 14: fit the critic to the returns
         self._update_critic()

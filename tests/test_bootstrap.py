@@ -6,10 +6,8 @@ import torch as th
 
 from sb3_happo.common.bootstrap import (
     Presence,
+    last_observations,
     mean_of_active_agents,
-    stack_entries,
-    stack_masks,
-    truncated_envs,
     values_of_all_agents,
     zero_after_leaving,
 )
@@ -56,44 +54,47 @@ def test_values_of_agents_that_wait_for_their_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("done", "info", "cut"),
+    ("truncated", "info", "cut"),
     [
-        (True, {"terminal_observation": {"a": 1}, "TimeLimit.truncated": True}, True),
-        (True, {"terminal_observation": {"a": 1}, "TimeLimit.truncated": False}, False),
-        (True, {"terminal_observation": {"a": 1}}, False),
-        (True, {"TimeLimit.truncated": True}, False),
-        (True, {"terminal_observation": None, "TimeLimit.truncated": True}, False),
-        (False, {"terminal_observation": {"a": 1}, "TimeLimit.truncated": True}, False),
+        (True, {"terminal_observation": {"a": np.ones(1)}}, True),
+        (True, {"terminal_observation": None}, False),
+        (True, {}, False),
+        (False, {"terminal_observation": {"a": np.ones(1)}}, False),
     ],
 )
-def test_truncated_envs(done: bool, info: dict, cut: bool) -> None:
-    dones = np.array([False, done, False])
-    assert truncated_envs(dones, [{}, info, {}]) == ([1] if cut else [])
+def test_last_observations_are_of_cut_episodes_alone(
+    truncated: bool, info: dict, cut: bool
+) -> None:
+    found = last_observations(np.array([False, truncated, False]), [{}, info, {}], ["a"], 2)
+    assert found.envs == ([1] if cut else [])
+    assert ("a" in found.observations) == cut
 
 
-def test_truncated_envs_are_given_in_order() -> None:
-    info = {"terminal_observation": {}, "TimeLimit.truncated": True}
-    assert truncated_envs(np.array([1, 0, 1, 1], bool), [info] * 4) == [0, 2, 3]
+def test_last_observations_are_stacked_in_order() -> None:
+    infos = []
+    for number in range(4):
+        observation = {"a": np.array([number, 1.0]), "b": np.array(number), "unused": 0}
+        infos.append({"terminal_observation": observation})
+    found = last_observations(np.array([1, 0, 1, 1], bool), infos, ["a", "b"], 2)
+    assert found.envs == [0, 2, 3]
+    assert list(found.observations) == ["a", "b"]
+    assert found.observations["a"].tolist() == [[0.0, 1.0], [2.0, 1.0], [3.0, 1.0]]
+    assert isinstance(found.observations["b"], np.ndarray)
+    assert found.observations["b"].tolist() == [0, 2, 3]
+    assert found.presence == Presence(None, None)
 
 
-def test_stack_entries() -> None:
-    observations = [{"a": np.array([i, 1.0]), "b": np.array(i), "c": 0} for i in range(3)]
-    stacked = stack_entries(observations, ["a", "b"])
-    assert list(stacked) == ["a", "b"]
-    assert stacked["a"].tolist() == [[0.0, 1.0], [1.0, 1.0], [2.0, 1.0]]
-    assert isinstance(stacked["b"], np.ndarray) and stacked["b"].tolist() == [0, 1, 2]
+def test_last_observations_of_tensors() -> None:
+    infos = [{"terminal_observation": {"a": th.tensor([number, 1.0])}} for number in range(2)]
+    stacked = last_observations(np.ones(2, bool), infos, ["a"], 2).observations["a"]
+    assert isinstance(stacked, th.Tensor)
+    assert stacked.tolist() == [[0.0, 1.0], [1.0, 1.0]]
 
 
-def test_stack_entries_of_tensors() -> None:
-    observations = [{"a": th.tensor([i, 1.0])} for i in range(2)]
-    stacked = stack_entries(observations, ["a"])["a"]
-    assert isinstance(stacked, th.Tensor) and stacked.tolist() == [[0.0, 1.0], [1.0, 1.0]]
-
-
-def test_stack_masks() -> None:
-    default = np.array([True, True])
-    given = {"active": np.array([False, True])}
-    assert stack_masks("active", [{}, {"other": 1}], default) is None
-    stacked = stack_masks("active", [{}, given, {}], default)
-    assert stacked is not None
-    assert stacked.tolist() == [[True, True], [False, True], [True, True]]
+def test_presence_of_infos() -> None:
+    assert Presence.from_infos([{}, {"other": 1}], 2) == Presence(None, None)
+    given = {"active": np.array([False, True]), "waiting_agents": np.array([True, False])}
+    presence = Presence.from_infos([{}, given, {}], 2)
+    assert presence.active is not None and presence.waiting is not None
+    assert presence.active.tolist() == [[True, True], [False, True], [True, True]]
+    assert presence.waiting.tolist() == [[False, False], [True, False], [False, False]]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, make_joint_vec_env
@@ -90,10 +91,10 @@ def test_deployment_with_normalised_observations_and_without_the_package(
     scope: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, scope)
-    joint = {
-        key: np.zeros(space.shape, np.float32)
-        for key, space in env.observation_space.spaces.items()
-    }  # type: ignore[attr-defined]
+    assert isinstance(env.observation_space, spaces.Dict)
+    joint = {}
+    for key, space in env.observation_space.spaces.items():
+        joint[key] = np.zeros(space.shape or (), np.float32)
     joint["glider"] = np.array([1.0, -2.0], np.float32)
     expected, _ = model.predict({"glider": env.normalize_obs(joint)["glider"]}, deterministic=True)
     assert np.allclose(scope["action"], expected["glider"])

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, make_joint_vec_env
+from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.envs.checker import check_marl_env
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -110,3 +112,27 @@ def test_ten_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scope: dict[str, Any] = {}
     exec(match[1].replace("1e6", "1e3").replace("n_eval_episodes=100", "n_eval_episodes=2"), scope)
     assert set(scope["actions"]) == {"agent_0", "agent_1", "agent_2"}
+
+
+def test_the_developer_guides_algorithm_trains() -> None:
+    """It is complete in under 50 lines, and learns by its own objective."""
+    text = (Path(__file__).parent.parent / "docs" / "developer.md").read_text()
+    match = re.search(r"<!-- test: sibling -->\n```python\n(.*?)```", text, re.DOTALL)
+    assert match is not None
+    assert len(match[1].splitlines()) < 50
+    scope: dict[str, Any] = {}
+    exec(match[1], scope)
+    assert scope["model"].num_timesteps == 256
+    algorithm: Any = scope["HSPO"]
+
+    class Probe(algorithm):
+        """The algorithm with its hook in public."""
+
+        def loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
+            return self._policy_loss(log_prob, batch)
+
+    ratio, factor, advantages = th.tensor([1.5, 0.5]), th.ones(2), th.tensor([2.0, -1.0])
+    batch = ActorBatch(th.zeros(2), th.zeros(2, 1), None, th.zeros(2), advantages, factor)
+    model = Probe("CartPole-v1")
+    # 1.5 * 2 - 2 * 0.5^2 / 0.4 = 1.75 and -0.5 - 1 * 0.5^2 / 0.4 = -1.125, with clip_range 0.2
+    assert model.loss(ratio.log(), batch).item() == pytest.approx(-(1.75 - 1.125) / 2)

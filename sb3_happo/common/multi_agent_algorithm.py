@@ -78,6 +78,11 @@ class MultiAgentAlgorithm(BaseAlgorithm):
             policy, env = "MlpPolicy", policy
         if isinstance(policy, str):
             if policy not in self.policy_aliases:
+                if isinstance(env, str) and env in self.policy_aliases:
+                    raise ValueError(
+                        f"The policy comes before the environment: "
+                        f"{type(self).__name__}({env!r}, {policy!r})."
+                    )
                 (near,) = nearest_names(policy, self.policy_aliases, cutoff=0.0)
                 raise ValueError(
                     f"Unknown policy {policy!r}; did you mean {near!r}? There are "

@@ -29,6 +29,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo import HAPPO, make_joint_env, make_joint_vec_env
+from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.vec_envs import FASTEST
 
 mpl.use("Agg")
@@ -218,6 +219,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     # Networks this small gain nothing from threads, and lose much beside other processes
     th.set_num_threads(1)
+    keep_freed_memory()
 
     env = make_joint_vec_env(
         args.env,

@@ -30,6 +30,7 @@ from sb3_happo.envs.spaces import is_flag
 from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.entries import (
     as_numbers,
     check_keys,
@@ -89,6 +90,7 @@ class TeamExperimentManager(ExperimentManager):
         entry: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        keep_freed_memory()
         config = find_config(config or algo)
         super().__init__(
             args, algo, env_id, log_folder, vec_env_type="dummy", config=config, **kwargs

@@ -46,6 +46,7 @@ from sb3_happo.vec_env import EnvPoolVecEnv
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
 from sb3_happo.vec_env.vmas_vec_env import VmasVecEnv
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.cli import StoreHyperparams, algorithm, command_line, usage_errors
 from sb3_happo_zoo.entries import evaluated, read_entry
 from sb3_happo_zoo.vec_envs import FASTEST
@@ -707,6 +708,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = make_parser()
     args = parser.parse_args(argv)
+    keep_freed_memory()
     run: dict[Any, Any]
     if args.inference:
         run = measure_inference(args.inference)

@@ -603,16 +603,16 @@ def test_images_too_small_for_the_cnn() -> None:
         ),
         (
             dict(ent_coef=LinearSchedule(0.1, -0.1, 0.5)),
-            "is -0.02.* when 70% of the training are left",
+            "is -0.02.* when 70% of the training is left",
         ),
         (
             dict(ent_coef=LinearSchedule(0.1, 0.0, 0.0)),
             "ent_coef must be finite and at least 0, or a schedule",
         ),
-        (dict(clip_range=lambda progress: -1.0), "is -1.0 when 100% of the training are left"),
+        (dict(clip_range=lambda progress: -1.0), "is -1.0 when 100% of the training is left"),
         (
             dict(clip_range=LinearSchedule(0.2, 0.0, 0.5)),
-            "clip_range must be .* is 0.0 when 50% of the training are left",
+            "clip_range must be .* is 0.0 when 50% of the training is left",
         ),
         (dict(gamma=lambda progress: 0.9), r"gamma must be in \[0, 1\], not <function"),
         (dict(n_epochs=lambda progress: 3), "n_epochs must be a whole number"),
@@ -621,7 +621,7 @@ def test_images_too_small_for_the_cnn() -> None:
             dict(critic_batch_size=3.5),
             "critic_batch_size must be a whole number, at least 2, or None, not 3.5",
         ),
-        (dict(ent_coef=lambda progress: float("nan")), "is nan when 100% of the training are left"),
+        (dict(ent_coef=lambda progress: float("nan")), "is nan when 100% of the training is left"),
         (dict(agent_order=lambda agents: agents[:1]), "every agent once"),
     ],
     ids=lambda value: str(next(iter(value))) if isinstance(value, dict) else "",

@@ -1,4 +1,4 @@
-"""Hyperparameters that cannot work are refused before any training; NumPy's numbers are numbers."""
+"""Unsupported hyperparameters are refused before any training; NumPy's numbers are numbers."""
 
 import math
 from typing import Any
@@ -69,10 +69,10 @@ def test_learning_rates(value: Any) -> None:
 @pytest.mark.parametrize(
     ("schedule", "words"),
     [
-        (LinearSchedule(1e-3, -1e-3, 1.0), "is -0.0001.* when 45% of the training are left"),
-        (dip, "is -1.0 when 30% of the training are left"),
-        (lambda progress: math.inf, "is inf when 100% of the training are left"),
-        (lambda progress: math.nan, "is nan when 100% of the training are left"),
+        (LinearSchedule(1e-3, -1e-3, 1.0), "is -0.0001.* when 45% of the training is left"),
+        (dip, "is -1.0 when 30% of the training is left"),
+        (lambda progress: math.inf, "is inf when 100% of the training is left"),
+        (lambda progress: math.nan, "is nan when 100% of the training is left"),
         (lambda progress: 1 / progress, "division by zero"),
         (lambda: 1.0, "takes 0 positional arguments"),
         (lambda progress: None, "NoneType"),

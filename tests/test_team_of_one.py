@@ -252,7 +252,7 @@ def test_masks_of_single_agent_vec_envs() -> None:
     small(HAPPO, DummyVecEnv([lambda: Picky(False)])).learn(64)
     small(HAPPO, Picky(True)).learn(64)
     with pytest.raises(
-        ValueError, match="action mask in its info, which a single-agent VecEnv does not carry"
+        ValueError, match="action mask in its info, which a single-agent VecEnv does not pass"
     ):
         small(HAPPO, DummyVecEnv([lambda: Picky(True)])).learn(64)
     with pytest.raises(ValueError, match=r"VecNormalize would normalise \['action_mask'\]"):

@@ -49,7 +49,7 @@ class ActorNetwork(BasePolicy, TeamModel):
     :param std_y_coef: Upper bound of the sigmoid's standard deviation
     :param rescale_actions: Scaling of Box actions from [-1, 1] to the bounds; otherwise actions are
         used without scaling and clipped. Both are the same for bounds of [-1, 1]
-    :param masked: Presence of action masks in the agent's environment
+    :param masked: Whether the agent's environment has action masks
     :param agent_id: ``(index, n)`` to append a one-hot of the agent's index among ``n`` to the
         features, for policies that share parameters; None to append nothing
     :param options: Network options
@@ -156,7 +156,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         for name in self.option_names() | {"masked", "agent_id"}:
             holder = self.options if name in NetworkOptions.names() else self
             data[name] = getattr(holder, name)
-        # As in SB3, a policy that was saved alone can act, but not go on learning
+        # As in SB3, a policy that was saved alone can act, but cannot continue to learn
         data["lr_schedule"] = self._dummy_schedule
         return data
 

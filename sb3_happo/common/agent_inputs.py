@@ -85,7 +85,7 @@ class ActionMasks:
 
     :param action_space: Action space of the agent
     :param leaves: Plain spaces inside it
-    :param masked: Presence of masks in the environment of the training
+    :param masked: Whether the training environment has action masks
     """
 
     def __init__(
@@ -108,8 +108,8 @@ class ActionMasks:
         if not self.masked:
             if action_masks is not None and self.n_choices:
                 raise ValueError(
-                    "This agent was trained without action masks and would not heed them; train "
-                    "it in an environment that gives masks, in the observation or in the info."
+                    "This agent was trained without action masks and would ignore them; train it "
+                    "in an environment that gives masks, in the observation or in the info."
                 )
             return None
         if action_masks is None:

@@ -15,9 +15,9 @@ from sb3_happo.common.type_aliases import AgentStep
 
 class AgentPolicy(ActorNetwork):
     """
-    One agent's actor: a whole SB3 policy that acts on its own observation alone, without the other
-    agents, the state and the critic. ``predict`` returns actions of the environment: Box actions
-    scaled and clipped to their bounds, Discrete ones counted from ``start``.
+    One agent's actor: a complete SB3 policy that acts on its own observation alone, without the
+    other agents, the state and the critic. ``predict`` returns actions of the environment: Box
+    actions scaled and clipped to their bounds, Discrete ones counted from ``start``.
 
     See :class:`~sb3_happo.common.actor_network.ActorNetwork` for the parameters.
     """

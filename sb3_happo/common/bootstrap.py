@@ -39,8 +39,8 @@ class Presence(NamedTuple):
 
 def mean_of_active_agents(values: th.Tensor, active: th.Tensor) -> th.Tensor:
     """
-    Value of agents that have left a team with a common reward, which goes on without them: the mean
-    of the active agents' values.
+    Value of agents that have left a team with a common reward, whose episode continues without
+    them: the mean of the active agents' values.
 
     :param values: Values of an observation, ``(n, n_agents)``
     :param active: Active mask of the observation, ``(n, n_agents)``
@@ -52,7 +52,7 @@ def mean_of_active_agents(values: th.Tensor, active: th.Tensor) -> th.Tensor:
 
 def zero_after_leaving(values: th.Tensor, active: th.Tensor) -> th.Tensor:
     """
-    Value of agents with rewards of their own that have left: nothing.
+    Value of agents with rewards of their own that have left: 0.
 
     :param values: Values of an observation, ``(n, n_agents)``
     :param active: Active mask of the observation, ``(n, n_agents)``, unused
@@ -75,7 +75,7 @@ def values_of_all_agents(
     :param last_own_values: Values of each agent's last active step in the episode, which hold for
         agents that wait for their turn, ``(n, n_agents)``
     :param presence: State of the agents in the observation
-    :param after_leaving: Value of agents that have left for good
+    :param after_leaving: Value of agents that have left permanently
     :return: ``(n, n_agents)``
     """
     if presence.active is None:

@@ -92,7 +92,7 @@ def all_finite(values: Sequence[th.Tensor]) -> bool:
     :param values: Tensors of any shapes, on one device
     :return: True if there is neither NaN nor infinity in them; False may also be an overflow
     """
-    # A sum is quicker than a look at every number, and a single answer leaves the device
+    # Sums are faster than a check of every number, and one value is copied from the device
     sums = [value.sum() for value in values if value.is_floating_point()]
     return bool(th.stack(sums).isfinite().all())
 
@@ -149,8 +149,8 @@ def refuse_number(what: str, env_index: int, num_timesteps: int) -> NoReturn:
     """
     raise ValueError(
         f"The environment returned NaN or infinity in {what} (environment {env_index}, after "
-        f"{num_timesteps} timesteps); run `check_marl_env` on it, or mend the observation or the "
-        "reward there."
+        f"{num_timesteps} timesteps); run `check_marl_env` on it, or correct the observation or "
+        "the reward there."
     )
 
 

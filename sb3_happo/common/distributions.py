@@ -413,8 +413,8 @@ def kl_divergence(old: Distribution, new: Distribution) -> th.Tensor:
     of an action. SB3's ``kl_divergence`` keeps the columns apart, and does not take masked and
     hybrid distributions.
 
-    Of squashed distributions it is the divergence of the Gaussians below tanh: a bijection, applied
-    to both, leaves the divergence as it is.
+    For squashed distributions it is the divergence of the Gaussians before tanh: a bijection,
+    applied to both, does not change the divergence.
 
     :param old: Reference distribution
     :param new: Distribution of the same form

@@ -5,7 +5,7 @@ Kuba et al. 2021 is "Trust Region Policy Optimisation in Multi-Agent Reinforceme
 https://arxiv.org/abs/2109.11251.
 
 Each function checks the shapes of its arguments, because PyTorch broadcasts ``(batch,)`` against
-``(batch, 1)`` to ``(batch, batch)`` without a word. None changes its arguments.
+``(batch, 1)`` to ``(batch, batch)`` without an error. No function changes its arguments.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 def check_shapes(shape: Sequence[int], **tensors: th.Tensor) -> None:
     """
     :param shape: Shape that all tensors must have
-    :param tensors: Tensors by the name that an error shall give them
+    :param tensors: Tensors by the name to use in an error
     :raises ValueError: If a tensor has another shape, naming it
     """
     expected = tuple(shape)
@@ -44,7 +44,7 @@ def clipped_policy_loss(
     :param old_log_prob: Log-probabilities of the same actions at collection, ``(batch,)``
     :param advantages: Advantages of the joint actions, ``(batch,)``
     :param factor: Product of the ratios of the agents updated before, ``(batch,)``, > 0
-    :param clip_range: Distance from 1 up to which the ratio may profit, > 0
+    :param clip_range: Largest distance of the ratio from 1 that increases the objective, > 0
     :return: Loss, a scalar
     :raises ValueError: If the shapes differ
     """
@@ -143,7 +143,7 @@ def update_factor(
     rows: th.Tensor | None = None,
 ) -> th.Tensor:
     """
-    The factor after one more agent: times the agent's new ratio at the rows at which it was active
+    The factor after one more agent: multiplied by its new ratio at the rows at which it was active
     (Kuba et al. 2021, line 12 of Algorithm 3).
 
     :param factor: Product of the ratios of the agents before, ``(n_rows,)``
@@ -184,7 +184,7 @@ def normalize(advantages: th.Tensor) -> th.Tensor:
     """
     :param advantages: Advantages, ``(batch,)``
     :return: The same with mean 0 and standard deviation 1, as SB3's ``PPO`` normalises them; a
-        single row, which has no standard deviation, as it is
+        single row, which has no standard deviation, is not changed
     :raises ValueError: If the advantages have more than one dimension
     """
     check_shapes((advantages.numel(),), advantages=advantages)
@@ -212,8 +212,8 @@ def generalised_advantages(
     returns.
 
     With a value for each agent, the value of a step at which the agent was inactive is replaced by
-    what followed it, ``reward + gamma * next value``: the critic never learns such steps, so that
-    its own value there means nothing. The temporal difference of such a step is 0.
+    what followed it, ``reward + gamma * next value``: the critic never learns such steps, and
+    its own value there has no meaning. The temporal difference of such a step is 0.
 
     :param rewards: Rewards, ``(n_steps, n_envs, n_values)``
     :param values: The critic's values of the observations, ``(n_steps, n_envs, n_values)``
@@ -272,8 +272,7 @@ def value_losses(
     :param values: Values as the critic predicts them now, ``(batch, n_values)``
     :param returns: TD(lambda) returns, ``(batch, n_values)``
     :param old_values: Values at collection, ``(batch, n_values)``
-    :param clip_range: Distance from its old one up to which a value may move, > 0; None for no
-        limit
+    :param clip_range: Largest change of a value from its old one, > 0; None for no limit
     :param clipped_maximum: With ``clip_range``, the larger of the clipped and the unclipped loss
         instead of the clipped one
     :param huber_delta: Error at which the loss turns from quadratic to linear, > 0; None for the

@@ -1,13 +1,14 @@
 """
-The head of an actor: how the outputs of its last layer become actions.
+The head of an actor: conversion of the outputs of its last layer to actions.
 
-A head is stateless. The policy holds the layer and the deviations, the head says how large they are
-and what they mean. Two forms of an action occur:
+A head is stateless. The policy holds the layer and the deviations; the head defines their sizes and
+their meaning. An action has two forms:
 
-* raw, ``(batch, action_dim)``: what is sampled, stored and sent to the environment. Box columns are
+* raw, ``(batch, action_dim)``: sampled, stored and sent to the environment. Box columns are
   numbers, Discrete and MultiDiscrete columns count from 0, MultiBinary columns are 0 or 1.
-* encoded, ``(batch, n_encoded)``: what a Q network reads. Box and MultiBinary columns as they are,
-  a one-hot per Discrete and per factor of MultiDiscrete. Encoded samples are differentiable.
+* encoded, ``(batch, n_encoded)``: input of a Q network. Box and MultiBinary columns are the same as
+  in raw actions; each Discrete and each factor of MultiDiscrete is a one-hot. Encoded samples are
+  differentiable.
 
 ========================  =====================  ==========================  =======================
 head                      Box                    Discrete, MultiDiscrete     as in
@@ -51,7 +52,7 @@ from sb3_happo.suggestions import check_names
 
 HeadName = Literal["gaussian", "squashed", "deterministic", "greedy"]
 
-#: Largest number of combinations of discrete choices that :meth:`Head.expand` writes out
+#: Largest number of combinations of discrete choices that :meth:`Head.expand` computes
 MAX_COMBINATIONS = 1024
 
 
@@ -90,7 +91,7 @@ class _Inputs(NamedTuple):
 
 class Head(ABC):
     """
-    How the outputs of an actor's last layer become actions; the base of all heads.
+    Conversion of the outputs of an actor's last layer to actions; the base of all heads.
 
     :param action_space: The agent's action space: Box, Discrete, MultiDiscrete, MultiBinary, or a
         Dict or Tuple of these
@@ -283,9 +284,9 @@ class Head(ABC):
         Differentiable samples. Gaussians are reparametrised, discrete choices and bits are drawn by
         the straight-through Gumbel-softmax, at any temperature from the exact distribution.
 
-        The log-probability of discrete choices has the value of the hard choice. Its gradient takes
-        both ways, through the probabilities and through the sample: the first alone is zero in the
-        mean, and an entropy term of it would not act at all.
+        The log-probability of discrete choices has the value of the hard choice. Its gradient has
+        two paths, the probabilities and the sample: the first alone is zero in the mean, and an
+        entropy term made of it would have no effect.
 
         A deterministic head adds no noise to Box columns, and counts them with log-probability 0.
         Its discrete choices are drawn, as in MADDPG's actor update; :meth:`mode` draws nothing.
@@ -314,7 +315,7 @@ class Head(ABC):
     ) -> list[th.Tensor]:
         """
         The probabilities that :meth:`rsample` draws discrete choices with. Choices are independent
-        of each other: :meth:`expand` multiplies them out.
+        of each other: :meth:`expand` computes their products.
 
         :param params: Outputs of the actor, ``(batch, n_params)``
         :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are
@@ -389,7 +390,7 @@ class Head(ABC):
             if part.factors:
                 options = combinations[:, start : start + len(part.factors)]
                 start += len(part.factors)
-                # By way of float32, for half precision does not hold every whole number
+                # Through float32: half precision does not represent every whole number
                 encoded = part.encode(options.float()).to(params.dtype)
                 # (n_combinations, n_encoded) -> (1, n_combinations, n_encoded)
                 actions.append(encoded.unsqueeze(0).expand(size))
@@ -408,7 +409,7 @@ class Head(ABC):
         :param params: Outputs of the actor, ``(batch, n_params)``
         :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are
         :return: Values, -1e8 where a choice is illegal, ``(batch, n_params)``; not minus infinity,
-            which times zero, at the end of an episode, is not a number
+            whose product with 0, at the end of an episode, would be NaN
         :raises ValueError: If the masks do not fit
         :raises NotImplementedError: By all other heads
         """
@@ -498,7 +499,7 @@ class DeterministicHead(PointHead):
 
 class GreedyHead(PointHead):
     """
-    The legal option of the highest value, for each choice by itself; the first of several.
+    The legal option of the highest value, for each choice separately; the first of equal ones.
     A MultiDiscrete counts as that many choices, and a MultiBinary as choices between 0 and 1, with
     two values and two encoded columns per bit.
 

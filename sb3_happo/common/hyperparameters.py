@@ -54,7 +54,7 @@ def scheduled(setting: Setting) -> Setting:
     return setting._replace(words=f"{setting.words}, or a schedule of such", scheduled=True)
 
 
-#: 0 keeps a network as it is; a negative rate would climb the loss
+#: With 0 a network does not change; a negative rate would increase the loss
 LEARNING_RATE = scheduled(NOT_NEGATIVE)
 
 
@@ -95,14 +95,14 @@ def _check_schedule(name: str, schedule: Callable[[float], Any], setting: Settin
         if not (setting.holds(value) or (value == 0 and at_an_end)):
             raise ValueError(
                 f"{name} must be {setting.words}; {schedule!r} is {value!r} when {progress:.0%} of "
-                "the training are left"
+                "the training is left"
             )
 
 
 def check_agent_learning_rates(agent_kwargs: Mapping[Any, Mapping[str, Any]] | None) -> None:
     """
     :param agent_kwargs: Overrides for single agents, ``policy_kwargs["agent_kwargs"]``, or None
-    :raises ValueError: If an agent's own learning rate is neither a finite number > 0, nor a
+    :raises ValueError: If an agent's own learning rate is neither a finite number >= 0, nor a
         schedule of such, nor None for the common one
     """
     for agent, overrides in (agent_kwargs or {}).items():
@@ -129,8 +129,8 @@ def plain_number(value: Any) -> Any:
 
 def plain_numbers(values: Mapping[str, Any]) -> dict[str, Any]:
     """
-    Python numbers in place of NumPy scalars, as they come out of ``np.random.choice``, pandas or a
-    configuration: SB3's schedules, ``random.seed`` and some of PyTorch's functions refuse them.
+    Python numbers in place of NumPy scalars, as ``np.random.choice``, pandas or a configuration
+    return them: SB3's schedules, ``random.seed`` and some of PyTorch's functions refuse them.
 
     :param values: Hyperparameters by name. Dicts, lists and tuples among them are converted too,
         in copies; arrays with dimensions stay as they are

@@ -32,8 +32,8 @@ class JointPolicy(MultiAgentPolicy):
         ``dict(pi=..., vf=...)``
     :param normalize_value: Prediction of normalised returns by the critic
     :param share_parameters: Agents that share one network: False for none; True for all whose
-        spaces are equal; or groups of names, ``[["agent_0", "agent_1"], ...]`` (the others share
-        with nobody)
+        spaces are equal; or groups of names, ``[["agent_0", "agent_1"], ...]`` (the others do
+        not share)
     :param append_agent_id: One-hot input that tells a shared network which of its agents acts
     :param local_critics: One critic per agent that sees only the agent's observation (IPPO),
         instead of the shared centralized critic
@@ -48,7 +48,7 @@ class JointPolicy(MultiAgentPolicy):
         those of its agent. As in sb3-contrib the critic does not train them: they are data of the
         rollout
     :param kwargs: Keyword arguments of every agent's policy
-    :raises ValueError: If an agent or a keyword argument is unknown, or a setting cannot work
+    :raises ValueError: If an agent or a keyword argument is unknown, or a setting is not supported
     """
 
     own_kwargs: ClassVar[frozenset[str]] = MultiAgentPolicy.own_kwargs | {
@@ -141,7 +141,7 @@ class JointPolicy(MultiAgentPolicy):
             raise ValueError(
                 "shared_lstm=True: the critic reads the actors' hidden states instead of having "
                 "recurrent layers of its own. Give it none (enable_critic_lstm=False) and some "
-                "actors some (MlpLstmPolicy), or leave shared_lstm away."
+                "actors some (MlpLstmPolicy), or omit shared_lstm."
             )
         return sizes
 
@@ -211,7 +211,7 @@ class JointPolicy(MultiAgentPolicy):
         states: RNNStates | None = None,
     ) -> JointStep:
         """
-        One decision of the whole team, agent by agent, and its value.
+        One decision of all agents, agent by agent, and its value.
 
         :param obs: Joint observation, each entry ``(n_envs, ...)``
         :param deterministic: Most likely actions instead of samples

@@ -1,5 +1,5 @@
 """
-How the outputs of an actor describe the actions of one plain space: the parts of a head.
+Parts of a head: conversion of an actor's outputs to the actions of one plain space.
 
 Illegal choices get the logit :data:`ILLEGAL`, as in sb3-contrib. Their probability is then exactly
 0 in float32, and products such as ``0 * log_prob`` stay finite. A choice of which nothing is legal

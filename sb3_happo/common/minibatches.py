@@ -69,7 +69,7 @@ def divide_sequences(batch: Any, parts: th.Tensor) -> Iterator[Any]:
 
 def minibatches(batch: Any, batch_size: int | None, n_epochs: int = 1) -> Iterator[Any]:
     """
-    Shuffle a batch and cut it up, as SB3 does; the last minibatch of a pass may be smaller.
+    Shuffle a batch and divide it, as SB3 does; the last minibatch of a pass may be smaller.
     Sequences stay whole, so minibatches with sequences have about ``batch_size`` rows at most.
 
     :param batch: NamedTuple as for :func:`select_rows`

@@ -1,4 +1,4 @@
-"""What the algorithms of all families share: team, environment, prediction, saving."""
+"""Common part of the algorithms of all families: team, environment, prediction, saving."""
 
 import io
 import pathlib
@@ -127,12 +127,12 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         if flags:
             others = [key for key in keys if key not in flags]
             raise ValueError(
-                f"VecNormalize would normalise {flags}, which are 0 or 1 and mean that; pass "
+                f"VecNormalize would normalise {flags}, which are masks of 0 and 1; pass "
                 f"norm_obs_keys={others} to it."
             )
 
     def _check_settings(self) -> None:
-        """Check the hyperparameters, and that there is a team to learn with."""
+        """Check the hyperparameters, and that the spaces of the team are known."""
         if getattr(self, "observation_space", None) is None:
             name = type(self).__name__
             raise ValueError(
@@ -169,7 +169,7 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     @property
     def critic(self) -> Any:
         """
-        :return: Critic that the whole team shares (IPPO: one for each agent, in one module)
+        :return: Critic that all agents share (IPPO: one for each agent, in one module)
         """
         return self.policy.critic
 
@@ -303,8 +303,7 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     def get_env(self) -> VecEnv | None:
         """
         :return: Training environment, vectorised; a single-agent ``VecEnv`` as it was given, so
-            that
-            SB3's callbacks can compare its wrappers with those of the environment for evaluation
+            that SB3's callbacks can compare its wrappers with those of the evaluation environment
         """
         env = self.env.venv if isinstance(self.env, VecTransposeImage) else self.env
         return env.venv if isinstance(env, VecTeamOfOne) else self.env

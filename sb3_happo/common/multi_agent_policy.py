@@ -36,8 +36,8 @@ class MultiAgentPolicy(BasePolicy):
     :param action_space: Joint action space, one entry per agent, in the agents' order
     :param lr_schedule: Learning rate of the actors
     :param share_parameters: Agents that share one network: False for none; True for all whose
-        spaces are equal; or groups of names, ``[["agent_0", "agent_1"], ...]`` (the others share
-        with nobody)
+        spaces are equal; or groups of names, ``[["agent_0", "agent_1"], ...]`` (the others do
+        not share)
     :param append_agent_id: One-hot input that tells a shared network which of its agents acts
     :param agent_kwargs: Overrides for single agents,
         ``{agent: {"net_arch": ..., "learning_rate": ..., ...}}``
@@ -45,7 +45,7 @@ class MultiAgentPolicy(BasePolicy):
     :param critic_kwargs: Overrides for the critic
     :param kwargs: Keyword arguments of every agent's policy and, where they have a meaning there,
         of the critic
-    :raises ValueError: If an agent or a keyword argument is unknown, or a setting cannot work
+    :raises ValueError: If an agent or a keyword argument is unknown, or a setting is not supported
     """
 
     #: Class of the agents' policies

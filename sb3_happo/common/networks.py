@@ -220,7 +220,7 @@ def make_body(
     dim = features_extractor.features_dim + n_extra
     input_layer_norm = options.input_layer_norm
     if memory is not None:
-        # What the recurrent layers return is normalised as what a hidden layer returns
+        # The output of recurrent layers is normalised like that of a hidden layer
         dim, input_layer_norm = memory.hidden_size, options.layer_norm
     layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
     for n_units in options.hidden_units(part, isinstance(features_extractor, NatureCNN)):

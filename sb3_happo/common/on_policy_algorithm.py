@@ -49,7 +49,7 @@ class CollectorState(NamedTuple):
     """
     State of the collection of rollouts between two steps.
 
-    :param obs: Observations that the team answers next, each entry ``(n_envs, ...)``
+    :param obs: Observations for the team's next decision, each entry ``(n_envs, ...)``
     :param episode_starts: True where they begin an episode, ``(n_envs,)``
     :param active: Active mask of them, ``(n_envs, n_agents)``; None for all agents
     :param states: Hidden states of the team
@@ -264,7 +264,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
 
             callback.update_locals(locals())
-            goes_on = callback.on_step()
+            continue_training = callback.on_step()
 
             assert isinstance(new_obs, dict)
             next_obs = self._to_tensors(new_obs)
@@ -276,8 +276,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             obs = next_obs
             state = state._replace(obs=new_obs, episode_starts=dones, active=facts.active)
             self.collector_state = state
-            if not goes_on:
-                # Only now, so that a later call of `learn` can continue from here
+            if not continue_training:
+                # After the transition is stored, so that a later call of `learn` can continue here
                 return False
 
         with th.no_grad():

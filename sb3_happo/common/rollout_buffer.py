@@ -1,4 +1,4 @@
-"""Rollout of a whole team, stored once, on the model's device."""
+"""Rollout of all agents, stored once, on the model's device."""
 
 import numpy as np
 import torch as th

@@ -225,7 +225,7 @@ class Critic(nn.Module):
 
 class CentralizedCritic(Critic):
     """
-    Value of the state, shared by the whole team.
+    Value of the state, shared by all agents.
 
     With an agent-specific state (HARL's "FP": one row per agent, key ``"agent_states"``) the same
     network values each row, and ``n_values`` is the number of agents; otherwise it is 1.

@@ -4,7 +4,7 @@ Number of PyTorch's threads.
 PyTorch divides each operation among its threads, which on batches of a few thousand rows wait for
 each other longer than they compute, and are slowed down much where another program needs a core.
 Therefore one thread computes, except for convolutions, and large minibatches are divided among
-threads instead (see :mod:`~sb3_happo.common.gradients`).
+threads instead (see :mod:`~sb3_happo.common.gradient_step`).
 """
 
 from collections.abc import Iterator

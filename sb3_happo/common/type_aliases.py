@@ -72,7 +72,7 @@ class ActorsStep(NamedTuple):
 
 class JointStep(NamedTuple):
     """
-    Decision of the whole team at one vectorised step, with the critic's values.
+    Decision of all agents at one vectorised step, with the critic's values.
 
     :param actions: Raw actions (neither clipped nor shifted) of each agent,
         ``(n_envs, action_dim)``

@@ -1,4 +1,4 @@
-"""Which agents of a team act next, which wait, and how an episode ends."""
+"""Activity of a team: the agents that act next, those that wait, and the end of an episode."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ class Activity(NamedTuple):
 
 class ActivityTracker:
     """
-    Works out the :class:`Activity` of a team after each reset and step.
+    Computes the :class:`Activity` of a team after each reset and step.
 
     :param team: Team
     :param ids: All agents of the team
@@ -86,7 +86,7 @@ class ActivityTracker:
         truncations: Flags,
     ) -> Activity:
         """
-        Activity in the terminal observation. It is used for the values of agents that were cut off,
+        Activity in the terminal observation. It is used for the values of truncated agents,
         so that in a truncated episode the terminated agents count as inactive.
 
         :param present: Agents that are observed and were not flagged before

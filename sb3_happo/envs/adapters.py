@@ -195,9 +195,9 @@ class ConvertedAEC(WrappedTeam):
     A ``parallel_env`` that PettingZoo converted from an ``AECEnv`` (MPE, SISL, butterfly), with
     less work per step.
 
-    PettingZoo's conversion observes every agent twice and asks for everything through all
-    wrappers; on MPE this takes as long as the environment itself. Here unused observations are left
-    out, and the environment is asked directly. The results of a step are the same. Actions are
+    PettingZoo's conversion observes every agent twice and makes every call through all wrappers; on
+    MPE this takes as long as the environment itself. Here unused observations are left out, and the
+    environment is called directly. The results of a step are the same. Actions are
     checked or clipped by the environment's wrappers as before.
 
     :param env: Environment for which :meth:`supports` holds
@@ -262,8 +262,8 @@ class GymnasiumTeam:
         self.possible_agents: list[Any] = ["agent_0"]
         self._keys: dict[Any, Any] | None = None
         self._split_observations = False
-        # Actions that stand in for agents that have ended before the others; the same in every copy
-        # of the environment
+        # Placeholder actions of agents that have ended before the others; the same in every copy of
+        # the environment
         self._idle_actions: dict[Any, Any] = {}
         keys = _agent_keys(env, per_agent)
         if keys is not None:

@@ -40,18 +40,18 @@ class JointEnv(gym.Env):
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype
     :func:`~sb3_happo.envs.spaces.joint_action_dtype`, as a ``VecEnv`` passes them.
 
-    **Inactive agents.** An agent that is missing from the env's observations (dead, not yet there,
-    not on turn) is inactive: its observation is zeros, its mask all ones, its action ignored.
-    ``info["active"]``, bool ``(n_agents,)``, is the active mask of the observation that comes with
-    it, and is there only if an agent is inactive. ``info["waiting_agents"]``, of the same form, is
-    the mask of the inactive agents that are alive and will act again, and is there only if there
-    are any. An agent that ends while others continue is inactive from then on; the reward of that
-    step counts. With an ``AECEnv`` one agent acts per step, and the other agents' entries are
-    zeros, but a critic's state made of observations holds the observations of all living agents.
-    The rewards of a step are all that were emitted in it, for any agent.
+    **Inactive agents.** An agent that is missing from the env's observations (dead, not yet
+    present, not on turn) is inactive: its observation is zeros, its mask all ones, its action
+    ignored. ``info["active"]``, bool ``(n_agents,)``, is the active mask of the observation that
+    comes with it, and is present only if an agent is inactive. ``info["waiting_agents"]``, of the
+    same form, is the mask of the inactive agents that are alive and will act again, and is present
+    only if there are any. An agent that ends while others continue is inactive from then on; the
+    reward of that step counts. With an ``AECEnv`` one agent acts per step, and the other agents'
+    entries are zeros, but a critic's state made of observations holds the observations of all
+    living agents. The rewards of a step are all that were emitted in it, for any agent.
 
     **End of an episode.** An episode ends when none of the team is left. It is truncated, which
-    means that its last value is bootstrapped, if any agent that was there in the last step was
+    means that its last value is bootstrapped, if any agent present in the last step was
     truncated and not terminated. Otherwise it is terminated, also if agents had been truncated in
     earlier steps. Agents that end in the last step keep their last observation, so that its value
     can be estimated; in a truncated episode this does not hold for agents that were terminated.
@@ -83,8 +83,8 @@ class JointEnv(gym.Env):
         action per agent, or the hybrid action of one agent. None: one per agent if the observation
         space is a Dict of the same keys or a Tuple of the same length
     :param observe_active: Whether ``info["active"]`` is also an entry of the observation,
-        ``"active"``, int8 ``(n_agents,)``: from it the ``predict`` of agents with memory learns
-        when to keep the memory as it is. None: in turn-based games
+        ``"active"``, int8 ``(n_agents,)``: with it the ``predict`` of recurrent agents keeps
+        the hidden states of inactive agents. None: in turn-based games
     :param others: Deprecated name of ``other_agents``
     :raises TypeError: If ``env`` cannot be joined, or a space is not supported
     :raises ValueError: If names collide or an argument does not fit the env
@@ -105,7 +105,7 @@ class JointEnv(gym.Env):
         others: OtherPolicy = None,
     ) -> None:
         if isinstance(env, gym.Env) and isinstance(env.unwrapped, JointEnv):
-            raise TypeError("This is a JointEnv already; use it as it is.")
+            raise TypeError("This is a JointEnv already; use it without joining it again.")
         other_agents = _resolve_alias(other_agents, others)
         self.env = env
         self.metadata = getattr(env, "metadata", {})
@@ -307,7 +307,7 @@ class JointEnv(gym.Env):
 
     def render(self) -> Any:
         """
-        :return: Rendered frame, or what else the env returns
+        :return: Rendered frame, or another value that the env returns
         """
         return self.env.render()
 
@@ -388,7 +388,7 @@ def as_joint_env(env: Any, **kwargs: Any) -> gym.Env:
     Make a joint environment of any environment.
 
     :param env: Environment that :class:`JointEnv` takes; or a ``JointEnv``, wrapped or not, which
-        is returned as it is
+        is returned unchanged
     :param kwargs: Keyword arguments of :class:`JointEnv`
     :return: Joint environment
     :raises ValueError: If there are arguments for an environment that is joint already, or unknown

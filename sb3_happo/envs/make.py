@@ -328,8 +328,8 @@ def _unresolved(id: str, package: str) -> ValueError:
             install = f"pip install {_INSTALL[package]}"
         hint += f" If it is not installed, {install}, or put it on the Python path."
     return ValueError(
-        f"The environment id {id!r} does not resolve: neither Gymnasium knows it, nor is there "
-        f"such a module ('<package>/<module>' means that module's parallel_env).{hint}"
+        f"The environment id {id!r} does not resolve: Gymnasium does not know it, and there is no "
+        f"such module ('<package>/<module>' means that module's parallel_env).{hint}"
     )
 
 

@@ -67,7 +67,7 @@ class MujocoTeam(WrappedTeam):
     Observations are the same up to float32.
 
     :param env: Environment for which :meth:`supports` holds
-    :raises ValueError: As :class:`Factorisation`; then ``env`` can be used as it is
+    :raises ValueError: As :class:`Factorisation`; then ``env`` can be used without this class
     """
 
     def __init__(self, env: Any) -> None:

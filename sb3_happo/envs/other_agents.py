@@ -42,8 +42,8 @@ class PartialTeam:
           ``observation`` is the environment's own. ``action_space`` is the agent's, seeded by
           ``reset(seed)``: draw from it, or from its ``np_random``, to be reproducible.
           ``action_mask`` is ``(n_choices,)`` int8, or None;
-        * an object with SB3's ``predict``, such as a saved agent, which is asked for stochastic
-          actions; or a model with ``policies``, such as ``HAPPO``, of which the policy of each
+        * an object with SB3's ``predict``, such as a saved agent, whose actions are
+          sampled; or a model with ``policies``, such as ``HAPPO``, of which the policy of each
           agent is taken;
         * a mapping ``{agent: policy}`` of these;
         * a list of any of these: a mixture, from which one is drawn for each episode.
@@ -196,7 +196,7 @@ def _without_mask(observation: Any) -> Any:
 
 
 def _check_policy(policy: OtherPolicy, agent: str) -> None:
-    """Refuse what cannot play the agent."""
+    """Refuse a policy that cannot play the agent."""
     if isinstance(policy, Mapping):
         named = {str(name): part for name, part in policy.items()}
         if agent not in named:

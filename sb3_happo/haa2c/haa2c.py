@@ -22,7 +22,7 @@ class HAA2C(HAPPO):
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
-    :param learning_rate: Learning rate of the actors, > 0, constant or a schedule
+    :param learning_rate: Learning rate of the actors, >= 0, constant or a schedule
     :param n_steps: Steps per environment and update; short rollouts and many updates suit a single
         pass
     :param batch_size: Rows of a minibatch; None for the whole rollout at once, as A2C does

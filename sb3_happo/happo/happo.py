@@ -44,23 +44,22 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     The agents are updated one by one. Each maximises PPO's clipped objective of
     ``M = factor * A``: the advantage of the joint action, weighted by the product of the
-    probability
-    ratios of the agents updated before. By the paper's advantage decomposition lemma the return
-    of the team improves with every agent's step, without shared parameters.
+    probability ratios of the agents updated before. By the paper's advantage decomposition lemma
+    the return of the team improves with every agent's step, without shared parameters.
 
     Differences from the paper: normalised advantages (``normalize_advantage``), an entropy bonus
-    (``ent_coef``), several passes over minibatches, as in PPO, and no part for an agent at steps at
-    which it is dead or not on turn. Differences from HARL: clipping of ``ratio * M`` instead of
-    ``factor * min(...)``, which is the same for the factor is positive; the ratio of the whole
-    action (the product over its dimensions); SB3's hyperparameters. With one agent and the same
-    settings the numbers are those of SB3's ``PPO``.
+    (``ent_coef``), and several passes over minibatches, as in PPO; steps at which an agent is dead
+    or not on turn enter neither its loss nor its ratio. Differences from HARL: clipping of
+    ``ratio * M`` instead of ``factor * min(...)``, which is equal because the factor is positive;
+    the ratio of the complete action (the product over its dimensions); SB3's hyperparameters. With
+    one agent and the same settings the numbers are those of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's
         network follows its observation space), "MlpLstmPolicy" or "MlpGruPolicy" for recurrent
         actors and critic, a subclass of ``JointPolicy``, or the environment: ``HAPPO(env)``
     :param env: PettingZoo or Gymnasium environment, ``JointEnv``, id such as
         "mpe2/simple_spread_v3", or ``VecEnv`` of these (see ``make_joint_vec_env``)
-    :param learning_rate: Learning rate of the actors, > 0, constant or a schedule of the remaining
+    :param learning_rate: Learning rate of the actors, >= 0, constant or a schedule of the remaining
         progress (from 1 to 0). For single agents:
         ``policy_kwargs["agent_kwargs"][agent]["learning_rate"]``
     :param n_steps: Steps per environment and update; a rollout has ``n_steps * n_envs`` joint
@@ -70,8 +69,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param gamma: Discount factor, in [0, 1]
     :param gae_lambda: Trade-off of bias against variance in generalised advantage estimation, in
         [0, 1]
-    :param clip_range: Distance from 1 up to which an agent's ratio may profit, > 0, constant or a
-        schedule
+    :param clip_range: Largest distance of an agent's ratio from 1 that still increases the
+        objective, > 0, constant or a schedule
     :param clip_range_vf: Largest change of a value per update, > 0, constant or a schedule, in the
         critic's units (standard deviations of the return with ``normalize_value``); None for no
         limit
@@ -84,9 +83,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         with Adam it has an effect on the clipping of gradients only
     :param max_grad_norm: Largest norm of the gradient, of each actor and of the critic apart, > 0;
         None for no clipping
-    :param target_kl: Approximate KL divergence of which 1.5 times ends an agent's passes (those of
-        the critic continue, while SB3's ``PPO`` ends both); None for no limit
-    :param critic_learning_rate: Learning rate of the critic, constant or a schedule; None for
+    :param target_kl: Limit of the approximate KL divergence: an agent's passes end where it exceeds
+        1.5 times this value (those of the critic continue, while SB3's ``PPO`` ends both); None for
+        no limit
+    :param critic_learning_rate: Learning rate of the critic, >= 0, constant or a schedule; None for
         ``learning_rate``
     :param critic_n_epochs: Passes of the critic; None for ``n_epochs``
     :param critic_batch_size: Minibatch of the critic; None for ``batch_size``
@@ -113,8 +113,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param verbose: 0 for no output, 1 for training information
     :param seed: Seed for the pseudo-random generators
     :param device: "auto", "cpu", "cuda", ...
-    :param _init_setup_model: Construction of the networks now
-    :raises ValueError: If the environment or a setting cannot work, before any training
+    :param _init_setup_model: Whether to build the networks in the constructor
+    :raises ValueError: Before any training, if the environment or a setting is not supported
     """
 
     settings: ClassVar[dict[str, Setting]] = {
@@ -205,7 +205,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             )
         super()._setup_model()
         self.clip_range = FloatSchedule(self.clip_range)
-        # Calls a user's function once, so that a wrong order is refused before any training
+        # Calls a user's function once: a wrong order is refused before any training
         check_agent_order(self.agent_order, self.agents)
 
     def train(self) -> None:
@@ -219,7 +219,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
-            # Line 12: multiply M by the new ratio; in place, for a greedy order reads the tensor
+            # Line 12: multiply M by the new ratio, in place: a greedy order reads the tensor
             factor.copy_(self._next_factor(data, factor))
         # Line 14: fit the critic to the returns
         self._update_critic()

@@ -34,12 +34,12 @@ class HATRPO(HAPPO):
 
     Differences from the paper: advantages are normalised; the Hessian is damped. Differences from
     sb3-contrib's ``TRPO``: the divergence is that of whole actions (summed over their dimensions,
-    not averaged), and the line search asks for a share of the expected improvement, as the paper
+    not averaged), and the line search requires a share of the expected improvement, as the paper
     does, not for any improvement.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
-    :param learning_rate: Learning rate of the critic, > 0, constant or a schedule
+    :param learning_rate: Learning rate of the critic, >= 0, constant or a schedule
     :param target_kl: Bound on each agent's mean KL divergence per update, > 0
     :param cg_max_steps: Iterations of the conjugate gradients, >= 1
     :param cg_damping: Number added to the diagonal of the Hessian, >= 0

@@ -36,8 +36,8 @@ class MAPPO(HAPPO):
         policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        policy_kwargs = {"share_parameters": True} | (policy_kwargs or {})
-        super().__init__(policy, env, *args, policy_kwargs=policy_kwargs, **kwargs)  # type: ignore[misc]
+        kwargs["policy_kwargs"] = {"share_parameters": True} | (policy_kwargs or {})
+        super().__init__(policy, env, *args, **kwargs)
 
     def _update_order(self, factor: th.Tensor) -> Iterator[tuple[str, ...]]:
         """

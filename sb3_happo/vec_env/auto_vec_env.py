@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 # Workers cost memory and withhold infos, so they must be faster by this factor
 _MARGIN = 1.1
-# Other programs slow down now one kind and now the other: both are measured in turns, and the best
+# Other programs may slow down one kind for some time: both are measured in turns, and the best
 # rates are compared
 _TURNS = 4
 # Seconds per step of all environments below which workers cannot win, since a round trip of

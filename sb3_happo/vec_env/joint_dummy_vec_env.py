@@ -26,7 +26,7 @@ class JointDummyVecEnv(DummyVecEnv):
     :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new
         one each, all of one team
     :raises TypeError: If an environment is not joint
-    :raises ValueError: If the environments are not of one team, or one is there twice
+    :raises ValueError: If the environments are not of one team, or one occurs twice
     """
 
     observation_space: spaces.Dict
@@ -107,7 +107,7 @@ class JointDummyVecEnv(DummyVecEnv):
 
 def check_different(envs: Sequence[gym.Env]) -> None:
     """
-    Check that no environment is there twice, under several ``JointEnv``s.
+    Check that no environment occurs twice, under several ``JointEnv``s.
 
     :param envs: Joint environments
     :raises ValueError: If one is

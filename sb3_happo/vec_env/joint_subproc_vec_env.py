@@ -102,7 +102,7 @@ class JointSubprocVecEnv(VecEnv):
         try:
             self._pool.exchange(requests)
         finally:
-            # All have joined: without a name, the memory is freed when the last process ends
+            # All workers have joined. Unlinked memory is freed when the last process ends
             block.memory.unlink()
 
     # ---------------------------------------------------------------- steps and resets
@@ -141,7 +141,7 @@ class JointSubprocVecEnv(VecEnv):
             ({"agent_rewards": own, "TimeLimit.truncated": False} for own in agent_rewards), facts
         )
         if active is not None:
-            _tell_flags(infos, active, waiting)
+            _write_flags(infos, active, waiting)
         for index in np.flatnonzero(dones).tolist():
             infos[index]["TimeLimit.truncated"] = bool(facts.truncated[index])
             infos[index]["terminal_observation"] = {
@@ -283,9 +283,9 @@ class JointSubprocVecEnv(VecEnv):
         return [next(answers[owner]) for owner in owners[chosen].tolist()]
 
 
-def _tell_flags(infos: StepInfos, active: np.ndarray, waiting: np.ndarray | None) -> None:
+def _write_flags(infos: StepInfos, active: np.ndarray, waiting: np.ndarray | None) -> None:
     """
-    Write the flags of inactive agents into the infos of the environments whose episode goes on.
+    Write the flags of inactive agents into the infos of the environments whose episode continues.
 
     :param infos: Infos of the step, in which the entries are written
     :param active: Active mask of the next observations, ``(n_envs, n_agents)``

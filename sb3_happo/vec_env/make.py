@@ -147,7 +147,7 @@ def _refuse(id: str, arguments: dict[str, Any]) -> None:
     if given:
         raise ValueError(
             f"{', '.join(map(repr, given))} cannot apply to {id!r}, whose environments do not "
-            "exist one by one. Wrap the whole VecEnv instead: a VecEnvWrapper, such as "
+            "exist one by one. Wrap the VecEnv instead: a VecEnvWrapper, such as "
             "VecMonitor(venv, filename) for a monitor's file."
         )
 

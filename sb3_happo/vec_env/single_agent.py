@@ -98,7 +98,7 @@ class VecTeamOfOne(VecEnvWrapper):
         ):
             raise ValueError(
                 "The environment has an action mask in its info, which a single-agent VecEnv does "
-                "not carry to the agent. Make the VecEnv with make_joint_vec_env, give the "
+                "not pass to the agent. Make the VecEnv with make_joint_vec_env, give the "
                 "environment itself, or put the mask into the observation."
             )
         return self._batch(obs)
@@ -136,7 +136,7 @@ class VecTeamOfOne(VecEnvWrapper):
             array, space = np.asarray(value), self.observation_space.spaces[key]
             dtype = space.dtype
             if array.dtype.kind == "f" and np.issubdtype(dtype, np.integer):
-                # VecNormalize returns fractions for integers, and leaves the space as it is
+                # VecNormalize returns fractions for integers, and does not change the space
                 dtype = np.dtype(np.float32)
             array = array.astype(dtype, copy=False)
             joint[key] = array.reshape((*batch_shape, *(space.shape or ())))
@@ -147,7 +147,7 @@ def _entries(prefix: str, whole: Any) -> dict[str, Any]:
     """
     :param prefix: Name of the agent
     :param whole: Observation space or observation
-    :return: Parts of a Dict, or the whole of anything else, by their keys in the joint observation
+    :return: Parts of a Dict, or any other space or observation, by key in the joint observation
     """
     if isinstance(whole, (dict, spaces.Dict)):
         return {f"{prefix}/{key}": whole[key] for key in whole}

@@ -37,7 +37,7 @@ class StepInfos(list[dict[str, Any]]):
     """
     Infos of a step, one dict per environment, with the same facts as arrays.
 
-    SB3's wrappers hand this list on, or copy it to a plain one; :func:`step_facts` handles both. A
+    SB3's wrappers return this list, or copy it to a plain one; :func:`step_facts` handles both. A
     wrapper that changes rewards, flags or dones must return a plain list, from whose dicts the
     facts are then gathered.
 

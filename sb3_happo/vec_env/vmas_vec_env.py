@@ -37,7 +37,7 @@ class VmasVecEnv(SimulatorVecEnv):
 
     **Episodes** end where the scenario says so, or after ``max_steps`` (truncated). All
     environments that end in a step are reset together if no other is running, otherwise one by one,
-    as VMAS has it. ``info["episode"]`` holds the statistics of SB3's ``Monitor``, which is not
+    as VMAS does. ``info["episode"]`` holds the statistics of SB3's ``Monitor``, which is not
     needed here. The simulator's own infos of the last step, tensors ``(n_envs, ...)``, are in the
     attribute ``agent_infos``.
 
@@ -153,7 +153,8 @@ class VmasVecEnv(SimulatorVecEnv):
                 )
             parts = [actions[agent] for agent in self.agents]
         else:
-            joint = as_joint_actions(actions, self.action_space, self._action_dtype, self.num_envs)  # type: ignore[arg-type]
+            rows: Any = actions
+            joint = as_joint_actions(rows, self.action_space, self._action_dtype, self.num_envs)
             parts = [th.from_numpy(np.ascontiguousarray(joint[agent])) for agent in self.agents]
         # (n_envs,) -> (n_envs, 1), as VMAS takes Discrete actions
         self._actions = [part.to(self.device).reshape(self.num_envs, -1) for part in parts]
@@ -310,7 +311,7 @@ class VmasVecEnv(SimulatorVecEnv):
         """
         :param attr_name: Name of an attribute of this object, or else of the simulator
         :param value: New value
-        :param indices: None, for the simulator is one for all environments
+        :param indices: None, because all environments share one simulator
         :raises ValueError: If only some of the environments are meant
         """
         if indices is not None and set(self._get_indices(indices)) != set(range(self.num_envs)):

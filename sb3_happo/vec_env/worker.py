@@ -23,7 +23,7 @@ STEP = b"step"
 CLOSE = b"close"
 DONE = b""  # reply to STEP when the shared memory holds all results
 
-# Infos that travel through the shared memory, at every step or while the episode goes on
+# Infos that are sent through the shared memory, at every step or while the episode continues
 _SHARED_INFOS = {"agent_rewards", "TimeLimit.truncated", "terminal_observation"}
 _SHARED_FLAGS = {"active", "waiting_agents"}
 _BUSY_SECONDS = 5e-3  # time of busy waiting before a process sleeps until the next message
@@ -50,7 +50,7 @@ class Failure(NamedTuple):
     An exception in a worker.
 
     :param row: Index of the environment that was running, among the worker's own; None if unknown
-    :param is_attribute_error: True if the environment lacks the attribute that was asked for
+    :param is_attribute_error: True if the environment lacks the requested attribute
     :param traceback: Traceback as Python prints it
     """
 
@@ -225,7 +225,7 @@ def _unshared(info: dict[str, Any], done: bool) -> dict[str, Any]:
     """
     :param info: Info of a step
     :param done: End of the episode: the shared flags are then those of the next observation
-    :return: Entries that do not travel through the shared memory
+    :return: Entries that are not sent through the shared memory
     """
     shared = _SHARED_INFOS if done else _SHARED_INFOS | _SHARED_FLAGS
     return {key: value for key, value in info.items() if key not in shared}
@@ -262,8 +262,8 @@ class InProcessWorker:
 
 def busy_wait(connection: Connection) -> None:
     """
-    Wait for a message without sleeping, for a few milliseconds. Steps are short: a process that
-    sleeps, and in a virtual machine its core, would spend a good part of a step on waking up.
+    Wait for a message without sleeping, for a few milliseconds. Steps are short: the wake-up
+    of a process that sleeps, and in a virtual machine of its core, takes a large part of a step.
 
     :param connection: Connection on which the message arrives
     """

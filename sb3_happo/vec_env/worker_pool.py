@@ -180,7 +180,7 @@ class WorkerPool:
         except OSError:
             raise self._worker_died(worker) from None
         except BaseException:
-            self.close()  # an interrupted exchange leaves replies behind that nobody waits for
+            self.close()  # after an interruption, replies would remain unread
             raise
 
     def _receive(self, workers: Iterable[int]) -> list[Any]:
@@ -210,7 +210,7 @@ class WorkerPool:
         process.join(self._closing_time)
         cause = f"exit code {process.exitcode}"
         if process.exitcode == -9:
-            cause += ", which means that it was killed, perhaps for want of memory"
+            cause += ", which means that it was killed, perhaps for lack of memory"
         error = RuntimeError(
             f"The worker process of {_named(self.slices[worker])} has died ({cause}); what it "
             "wrote to stderr may say why. This VecEnv is closed."

@@ -1,5 +1,5 @@
 """
-Checker of multi-agent environments: what is wrong, how to mend it, what the algorithms will see.
+Checker of multi-agent environments: errors, their remedies, and the spaces that algorithms see.
 
 ``python -m sb3_happo.envs.checker mpe2/simple_spread_v3 N=2`` checks an id, with keyword arguments
 of the environment.

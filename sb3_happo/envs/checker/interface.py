@@ -1,4 +1,4 @@
-"""Which interface an environment implements, and the tests that its library has for it."""
+"""Interface that an environment implements, and the tests of its library for that interface."""
 
 import contextlib
 import io
@@ -50,7 +50,7 @@ def check_interface(findings: Findings, env: Any) -> Interface | None:
 
 
 def _reset(findings: Findings, env: Any) -> Any:
-    """What ``reset(seed=0)`` returns; an empty tuple if it fails."""
+    """Return value of ``reset(seed=0)``; an empty tuple if it fails."""
     remedy = "Give reset the arguments seed=None and options=None, and run it on its own."
     try:
         return env.reset(seed=0)

@@ -228,6 +228,13 @@ def test_copies_are_seeded_one_by_one() -> None:
     assert np.array_equal(first[0, 2], alone["state"][0])
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    plain = make_joint_vec_env(random_team, 2, seed=3, start_index=1)
+    numpy: Any = (np.int64(2), np.int64(3), np.int64(1))
+    given = make_joint_vec_env(random_team, numpy[0], seed=numpy[1], start_index=numpy[2])
+    assert np.array_equal(trajectory(plain), trajectory(given))
+
+
 def test_a_start_index_is_a_later_seed() -> None:
     first, second = (
         make_joint_vec_env(lambda: gym.make("CartPole-v1"), 1, seed=seed, start_index=start_index)

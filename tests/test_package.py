@@ -151,6 +151,7 @@ ORDER = (
     # Data and learning
     "common.minibatches",
     "common.rollout_buffer",
+    "common.buffers",
     "common.batched_actors",
     "common.gradient_step",
     "common.value_learning",
@@ -246,10 +247,18 @@ def test_environments_do_without_torch(folder: str, without: set[str]) -> None:
 # Files and folders in which the style is checked
 STYLED = ("sb3_happo", "zoo")
 MAX_CYCLOMATIC = 13
+MAX_COLUMNS = 100
+MAX_CLASS_LINES = 350
 # Parameters and return values are described by a noun phrase
-_NO_NOUN = re.compile(r":(?:param \w+|return):\s*(?:Of|What|Its|Who|Whose)\b.*")
+_NO_NOUN = re.compile(
+    r":(?:param \*{0,2}\w+|return|raises \w+):\s*(?:of|what|its|who|whose|how|where)\b.*",
+    re.IGNORECASE,
+)
 
-_BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert)
+_BRANCHES = (
+    *(ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert),
+    ast.match_case,
+)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda, ast.ClassDef)
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -314,6 +323,18 @@ def test_functions_are_simple(path: Path) -> None:
         if isinstance(node, _FUNCTIONS):
             number = cyclomatic_number(node)
             assert number <= MAX_CYCLOMATIC, f"line {node.lineno}: {node.name} has {number}"
+
+
+@pytest.mark.parametrize("path", styled_files(), ids=file_id)
+def test_classes_and_lines_are_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), start=1):
+        assert len(line) <= MAX_COLUMNS, f"line {number} has {len(line)} columns"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert node.end_lineno is not None
+            n_lines = node.end_lineno - node.lineno + 1
+            assert n_lines <= MAX_CLASS_LINES, f"{node.name} has {n_lines} lines"
 
 
 @pytest.mark.parametrize("path", styled_files(), ids=file_id)

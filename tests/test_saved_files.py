@@ -100,6 +100,15 @@ def test_normalised_team_acts_and_learns_as_before() -> None:
     assert model.num_timesteps == 96
 
 
+def test_former_modules_of_saved_classes() -> None:
+    """Saved models name the classes of policies and of a given rollout buffer by these modules."""
+    from sb3_happo.common import buffers, joint_policy, policies, rollout_buffer
+
+    assert buffers.MultiAgentRolloutBuffer is rollout_buffer.MultiAgentRolloutBuffer
+    for name in ("JointPolicy", "LstmJointPolicy", "GruJointPolicy"):
+        assert getattr(policies, name) is getattr(joint_policy, name)
+
+
 def test_shipped_team_plays() -> None:
     """A team of the zoo, with its statistics, plays as well as its record says."""
     pytest.importorskip("mpe2")

@@ -1,7 +1,7 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -42,7 +42,18 @@ from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
 
-SelfOnPolicy = TypeVar("SelfOnPolicy", bound="MultiAgentOnPolicyAlgorithm")
+#: Policies by the names that the constructor accepts
+POLICY_ALIASES: dict[str, type[BasePolicy]] = {
+    "MlpPolicy": JointPolicy,
+    "CnnPolicy": JointPolicy,
+    "MultiInputPolicy": JointPolicy,
+    "MlpLstmPolicy": LstmJointPolicy,
+    "CnnLstmPolicy": LstmJointPolicy,
+    "MultiInputLstmPolicy": LstmJointPolicy,
+    "MlpGruPolicy": GruJointPolicy,
+    "CnnGruPolicy": GruJointPolicy,
+    "MultiInputGruPolicy": GruJointPolicy,
+}
 
 
 class CollectorState(NamedTuple):
@@ -73,17 +84,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     keyword arguments.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": JointPolicy,
-        "CnnPolicy": JointPolicy,
-        "MultiInputPolicy": JointPolicy,
-        "MlpLstmPolicy": LstmJointPolicy,
-        "CnnLstmPolicy": LstmJointPolicy,
-        "MultiInputLstmPolicy": LstmJointPolicy,
-        "MlpGruPolicy": GruJointPolicy,
-        "CnnGruPolicy": GruJointPolicy,
-        "MultiInputGruPolicy": GruJointPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICY_ALIASES
     settings: ClassVar[dict[str, Setting]] = {
         "learning_rate": LEARNING_RATE,
         "critic_learning_rate": optional(LEARNING_RATE),

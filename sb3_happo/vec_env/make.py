@@ -69,6 +69,9 @@ def make_joint_vec_env(
     :raises ValueError: If an id does not resolve, or an argument cannot apply to it
     :raises ImportError: If a package that the env needs is not installed
     """
+    # Spaces refuse NumPy's integers as seeds
+    seed = None if seed is None else int(seed)
+    n_envs, start_index = int(n_envs), int(start_index)
     if isinstance(env, str) and is_vectorised(env):
         refused = {
             "wrappers": wrappers,
@@ -87,11 +90,8 @@ def make_joint_vec_env(
             "make_joint_vec_env takes an id, or a function that makes a new environment at each "
             f"call, not {env!r}."
         )
-    # The trial of "auto" would be written to files that monitors continue
-    continued = monitor_dir is not None and not (monitor_kwargs or {}).get(
-        "override_existing", True
-    )
-    if vec_env_cls == "auto" and continued:
+    if vec_env_cls == "auto" and _continues_files(monitor_dir, monitor_kwargs):
+        # The trial would be written to these files
         vec_env_kwargs = {"seconds": 0} | (vec_env_kwargs or {})
     venv = make_vec_env(
         partial(_make_from, env, wrappers, joint_kwargs),
@@ -128,6 +128,11 @@ def _vec_env_class(choice: Callable[..., VecEnv] | str | None) -> Callable[..., 
     if isinstance(choice, str):
         raise ValueError(f"vec_env_cls={choice!r} is neither a class of VecEnv nor 'auto'.")
     return choice or JointDummyVecEnv
+
+
+def _continues_files(monitor_dir: str | None, monitor_kwargs: dict[str, Any] | None) -> bool:
+    """Whether monitors add to files that exist."""
+    return monitor_dir is not None and not (monitor_kwargs or {}).get("override_existing", True)
 
 
 def _make_simulator(

@@ -414,3 +414,18 @@ def test_line_search_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) 
     assert [float(move.norm() / moved[0].norm()) for move in moved] == pytest.approx(
         [1.0, 0.3], rel=1e-3
     )
+
+
+def test_a_step_that_is_not_finite_is_left_out() -> None:
+    class Overflowing(HATRPO):
+        def _objective_and_divergence(
+            self, data: dict[str, ActorBatch], old: dict[str, Distribution]
+        ) -> tuple[th.Tensor, th.Tensor]:
+            objective, divergence = super()._objective_and_divergence(data, old)
+            return objective * float("inf"), divergence
+
+    model = small(Overflowing, random_team(), seed=0)
+    before = snapshot(model.policy.actors)
+    with pytest.warns(UserWarning, match="agent '.*': a gradient was NaN or infinite"):
+        model.learn(64, log_interval=100)
+    assert same(before, snapshot(model.policy.actors))

@@ -123,13 +123,19 @@ def gradient_step(
         return GradientStep(figures, accepted=False, finite=True)
     norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
     if not bool(norm.isfinite()):
-        _warn_once(optimizer, owner)
+        warn_not_finite(optimizer, owner)
         return GradientStep(figures, accepted=True, finite=False)
     optimizer.step()
     return GradientStep(figures, accepted=True, finite=True)
 
 
-def _warn_once(optimizer: th.optim.Optimizer, owner: str) -> None:
+def warn_not_finite(optimizer: th.optim.Optimizer, owner: str) -> None:
+    """
+    Warn once per optimiser that a step was left out.
+
+    :param optimizer: Optimiser of the parameters
+    :param owner: Name of the network
+    """
     if optimizer in _WARNED:
         return
     _WARNED.add(optimizer)

@@ -8,6 +8,7 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.formulas import surrogate
+from sb3_happo.common.gradient_step import warn_not_finite
 from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.recurrent import twice_differentiable
 from sb3_happo.common.trust_region import (
@@ -116,10 +117,15 @@ class HATRPO(HAPPO):
                 return True
             return False
 
-        # Line 13: the largest step that keeps to the bound and improves the objective enough
-        fraction = line_search(
-            params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
-        )
+        fraction = 0.0
+        if bool(step.isfinite().all()):
+            # Line 13: the largest step that keeps to the bound and improves the objective enough
+            fraction = line_search(
+                params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
+            )
+        else:
+            owner = f"agent {', '.join(map(repr, agents))}"
+            warn_not_finite(self.policies[agents[0]].optimizer, owner)
         gain, kl = reached
         figures = {"policy_objective": gain, "kl": kl, "step_fraction": fraction}
         for agent in agents:

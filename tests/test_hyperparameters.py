@@ -1,13 +1,15 @@
 """Unsupported hyperparameters are refused before any training; NumPy's numbers are numbers."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
-from sb3_happo import HAPPO, HATRPO
+from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
@@ -20,7 +22,8 @@ from sb3_happo.common.hyperparameters import (
     plain_numbers,
     scheduled,
 )
-from tests.algorithms import alike_team, small
+from sb3_happo.envs.checker import check_marl_env
+from tests.algorithms import alike_team, same, small, snapshot
 
 
 def warm_up(progress: float) -> float:
@@ -161,18 +164,73 @@ NUMPY_SETTINGS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", list(NUMPY_SETTINGS))
-def test_a_setting_of_numpy_trains_like_pythons(name: str) -> None:
-    value = NUMPY_SETTINGS[name]
-    plain = value.item()
-    if isinstance(value, np.float32):
-        plain = float(value)
-    settings: dict[str, Any] = {"seed": 0, "batch_size": 16} | {name: value}
-    expected: dict[str, Any] = {"seed": 0, "batch_size": 16} | {name: plain}
-    model = small(HAPPO, alike_team(), **settings).learn(64)
-    other = small(HAPPO, alike_team(), **expected).learn(64)
-    for own, its in zip(model.policy.parameters(), other.policy.parameters(), strict=True):
-        assert own.equal(its)
+TRUST_REGION: dict[str, Any] = {
+    "cg_max_steps": np.int64(3),
+    "cg_damping": np.float32(0.1),
+    "line_search_shrinking_factor": np.float32(0.5),
+    "line_search_max_iter": np.uint8(3),
+    "accept_ratio": np.float32(0.25),
+}
+
+
+def in_python(value: Any) -> Any:
+    """The number of Python that a number of NumPy means."""
+    return float(value) if np.issubdtype(value.dtype, np.floating) else value.item()
+
+
+@pytest.mark.parametrize("name", [*NUMPY_SETTINGS, *TRUST_REGION])
+def test_a_setting_of_numpy_is_pythons(name: str) -> None:
+    value = (NUMPY_SETTINGS | TRUST_REGION)[name]
+    model = small(HATRPO, alike_team(1), **{"batch_size": 16, name: value})
+    if name == "stats_window_size":
+        model.learn(32)
+        assert model.ep_info_buffer is not None and model.ep_info_buffer.maxlen == 10
+        return
+    stored = getattr(model, name)
+    if callable(stored):
+        stored = stored(1.0)
+    assert type(stored) is type(in_python(value))
+    assert stored == in_python(value)
+
+
+@pytest.mark.parametrize("algorithm", [HAPPO, HATRPO, HAA2C, MAPPO, IPPO])
+def test_settings_of_numpy_train_like_pythons(algorithm: type[HAPPO]) -> None:
+    """All at once, for each algorithm."""
+    settings = NUMPY_SETTINGS | (TRUST_REGION if algorithm is HATRPO else {})
+    plain = {name: in_python(value) for name, value in settings.items()}
+    model = small(algorithm, alike_team(2), **settings).learn(np.int64(64))  # type: ignore[arg-type]
+    other = small(algorithm, alike_team(2), **plain).learn(64)
+    assert same(snapshot(model.policy), snapshot(other.policy))
+    assert model.num_timesteps == other.num_timesteps == 64
+
+
+def test_numbers_of_numpy_at_other_places(tmp_path: Path) -> None:
+    """Copies and seeds of environments, loaded models, evaluation, and the checker."""
+    two, one, zero = np.int64(2), np.uint8(1), np.array(0)
+    venv = make_joint_vec_env(alike_team, n_envs=two, seed=one, start_index=zero)  # type: ignore[arg-type]
+    first, same_seed = venv.reset(), make_joint_vec_env(alike_team, n_envs=2, seed=1).reset()
+    assert isinstance(first, dict) and isinstance(same_seed, dict)
+    for key, value in first.items():
+        assert np.array_equal(value, same_seed[key])
+    venv.seed(np.int64(3))  # type: ignore[arg-type]
+    venv.reset()
+    env = alike_team(2)
+    seen = env.reset(seed=np.int64(3))[0]  # type: ignore[arg-type]
+    assert all(np.array_equal(seen[key], env.reset(seed=3)[0][key]) for key in seen)
+    small(HAPPO, env).save(tmp_path / "model")
+    model = HAPPO.load(tmp_path / "model", env=env, n_epochs=one, batch_size=np.int64(16))
+    model.set_random_seed(np.int64(3))  # type: ignore[arg-type]
+    model.learn(np.int64(32), log_interval=one)  # type: ignore[arg-type]
+    evaluate_policy(model, env, n_eval_episodes=one)  # type: ignore[arg-type]
+    assert check_marl_env(env, np.int64(5), np.int64(1)).ok  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [1.5, "1", [1]])
+def test_seeds_of_environments_are_whole_numbers(seed: Any) -> None:
+    with pytest.raises(TypeError):
+        make_joint_vec_env(alike_team, seed=seed)
+    with pytest.raises(TypeError):
+        alike_team(1).reset(seed=seed)
 
 
 def test_networks_take_numbers_of_numpy() -> None:
@@ -186,6 +244,7 @@ def test_networks_take_numbers_of_numpy() -> None:
         output_gain=np.float32(0.1),
         optimizer_kwargs=dict(eps=np.float32(1e-5)),
         agent_kwargs={"agent_1": dict(learning_rate=np.float32(1e-2), net_arch=[np.int64(5)])},
+        share_parameters=np.False_,
         critic_kwargs=dict(net_arch=[np.int64(7)], lstm_hidden_size=np.int64(3)),
     )
     model = small(HAPPO, alike_team(), policy_kwargs, batch_size=np.int64(16)).learn(64)
@@ -194,13 +253,6 @@ def test_networks_take_numbers_of_numpy() -> None:
     assert shapes["actors.1.body.0.weight"] == (5, 6)
     assert shapes["critic.networks.0.body.0.weight"] == (7, 3)
     assert model.policy.lr_schedules["agent_1"](0.5) == pytest.approx(1e-2)
-
-
-def test_trust_regions_take_numbers_of_numpy() -> None:
-    settings: dict[str, Any] = dict(
-        cg_max_steps=np.int64(3), target_kl=np.float32(0.01), line_search_max_iter=np.int64(3)
-    )
-    small(HATRPO, alike_team(), **settings).learn(64)
 
 
 # ---------------------------------------------------------------- models

@@ -16,6 +16,7 @@ from sb3_happo import HATRPO, JointEnv
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.distributions import kl_divergence
 from sb3_happo.common.trust_region import (
+    conjugate_gradient,
     flat_gradient,
     flatten,
     hessian_vector_product,
@@ -153,10 +154,53 @@ def test_natural_step_reaches_the_bound_of_a_quadratic() -> None:
         assert gradient @ other < gradient @ step
 
 
+@pytest.mark.parametrize("damping", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("n", [1, 2, 6, 12])
+def test_conjugate_gradients_solve(n: int, damping: float) -> None:
+    th.manual_seed(n)
+    root = th.randn(n, n, dtype=th.float64)
+    matrix = root @ root.T + (0.5 + damping) * th.eye(n, dtype=th.float64)
+    target = th.randn(n, dtype=th.float64)
+    exact = th.linalg.solve(matrix, target)
+    for scale in (1.0, 1e-6, 1e6):
+        solution = conjugate_gradient(lambda v: matrix @ v, scale * target, 4 * n, 1e-12)
+        assert th.allclose(solution / scale, exact, atol=1e-6)
+    single = matrix.float()
+    solution = conjugate_gradient(lambda v: single @ v, target.float(), 4 * n)
+    assert th.allclose(solution.double(), exact, atol=1e-4)
+
+
+def test_conjugate_gradients_draw_no_random_numbers_and_start_from_0() -> None:
+    root, target = th.randn(5, 5), th.randn(5)
+    matrix, copied = root @ root.T + th.eye(5), target.clone()
+    before = th.get_rng_state()
+    first, second = (conjugate_gradient(lambda v: matrix @ v, target, 3) for _ in range(2))
+    assert first.equal(second) and target.equal(copied)
+    assert th.get_rng_state().equal(before)
+    # The first iteration goes along b
+    one = conjugate_gradient(lambda v: matrix @ v, target, 1)
+    assert th.allclose(one, target * (target @ target) / (target @ matrix @ target))
+    assert conjugate_gradient(lambda v: matrix @ v, th.zeros(5), 10).tolist() == [0.0] * 5
+
+
+def test_conjugate_gradients_end_where_the_residual_is_small() -> None:
+    products: list[th.Tensor] = []
+
+    def product(vector: th.Tensor) -> th.Tensor:
+        products.append(vector)
+        return 4 * vector
+
+    assert conjugate_gradient(product, th.ones(3), 10).tolist() == [0.25] * 3
+    assert len(products) == 1
+    # Where the curvature is not positive, there is no further solution
+    assert conjugate_gradient(lambda v: -v, th.ones(3), 10).tolist() == [0.0] * 3
+
+
 def test_natural_step_without_gradient_is_none() -> None:
-    """The solver starts from a little noise; scaled up to the bound, it would be a random step."""
     root = th.randn(6, 6)
-    assert natural_step(th.zeros(6), lambda v: root @ root.T @ v, 0.01, 10).tolist() == [0.0] * 6
+    for gradient in (th.zeros(6), th.full((6,), 1e-30)):
+        step = natural_step(gradient, lambda v: root @ root.T @ v, 0.01, 10)
+        assert step.tolist() == [0.0] * 6
 
 
 # ---------------------------------------------------------------- line search
@@ -360,7 +404,13 @@ def test_shared_parameters_are_stepped_together() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
-def test_first_step_of_a_team_of_one_is_trpos(env_id: str) -> None:
+def test_first_step_of_a_team_of_one_is_trpos(env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRPO's solver starts from random noise; with one that starts from 0 the steps are equal."""
+
+    def solve(product: Any, target: th.Tensor, max_iter: int) -> th.Tensor:
+        return conjugate_gradient(product, target, max_iter)
+
+    monkeypatch.setattr("sb3_contrib.trpo.trpo.conjugate_gradient_solver", solve)
     settings: dict[str, Any] = dict(
         n_steps=256, gamma=0.98, seed=3, cg_damping=0.1, cg_max_steps=15, device="cpu"
     )
@@ -387,9 +437,9 @@ def test_first_step_of_a_team_of_one_is_trpos(env_id: str) -> None:
     hatrpo.learn(512)
     changes = [flatten(params).detach() - before for params in (theirs, mine)]
     assert all(change.norm() > 1e-3 for change in changes)
-    assert th.cosine_similarity(changes[0], changes[1], dim=0).item() >= 0.999
     # One action dimension: the mean over dimensions is their sum, and the lengths agree as well
-    assert changes[1].norm().item() == pytest.approx(changes[0].norm().item(), rel=0.02)
+    difference = (changes[1] - changes[0]).norm() / changes[0].norm()
+    assert difference.item() < 1e-3
 
 
 def test_line_search_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,18 +464,3 @@ def test_line_search_settings_reach_the_search(monkeypatch: pytest.MonkeyPatch) 
     assert [float(move.norm() / moved[0].norm()) for move in moved] == pytest.approx(
         [1.0, 0.3], rel=1e-3
     )
-
-
-def test_a_step_that_is_not_finite_is_left_out() -> None:
-    class Overflowing(HATRPO):
-        def _objective_and_divergence(
-            self, data: dict[str, ActorBatch], old: dict[str, Distribution]
-        ) -> tuple[th.Tensor, th.Tensor]:
-            objective, divergence = super()._objective_and_divergence(data, old)
-            return objective * float("inf"), divergence
-
-    model = small(Overflowing, random_team(), seed=0)
-    before = snapshot(model.policy.actors)
-    with pytest.warns(UserWarning, match="agent '.*': a gradient was NaN or infinite"):
-        model.learn(64, log_interval=100)
-    assert same(before, snapshot(model.policy.actors))

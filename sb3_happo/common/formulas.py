@@ -13,6 +13,10 @@ from collections.abc import Sequence
 import torch as th
 from torch.nn import functional as F
 
+#: Smallest and largest factor of :func:`update_factor`: their squares, and sums of these over
+#: millions of rows, are far from the limits of float32
+FACTOR_BOUNDS = (1e-8, 1e8)
+
 
 def check_shapes(shape: Sequence[int], **tensors: th.Tensor) -> None:
     """
@@ -146,25 +150,32 @@ def update_factor(
     The factor after one more agent: multiplied by its new ratio at the rows at which it was active
     (Kuba et al. 2021, line 12 of Algorithm 3).
 
+    The result is finite and above 0, whatever the ratios: a factor that is NaN, infinite or 0 would
+    leave the agents that follow without a gradient. A logarithm of a ratio that is NaN or plus
+    infinity counts as 0, and the product is kept in ``FACTOR_BOUNDS``, far outside of what a
+    useful update reaches.
+
     :param factor: Product of the ratios of the agents before, ``(n_rows,)``
     :param log_prob: Log-probabilities of the agent's actions after its update, ``(batch,)``
     :param old_log_prob: Log-probabilities of the same actions at collection, ``(batch,)``
     :param rows: Indices of the batch in the rollout, each at most once, ``(batch,)``; None for all
         rows in order
-    :return: Product of the ratios up to and with this agent, ``(n_rows,)``
+    :return: Product of the ratios up to and with this agent, ``(n_rows,)``, in ``FACTOR_BOUNDS``
     :raises ValueError: If the shapes differ
     """
     n_rows = factor.numel()
     check_shapes((n_rows,), factor=factor)
     batch = (n_rows if rows is None else rows.numel(),)
     check_shapes(batch, log_prob=log_prob, old_log_prob=old_log_prob)
-    ratio = th.exp(log_prob - old_log_prob)
+    # Minus infinity stays: it is the ratio 0, of an action that has become impossible
+    log_ratio = (log_prob - old_log_prob).nan_to_num(nan=0.0, posinf=0.0, neginf=-th.inf)
+    ratio = th.exp(log_ratio)
     if rows is None:
-        return factor * ratio
+        return (factor * ratio).clamp(*FACTOR_BOUNDS)
     check_shapes(batch, rows=rows)
     factor = factor.clone()
     factor[rows] *= ratio
-    return factor
+    return factor.clamp(*FACTOR_BOUNDS)
 
 
 def effective_sample_size(factor: th.Tensor) -> th.Tensor:

@@ -1,23 +1,20 @@
 """One gradient step of a network: sharding, threads, clipping, and the check for NaN."""
 
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakSet
 
 import torch as th
 from torch import nn
 
 from sb3_happo.common.minibatches import divide_sequences, select_rows
+from sb3_happo.common.warn_once import warn_once
 
 #: Rows per shard, so many that Python's part of the work is small beside PyTorch's
 ROWS_PER_SHARD = 2000
 
 LossFn: TypeAlias = Callable[[str, Any], tuple[th.Tensor, th.Tensor]]
-#: Optimisers whose owners were named in a warning about a gradient
-_WARNED: "WeakSet[th.optim.Optimizer]" = WeakSet()
 
 
 class GradientStep(NamedTuple):
@@ -123,25 +120,13 @@ def gradient_step(
         return GradientStep(figures, accepted=False, finite=True)
     norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
     if not bool(norm.isfinite()):
-        warn_not_finite(optimizer, owner)
+        warn_once(
+            optimizer,
+            "gradient",
+            f"{owner}: a gradient was NaN or infinite and was left out. Lower `learning_rate`, "
+            "`n_epochs` or `clip_range`, set `target_kl`, or normalise observations and rewards "
+            "(VecNormalize). Further cases are left out without a warning.",
+        )
         return GradientStep(figures, accepted=True, finite=False)
     optimizer.step()
     return GradientStep(figures, accepted=True, finite=True)
-
-
-def warn_not_finite(optimizer: th.optim.Optimizer, owner: str) -> None:
-    """
-    Warn once per optimiser that a step was left out.
-
-    :param optimizer: Optimiser of the parameters
-    :param owner: Name of the network
-    """
-    if optimizer in _WARNED:
-        return
-    _WARNED.add(optimizer)
-    warnings.warn(
-        f"{owner}: a gradient was NaN or infinite and was left out. Lower `learning_rate`, "
-        "`n_epochs` or `clip_range`, set `target_kl`, or normalise observations and rewards "
-        "(VecNormalize). Further cases are left out without a warning.",
-        stacklevel=4,
-    )

@@ -38,6 +38,7 @@ from sb3_happo.common.hyperparameters import (
     Setting,
     check_agent_learning_rates,
     check_settings,
+    plain_number,
     plain_numbers,
 )
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
@@ -140,9 +141,19 @@ class MultiAgentAlgorithm(BaseAlgorithm):
                 f"{name}('MlpPolicy', env)."
             )
         names = [*self.settings, "seed", "_stats_window_size", "policy_kwargs"]
+        # Flags, and the settings of subclasses that have no condition
+        names += [name for name, value in vars(self).items() if isinstance(value, np.generic)]
         vars(self).update(plain_numbers({name: getattr(self, name) for name in names}))
         check_settings(vars(self), self.settings)
         check_agent_learning_rates(self.policy_kwargs.get("agent_kwargs"))
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed the pseudo-random generators of Python, NumPy, PyTorch and the environment.
+
+        :param seed: Seed, a NumPy scalar too; None to leave the generators as they are
+        """
+        super().set_random_seed(plain_number(seed))
 
     def _make_log_names(self) -> None:
         """Short names of the agents: SB3's console logger cuts keys at 36 characters."""

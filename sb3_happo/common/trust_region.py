@@ -9,7 +9,6 @@ https://arxiv.org/abs/2109.11251.
 from collections.abc import Callable, Sequence
 
 import torch as th
-from sb3_contrib.common.utils import conjugate_gradient_solver
 
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:
@@ -55,6 +54,46 @@ def hessian_vector_product(
     return lambda vector: flat_gradient(gradient @ vector, params) + damping * vector
 
 
+def conjugate_gradient(
+    product: Callable[[th.Tensor], th.Tensor],
+    target: th.Tensor,
+    max_iter: int,
+    tolerance: float = 1e-6,
+) -> th.Tensor:
+    """
+    Solve ``A x = b`` for a symmetric positive definite matrix by conjugate gradients (Hestenes and
+    Stiefel 1952, "Methods of Conjugate Gradients for Solving Linear Systems"), starting from 0. The
+    same arguments give the same result: no random numbers are drawn.
+
+    :param product: Function ``v -> A v`` of vectors ``(n,)``
+    :param target: Right-hand side ``b``, ``(n,)``
+    :param max_iter: Largest number of iterations, >= 1; n of them solve the equation but for
+        rounding
+    :param tolerance: Norm of the residual ``b - A x`` at which the iterations end, as a share of
+        the norm of ``b``, >= 0
+    :return: Solution ``x``, ``(n,)``: 0 if ``b`` is 0; the solution so far where the curvature
+        along the search direction is not positive; NaN if products or ``b`` are NaN
+    """
+    solution = th.zeros_like(target)
+    residual = target.clone()
+    direction = target.clone()
+    squared = residual @ residual
+    enough = tolerance**2 * squared
+    for _ in range(max_iter):
+        if squared <= enough:
+            break
+        change = product(direction)
+        curvature = direction @ change
+        if curvature <= 0:
+            break
+        length = squared / curvature
+        solution = solution + length * direction
+        residual = residual - length * change
+        previous, squared = squared, residual @ residual
+        direction = residual + (squared / previous) * direction
+    return solution
+
+
 def natural_step(
     gradient: th.Tensor, product: Callable[[th.Tensor], th.Tensor], bound: float, max_iter: int
 ) -> th.Tensor:
@@ -66,14 +105,17 @@ def natural_step(
     :param product: Hessian-vector product
     :param bound: Bound on the mean divergence, > 0
     :param max_iter: Iterations of the conjugate gradients
-    :return: ``sqrt(2 * bound / (x' H x)) * x`` with ``x = H^-1 g``, ``(n_params,)``; zeros where
-        the gradient is zero
+    :return: ``sqrt(2 * bound / (x' H x)) * x`` with ``x = H^-1 g``, ``(n_params,)``; zeros if the
+        gradient is zero, or so small that its square is; NaN if the gradient is NaN or infinite,
+        or the curvature ``x' H x`` is NaN, infinite or negative
     """
     if not gradient.any():
-        # The solver starts from random noise, which would be scaled up to the bound
         return th.zeros_like(gradient)
-    direction = conjugate_gradient_solver(product, gradient, max_iter=max_iter)
+    direction = conjugate_gradient(product, gradient, max_iter)
     curvature = direction @ product(direction)
+    if not bool(curvature.isfinite()) or curvature < 0:
+        return th.full_like(gradient, th.nan)
+    # The lower bound keeps a gradient of rounding errors from being scaled up to a whole step
     return th.sqrt(2 * bound / curvature.clamp(min=1e-12)) * direction
 
 
@@ -87,15 +129,18 @@ def line_search(
 ) -> float:
     """
     Backtracking line search (Kuba et al. 2021, line 13 of Algorithm 2): take the largest
-    ``shrinking_factor ** j * step`` that is acceptable.
+    ``shrinking_factor ** j * step`` that is acceptable. A step that is NaN or infinite is refused
+    at once.
 
     :param params: Parameters, changed in place; the same bits as before if no step is accepted
-    :param step: The full step, ``(n_params,)``
+    :param step: Full step, ``(n_params,)``
     :param accept: Decision on a step, called with its fraction of the full one after it was taken
     :param shrinking_factor: Factor by which a refused step is shortened, in (0, 1)
     :param max_iter: Largest number of steps that are tried
     :return: Fraction of the full step that was taken, 0 if none
     """
+    if not bool(step.isfinite().all()):
+        return 0.0
     before = [param.clone() for param in params]
     steps = step.split([param.numel() for param in params])
     for exponent in range(max_iter):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
@@ -174,6 +175,8 @@ class JointEnv(gym.Env):
         :raises ValueError: If an agent's spaces have changed, or an observation does not fit its
             space
         """
+        # Gymnasium and most environments take Python's integers only, and no NumPy scalars
+        seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
         observations, infos = self._team.reset(seed=seed, options=options)
         self._check_spaces()

@@ -9,13 +9,12 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.factor import log_factor, multiply_ratios
 from sb3_happo.common.formulas import (
     approx_kl,
     clip_fraction,
     clipped_policy_loss,
-    effective_sample_size,
     normalize,
-    update_factor,
 )
 from sb3_happo.common.gradient_step import gradient_step
 from sb3_happo.common.hyperparameters import (
@@ -345,18 +344,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         :param factor: Factor of the agents before them, ``(n_rows,)``
         :return: Factor of the agents up to and with them, ``(n_rows,)``
         """
-        for agent, batch in data.items():
-            if not len(batch.advantages):
-                # Never active in this rollout; PyTorch's distributions refuse an empty batch
-                continue
-            policy = self.policies[agent]
-            # Without dropout, whose noise is no change of the policy
-            policy.set_training_mode(False)
-            with th.no_grad():
-                log_prob, _ = policy.evaluate_batch(batch)
-            policy.set_training_mode(True)
-            factor = update_factor(factor, log_prob, batch.old_log_prob, batch.rows)
-        return factor
+        return multiply_ratios(self, self.policies, data, factor)
 
     # ---------------------------------------------------------------- schedules and log
 
@@ -375,9 +363,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     def _log_update(self, factor: th.Tensor) -> None:
         progress = self._current_progress_remaining
-        self.logger.record("train/factor_mean", factor.mean().item())
-        self.logger.record("train/factor_std", factor.std().item())
-        self.logger.record("train/factor_ess", effective_sample_size(factor).item())
+        log_factor(self, self.logger, factor, len(self.agents))
         self.logger.record("train/learning_rate", self.lr_schedule(progress))
         self.logger.record("train/clip_range", self._clip_range())
         if callable(self.ent_coef):

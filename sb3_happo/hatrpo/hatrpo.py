@@ -1,14 +1,14 @@
 """HATRPO: Heterogeneous-Agent Trust Region Policy Optimisation."""
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_happo.common.distributions import kl_divergence
+from sb3_happo.common.distributions import kl_divergence, unvalidated
 from sb3_happo.common.formulas import surrogate
-from sb3_happo.common.gradient_step import warn_not_finite
 from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.recurrent import twice_differentiable
 from sb3_happo.common.trust_region import (
@@ -18,7 +18,25 @@ from sb3_happo.common.trust_region import (
     natural_step,
 )
 from sb3_happo.common.type_aliases import ActorBatch
+from sb3_happo.common.warn_once import warn_once
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
+
+
+class TrustRegionStep(NamedTuple):
+    """
+    Result of a trust-region step.
+
+    :param objective: Objective at the parameters that were kept
+    :param kl: Mean KL divergence of the policy from the one at collection
+    :param fraction: Fraction of the natural step that was taken, 0 if none
+    :param finite: False if the natural step, or the objective or divergence of a shortened one,
+        was NaN or infinite
+    """
+
+    objective: float
+    kl: float
+    fraction: float
+    finite: bool
 
 
 class HATRPO(HAPPO):
@@ -35,12 +53,12 @@ class HATRPO(HAPPO):
 
     Differences from the paper: advantages are normalised; the Hessian is damped. Differences from
     sb3-contrib's ``TRPO``: the divergence is that of whole actions (summed over their dimensions,
-    not averaged), and the line search requires a share of the expected improvement, as the paper
+    not averaged), and the line search asks for a share of the expected improvement, as the paper
     does, not for any improvement.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
-    :param learning_rate: Learning rate of the critic, >= 0, constant or a schedule
+    :param learning_rate: Learning rate of the critic, > 0, constant or a schedule
     :param target_kl: Bound on each agent's mean KL divergence per update, > 0
     :param cg_max_steps: Iterations of the conjugate gradients, >= 1
     :param cg_damping: Number added to the diagonal of the Hessian, >= 0
@@ -90,13 +108,39 @@ class HATRPO(HAPPO):
         data = {agent: batch for agent, batch in data.items() if len(batch.advantages)}
         if not data:
             return
-        agents = list(data)
-        params = [param for param in self.policies[agents[0]].parameters() if param.requires_grad]
-        with th.no_grad():
-            old = self._distributions(data)
         if self.normalize_advantage:
             data = {agent: normalize_advantages(batch) for agent, batch in data.items()}
+        # PyTorch's own check of NaN logits would end the training, and names no agent
+        with unvalidated():
+            result = self._trust_region_step(data)
+        if result.fraction == 0 and not result.finite:
+            names = ", ".join(map(repr, data))
+            warn_once(
+                self,
+                names,
+                f"agent {names}: the trust-region step was NaN or infinite and was left out. "
+                "Lower `target_kl`, raise `cg_damping`, or normalise observations and rewards "
+                "(VecNormalize). Further cases are left out without a warning.",
+            )
+        figures = {
+            "policy_objective": result.objective,
+            "kl": result.kl,
+            "step_fraction": result.fraction,
+        }
+        for agent in data:
+            self._log_agent(agent, figures)
 
+    def _trust_region_step(self, data: dict[str, ActorBatch]) -> TrustRegionStep:
+        """
+        Change the parameters of agents that share them, if an acceptable step is found.
+
+        :param data: Rows of each agent, with (normalised) advantages and the factor
+        :return: Step that was taken
+        """
+        leader = next(iter(data))
+        params = [param for param in self.policies[leader].parameters() if param.requires_grad]
+        with th.no_grad():
+            old = self._distributions(data)
         # Line 11: gradient of the objective; line 12: natural step up to the bound
         with twice_differentiable():
             objective, divergence = self._objective_and_divergence(data, old)
@@ -106,30 +150,24 @@ class HATRPO(HAPPO):
         assert target_kl is not None
         step = natural_step(gradient, product, target_kl, self.cg_max_steps)
         expected = (gradient @ step).item()
-        reached = [objective.item(), 0.0]
+        before = objective.item()
+        tried = [TrustRegionStep(before, 0.0, 0.0, math.isfinite(expected))]
 
         def accept(fraction: float) -> bool:
             gain, kl = (value.item() for value in self._objective_and_divergence(data, old))
-            improvement = gain - objective.item()
-            enough = improvement > 0 and improvement >= self.accept_ratio * fraction * expected
-            if enough and kl <= target_kl:
-                reached[:] = gain, kl
-                return True
-            return False
+            finite = math.isfinite(gain) and math.isfinite(kl)
+            tried.append(TrustRegionStep(gain, kl, fraction, finite))
+            enough = gain > before and gain - before >= self.accept_ratio * fraction * expected
+            # A divergence is negative by rounding only
+            return finite and enough and abs(kl) <= target_kl
 
-        fraction = 0.0
-        if bool(step.isfinite().all()):
-            # Line 13: the largest step that keeps to the bound and improves the objective enough
-            fraction = line_search(
-                params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
-            )
-        else:
-            owner = f"agent {', '.join(map(repr, agents))}"
-            warn_not_finite(self.policies[agents[0]].optimizer, owner)
-        gain, kl = reached
-        figures = {"policy_objective": gain, "kl": kl, "step_fraction": fraction}
-        for agent in agents:
-            self._log_agent(agent, figures)
+        # Line 13: the largest step that keeps to the bound and improves the objective enough
+        fraction = line_search(
+            params, step, accept, self.line_search_shrinking_factor, self.line_search_max_iter
+        )
+        if fraction:
+            return tried[-1]
+        return tried[0]._replace(finite=all(step.finite for step in tried))
 
     def _distributions(self, data: dict[str, ActorBatch]) -> dict[str, Distribution]:
         """

@@ -1,6 +1,7 @@
 """Several copies of a joint environment as one ``VecEnv``."""
 
 import importlib
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -69,9 +70,9 @@ def make_joint_vec_env(
     :raises ValueError: If an id does not resolve, or an argument cannot apply to it
     :raises ImportError: If a package that the env needs is not installed
     """
-    # Spaces refuse NumPy's integers as seeds
-    seed = None if seed is None else int(seed)
-    n_envs, start_index = int(n_envs), int(start_index)
+    # Gymnasium takes Python's integers only as seeds, and no NumPy scalars
+    n_envs, start_index = operator.index(n_envs), operator.index(start_index)
+    seed = None if seed is None else operator.index(seed)
     if isinstance(env, str) and is_vectorised(env):
         refused = {
             "wrappers": wrappers,

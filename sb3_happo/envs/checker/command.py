@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any, cast
@@ -43,6 +44,7 @@ def check_marl_env(env: Any, n_steps: int = 500, seed: int = 0, **env_kwargs: An
     :return: Findings, and a summary of what the algorithms will see
     :raises ValueError: If an id does not resolve
     """
+    n_steps, seed = operator.index(n_steps), operator.index(seed)
     name, env, joint = _resolve(env, env_kwargs)
     findings = Findings()
     interface = check_interface(findings, env)

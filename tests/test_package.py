@@ -114,6 +114,7 @@ ORDER = (
     "vec_env.actions",
     "vec_env.single_agent",
     "vec_env.step_facts",
+    "vec_env.normalize",
     "vec_env.joint_dummy_vec_env",
     "vec_env.shared_memory",
     "vec_env.worker",
@@ -160,6 +161,7 @@ ORDER = (
     "common.bootstrap",
     "common.agent_order",
     "common.checks",
+    "common.own_rewards",
     "common.multi_agent_algorithm",
     "common.on_policy_algorithm",
     # Algorithms

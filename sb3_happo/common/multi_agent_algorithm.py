@@ -48,6 +48,7 @@ from sb3_happo.envs.spaces import ACTION_MASK, is_flag
 from sb3_happo.suggestions import nearest_names
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
+from sb3_happo.vec_env.normalize import as_team_normalizer
 
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
 
@@ -108,6 +109,7 @@ class MultiAgentAlgorithm(BaseAlgorithm):
             joint = env
             if not is_joint(env.observation_space, env.action_space):
                 joint = VecTeamOfOne(env)
+            as_team_normalizer(joint)
         else:
             is_joint_env = isinstance(env, gym.Env)
             if not is_joint_env or not is_joint(env.observation_space, env.action_space):

@@ -18,7 +18,7 @@ from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
 from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
 from sb3_happo.envs.spaces import ACTIVE
-from sb3_happo.envs.state import Observations
+from sb3_happo.envs.state import Observations, StateLayout
 from sb3_happo.envs.state_choice import State, choose_state
 from sb3_happo.suggestions import check_names
 
@@ -145,6 +145,13 @@ class JointEnv(gym.Env):
         entries = [*entries, *self._state.spaces.items()]
         check_keys(self.agents, [key for key, _ in entries])
         self.observation_space = spaces.Dict(entries)
+
+    @property
+    def state_layout(self) -> StateLayout:
+        """
+        :return: Origin of the numbers in the critic's state
+        """
+        return StateLayout(self._state.owners, self._observes_all)
 
     def _agent_spaces(self, agent: Any) -> tuple[spaces.Space, spaces.Space]:
         return self._team.observation_space(agent), self._team.action_space(agent)

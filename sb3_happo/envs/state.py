@@ -25,6 +25,20 @@ class Leaf(NamedTuple):
     space: spaces.Space
 
 
+class StateLayout(NamedTuple):
+    """
+    Origin of the numbers in the critic's entries of the joint observation. The numbers of an agent
+    that the state does not show are zeros.
+
+    :param owners: For entries made of the agents' observations, the index of the agent that each
+        number comes from, int64 of the entry's shape; -1 for numbers that come from no agent
+    :param shows_waiting: True if the state shows the agents that wait for their turn, too
+    """
+
+    owners: dict[str, np.ndarray]
+    shows_waiting: bool
+
+
 class StateSource(Protocol):
     """
     Object that computes the critic's entries of the joint observation.
@@ -36,6 +50,9 @@ class StateSource(Protocol):
 
     #: Spaces of the entries
     spaces: dict[str, spaces.Space]
+    #: For entries made of the agents' observations, the index of the agent that each number comes
+    #: from, int64 of the entry's shape; -1 for numbers that come from no agent
+    owners: dict[str, np.ndarray]
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None: ...
 
@@ -80,7 +97,10 @@ class FlatObservations:
     """
 
     def __init__(self, leaves: list[Leaf]) -> None:
-        self.size = sum(_flat_size(leaf.space) for leaf in leaves)
+        sizes = [_flat_size(leaf.space) for leaf in leaves]
+        self.size = sum(sizes)
+        #: Index of the agent that each number comes from, ``(size,)``
+        self.owners = np.repeat(np.array([leaf.agent for leaf in leaves], np.int64), sizes)
         self._keys = [leaf.key for leaf in leaves]
         self._are_vectors = all(
             isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves
@@ -114,6 +134,7 @@ class VectorState:
         self.spaces: dict[str, spaces.Space] = {
             STATE: spaces.Box(-np.inf, np.inf, (flat.size,), np.float32)
         }
+        self.owners = {STATE: flat.owners}
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = self._flat(observations, present)
@@ -132,6 +153,12 @@ class StackedImages:
         stacked = list(leaves[0].space.shape or ())
         stacked[self.channels_axis] *= len(leaves)
         self.spaces: dict[str, spaces.Space] = {STATE: spaces.Box(0, 255, tuple(stacked), np.uint8)}
+        agents = np.array([leaf.agent for leaf in leaves], np.int64)
+        channels = np.repeat(agents, stacked[self.channels_axis] // len(leaves))
+        along_channels = [1, 1, 1]
+        along_channels[self.channels_axis] = -1
+        owners = np.broadcast_to(channels.reshape(along_channels), tuple(stacked))
+        self.owners = {STATE: owners}
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         observations[STATE] = np.concatenate(
@@ -162,6 +189,9 @@ class SeparateObservations:
         self.spaces: dict[str, spaces.Space] = {
             f"{STATE}/{leaf.key}": leaf.space for leaf in leaves
         }
+        self.owners: dict[str, np.ndarray] = {}
+        for leaf in leaves:
+            self.owners[f"{STATE}/{leaf.key}"] = np.full(leaf.space.shape or (), leaf.agent)
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         for key, state_key in self._keys:
@@ -214,6 +244,7 @@ class ComputedState:
         self.spaces: dict[str, spaces.Space] = {
             STATE: spaces.Box(low, high, array.shape, self._dtype.type)
         }
+        self.owners: dict[str, np.ndarray] = {}
 
     def value(self, observations: Observations) -> np.ndarray:
         """
@@ -274,6 +305,12 @@ class AgentStates:
         self.spaces: dict[str, spaces.Space] = {
             AGENT_STATES: spaces.Box(-np.inf, np.inf, self._rows.shape, np.float32)
         }
+        owners = np.full(self._rows.shape, -1)
+        if STATE in base.owners:
+            owners[:, : self._start] = base.owners[STATE].ravel()
+        for agent, own in enumerate(self._own):
+            owners[agent, self._start : self._start + own.size] = agent
+        self.owners = {AGENT_STATES: owners}
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> None:
         rows = self._rows.copy()

@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 
 from sb3_happo.common.bootstrap import zero_after_leaving
+from sb3_happo.common.own_rewards import OwnRewards
 from sb3_happo.mappo.mappo import MAPPO
 from sb3_happo.vec_env.step_facts import StepFacts
 
@@ -16,8 +17,9 @@ class IPPO(MAPPO):
     Need in the StarCraft Multi-Agent Challenge?", https://arxiv.org/abs/2011.09533).
 
     Like :class:`~sb3_happo.MAPPO`, but each agent has its own critic, on its own observation, and
-    learns from its own reward (``info["agent_rewards"]``, which ``VecNormalize`` does not
-    normalise).
+    learns from its own reward (``info["agent_rewards"]``). ``VecNormalize`` normalises it by the
+    statistics of that agent's own returns. Behind another wrapper that changes the team's reward,
+    training stops with an error, unless the wrapper changes the agents' own rewards alike.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``
@@ -25,6 +27,8 @@ class IPPO(MAPPO):
     :param policy_kwargs: As for ``MAPPO``
     :param kwargs: As for ``HAPPO``
     """
+
+    _own_rewards: OwnRewards | None = None
 
     def __init__(
         self,
@@ -47,9 +51,17 @@ class IPPO(MAPPO):
 
     def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
         """
-        :param rewards: Team rewards, unused
+        :param rewards: Team rewards, ``(n_envs,)``, which are compared with the agents' own
         :param facts: Facts of the step, with each agent's own reward
         :return: New tensor, ``(n_envs, n_agents)``
+        :raises ValueError: If a wrapper has changed the team's reward only
         """
-        own = th.as_tensor(facts.agent_rewards, dtype=th.float32, device=self.device)
+        assert self.env is not None
+        if self._own_rewards is None or self._own_rewards.env is not self.env:
+            self._own_rewards = OwnRewards(self.env, self.agents, type(self).__name__)
+        own_rewards = self._own_rewards(rewards, facts)
+        own = th.as_tensor(own_rewards, dtype=th.float32, device=self.device)
         return own.clone()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_own_rewards"]

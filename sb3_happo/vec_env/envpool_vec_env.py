@@ -24,7 +24,10 @@ _PHYSICS = (
 )
 _FACTORISATION = ("agent_obsk", "agent_factorization", "local_categories", "global_categories")
 # Attributes that get_attr returns, which are the same in all environments
-_ATTRIBUTES = ("agents", "observation_space", "action_space", "render_mode", "metadata")
+_ATTRIBUTES = (
+    *("agents", "n_agents", "team_reward", "observation_space", "action_space"),
+    *("render_mode", "metadata"),
+)
 
 _N_SEEDS = 2**31  # EnvPool takes seeds as signed 32-bit integers
 
@@ -66,6 +69,8 @@ class EnvPoolVecEnv(SimulatorVecEnv):
     """
 
     render_mode: str | None = None
+    #: All agents have the team's reward
+    team_reward = "mean"
 
     def __init__(
         self,
@@ -231,7 +236,8 @@ class EnvPoolVecEnv(SimulatorVecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: "agents", "observation_space", "action_space", "render_mode" or "metadata"
+        :param attr_name: "agents", "n_agents", "team_reward", "observation_space", "action_space",
+            "render_mode" or "metadata"
         :param indices: Indices of the environments, all by default
         :return: Value of the attribute, the same for each of them
         :raises AttributeError: If it is another one

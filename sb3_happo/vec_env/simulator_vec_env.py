@@ -75,6 +75,8 @@ class SimulatorVecEnv(VecEnv):
     ) -> None:
         #: Names of the agents
         self.agents: tuple[str, ...] = tuple(action_space.spaces)
+        #: Number of agents
+        self.n_agents = len(self.agents)
         self._action_dtype = joint_action_dtype(action_space)
         self._episodes = EpisodeStatistics(n_envs)
         super().__init__(n_envs, observation_space, action_space)

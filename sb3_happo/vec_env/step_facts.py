@@ -8,6 +8,9 @@ from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
 
 from sb3_happo.vec_env.single_agent import VecTeamOfOne
 
+#: Key of the individual rewards in the infos, as a normaliser has scaled them
+NORMALIZED_REWARDS = "normalized_agent_rewards"
+
 
 class StepFacts(NamedTuple):
     """
@@ -24,6 +27,9 @@ class StepFacts(NamedTuple):
     :param active: Active mask, bool ``(n_envs, n_agents)``; None if all agents are active
     :param waiting: Mask of the agents that are alive though not active, bool
         ``(n_envs, n_agents)``; None if there are none
+    :param normalized_agent_rewards: Individual rewards as
+        :class:`~sb3_happo.vec_env.VecNormalizeTeam` has normalised them, float32
+        ``(n_envs, n_agents)``; None where nothing normalises rewards
     """
 
     agent_rewards: Any
@@ -31,6 +37,7 @@ class StepFacts(NamedTuple):
     truncated: np.ndarray
     active: np.ndarray | None
     waiting: np.ndarray | None
+    normalized_agent_rewards: np.ndarray | None = None
 
 
 class StepInfos(list[dict[str, Any]]):
@@ -127,10 +134,16 @@ def _gather_results(
     """Gather what does not depend on the next observations; ``active`` and ``waiting`` are None."""
     n_envs = len(infos)
     agent_rewards = np.full((n_envs, n_agents), np.nan, dtype=np.float32)
+    normalized: np.ndarray | None = None
     truncated = np.zeros(n_envs, dtype=bool)
     for index, info in enumerate(infos):
         rewards = info.get("agent_rewards")
         if rewards is not None:
             agent_rewards[index] = rewards
+        if NORMALIZED_REWARDS in info:
+            if normalized is None:
+                normalized = np.full_like(agent_rewards, np.nan)
+            normalized[index] = info[NORMALIZED_REWARDS]
         truncated[index] = dones[index] and info.get("TimeLimit.truncated", False)
-    return StepFacts(agent_rewards, np.array(dones, dtype=bool), truncated, None, None)
+    ended = np.array(dones, dtype=bool)
+    return StepFacts(agent_rewards, ended, truncated, None, None, normalized)

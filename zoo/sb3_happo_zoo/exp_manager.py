@@ -21,14 +21,13 @@ from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from sb3_happo import make_joint_vec_env
 from sb3_happo.envs.make import is_vectorised
-from sb3_happo.envs.spaces import is_flag
 from sb3_happo.suggestions import check_names
-from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
+from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecNormalizeTeam
+from sb3_happo.vec_env.normalize import as_team_normalizer, is_quantity
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.entries import (
@@ -62,7 +61,7 @@ class TeamExperimentManager(ExperimentManager):
     * ``deterministic: false`` in an entry evaluates with sampled actions.
     * Evaluation uses seeds that training does not use, and the entry's ``env_kwargs``.
     * The normalisation statistics are saved with each checkpoint and with the best model.
-    * ``normalize`` leaves out action masks and images.
+    * ``normalize`` leaves out action masks, images, and the zeros of absent agents.
     * An unknown key is an error, and a run that could not start leaves no folder.
 
     :param args: Parsed command line, written into the log folder
@@ -236,9 +235,11 @@ class TeamExperimentManager(ExperimentManager):
                 )
         if self.normalize and self.normalize_kwargs.get("norm_obs", True):
             assert isinstance(env.observation_space, spaces.Dict)
-            keys = [key for key, space in env.observation_space.items() if _is_quantity(key, space)]
+            keys = [key for key, space in env.observation_space.items() if is_quantity(key, space)]
             self.normalize_kwargs = {"norm_obs_keys": keys} | self.normalize_kwargs
-        return super()._maybe_normalize(env, eval_env)
+        env = super()._maybe_normalize(env, eval_env)
+        as_team_normalizer(env)
+        return env
 
     # ---------------------------------------------------------------- runs and their folders
 
@@ -328,21 +329,12 @@ def _load_statistics(path: Path, env: VecEnv, training: bool) -> VecNormalize:
     :return: The normalised environment
     """
     action_space = env.action_space
-    normalized = VecNormalize.load(str(path), env)
+    normalized = VecNormalizeTeam.load(str(path), env)
     # Not the file's space, so that the check of spaces notices another one
     normalized.action_space = action_space
     normalized.training = training
     normalized.norm_reward = normalized.norm_reward and training
     return normalized
-
-
-def _is_quantity(key: str, space: spaces.Space) -> bool:
-    """
-    :param key: Key of the joint observation
-    :param space: Space of the key
-    :return: Whether its numbers can be normalised: neither an image nor a mask
-    """
-    return isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
 
 
 class MonitorFile(BaseCallback):

@@ -129,6 +129,7 @@ ORDER = (
     "common",
     "common.type_aliases",
     "common.hyperparameters",
+    "common.saved_files",
     "common.threads",
     "common.formulas",
     "common.trust_region",

@@ -157,6 +157,7 @@ ORDER = (
     "common.value_learning",
     "common.bootstrap",
     "common.agent_order",
+    "common.agent_returns",
     "common.checks",
     "common.multi_agent_algorithm",
     "common.on_policy_algorithm",

@@ -67,6 +67,8 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     policy: MultiAgentPolicy
     #: Threads for gradients, during ``learn``
     _executor: ThreadPoolExecutor | None = None
+    #: Agents without a single sample in the present rollout
+    _absent_agents: frozenset[str] = frozenset()
 
     # ---------------------------------------------------------------- set-up
 
@@ -276,7 +278,12 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         update_learning_rate(self.policies[agent].optimizer, rate)
 
     def _log_agent(self, agent: str, figures: Mapping[str, float]) -> None:
-        """Record figures of an agent, and the mean deviation of its continuous actions."""
+        """
+        Record figures of an agent, and the mean deviation of its continuous actions. An agent
+        without samples has no figures; those of a group that shares parameters are not its own.
+        """
+        if agent in self._absent_agents:
+            return
         name = self._log_names[agent]
         for key, value in figures.items():
             self.logger.record(f"{name}/{key}", value)

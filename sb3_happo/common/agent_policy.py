@@ -1,6 +1,8 @@
 """One agent's policy: decisions, and actions in the environment."""
 
-from typing import Any
+import io
+import pathlib
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -10,7 +12,10 @@ from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.agent_inputs import split_mask, state_tensor
 from sb3_happo.common.env_actions import unbatch
 from sb3_happo.common.recurrent import single_steps
+from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.type_aliases import AgentStep
+
+SelfAgentPolicy = TypeVar("SelfAgentPolicy", bound="AgentPolicy")
 
 
 class AgentPolicy(ActorNetwork):
@@ -122,3 +127,30 @@ class AgentPolicy(ActorNetwork):
         :return: ``(batch, ...)``
         """
         return self.env_actions.to_tensor(actions)
+
+    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save this agent's policy alone.
+
+        :param path: Path of the file, or an open file
+        """
+        save_policy(self, path)
+
+    @classmethod
+    def load(
+        cls: type[SelfAgentPolicy],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        device: th.device | str = "auto",
+        check_class: bool = True,
+    ) -> SelfAgentPolicy:
+        """
+        Load the policy of one agent, to act with it.
+
+        :param path: Path of the file, or an open file
+        :param device: Device of the policy
+        :param check_class: Refusal of policies that a user's other class has saved
+        :return: Policy
+        :raises ValueError: If the file holds something else
+        """
+        check_policy_file(path, cls, "agent", check_class)
+        return super().load(path, device)  # type: ignore[arg-type]

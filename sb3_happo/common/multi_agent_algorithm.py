@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, TypeVar
 
@@ -42,10 +42,11 @@ from sb3_happo.common.hyperparameters import (
     plain_numbers,
 )
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.saved_files import check_model_file, signature_of_model
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs import as_joint_env
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
-from sb3_happo.suggestions import nearest_names
+from sb3_happo.suggestions import check_names, nearest_names
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 from sb3_happo.vec_env.normalize import as_team_normalizer
@@ -68,11 +69,14 @@ class MultiAgentAlgorithm(BaseAlgorithm):
     policy: MultiAgentPolicy
     #: Threads for gradients, during ``learn``
     _executor: ThreadPoolExecutor | None = None
+    #: Agents without a single sample in the present rollout
+    _absent_agents: frozenset[str] = frozenset()
 
     # ---------------------------------------------------------------- set-up
 
     def _policy_and_env(self, policy: Any, env: Any) -> tuple[type[BasePolicy], Any]:
         """Arguments of the constructor: ``HAPPO(env)`` means ``HAPPO("MlpPolicy", env)``."""
+        self._check_policy_argument(policy)
         named = isinstance(policy, type)
         if isinstance(policy, str):
             named = policy in self.policy_aliases
@@ -92,6 +96,29 @@ class MultiAgentAlgorithm(BaseAlgorithm):
                 )
             policy = self.policy_aliases[policy]
         return policy, make_from_id(env) if isinstance(env, str) else env
+
+    def _check_policy_argument(self, policy: Any) -> None:
+        """Refuse classes and objects that are no policy of a team."""
+        own = type(self).__name__
+        team_class = next(iter(self.policy_aliases.values()), MultiAgentPolicy).__name__
+        advice = (
+            f'Pass the name of a policy, {own}("MlpPolicy", env), or a subclass of {team_class}; '
+            "sizes and layers are set by `policy_kwargs`."
+        )
+        if isinstance(policy, BasePolicy):
+            raise ValueError(
+                f"{own} makes its own networks, and takes no policy that exists already "
+                f"({type(policy).__name__}). {advice}"
+            )
+        if not isinstance(policy, type) or issubclass(policy, MultiAgentPolicy):
+            return
+        if issubclass(policy, AgentPolicy):
+            kind = "is the policy of a single agent of a team"
+        elif issubclass(policy, BasePolicy):
+            kind = "is a policy for a single agent"
+        else:
+            kind = "is a class; an environment is passed as an object, with its arguments"
+        raise ValueError(f"{own} learns a team, and {policy.__name__} {kind}. {advice}")
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -232,6 +259,12 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         :param progress_bar: Progress bar (needs tqdm and rich)
         :return: Trained model
         """
+        if self.env is None:
+            own = type(self).__name__
+            raise ValueError(
+                f"This {own} model has no environment to learn in; load it with "
+                f"{own}.load(path, env=env), or call model.set_env(env) before learn."
+            )
         name = tb_log_name or type(self).__name__
         n_threads = th.get_num_threads()
         # Convolutions gain from PyTorch's own threads; other networks from threads per shard
@@ -258,7 +291,12 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         update_learning_rate(self.policies[agent].optimizer, rate)
 
     def _log_agent(self, agent: str, figures: Mapping[str, float]) -> None:
-        """Record figures of an agent, and the mean deviation of its continuous actions."""
+        """
+        Record figures of an agent, and the mean deviation of its continuous actions. An agent
+        without samples has no figures; those of a group that shares parameters are not its own.
+        """
+        if agent in self._absent_agents:
+            return
         name = self._log_names[agent]
         for key, value in figures.items():
             self.logger.record(f"{name}/{key}", value)
@@ -294,6 +332,23 @@ class MultiAgentAlgorithm(BaseAlgorithm):
                 )
 
     # ---------------------------------------------------------------- save and load
+
+    def save(
+        self,
+        path: str | pathlib.Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model: settings, networks, optimisers and normalisers. The file names the class
+        that has saved it, so that :meth:`load` of another class refuses it.
+
+        :param path: Path of the file, or an open file
+        :param exclude: Attributes to leave out
+        :param include: Attributes to save that are left out otherwise
+        """
+        self.saved_by = signature_of_model(type(self), MultiAgentAlgorithm)
+        super().save(path, exclude, include)
 
     def __getstate__(self) -> dict[str, Any]:
         # Callbacks may copy the model; threads cannot be copied
@@ -344,10 +399,14 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
+        check_class: bool = True,
         **kwargs: Any,
     ) -> SelfMultiAgent:
         """
         Load a saved model, with its optimisers and normalisers.
+
+        The file of a user's subclass is loaded by this subclass. The file of an algorithm may be
+        loaded by a user's subclass of it, but not by another algorithm.
 
         :param path: Path of the file, or an open file
         :param env: Environment for further training, of any form that the constructor takes, with
@@ -356,17 +415,69 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         :param custom_objects: Objects in the place of saved ones, by name
         :param print_system_info: Print of the versions at saving and now
         :param force_reset: Reset of the environment before training
+        :param check_class: Refusal of models that another class has saved. With False their
+            networks, critic and settings are used by this class as they are
         :param kwargs: Attributes to change, such as ``learning_rate``
         :return: Model
-        :raises ValueError: If ``env`` has another team
+        :raises ValueError: If the file holds something else or was saved by another class, if
+            ``env`` has another team, or if the model has no attribute of a given name
         """
+        content = check_model_file(path, cls, MultiAgentAlgorithm, check_class)
+        kwargs = cls._attributes_to_change(kwargs, content.attributes)
         if env is not None:
             env = cls._wrap_env(env)
+            position = path.tell() if isinstance(path, io.BufferedIOBase) else 0
             data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
             if isinstance(path, io.BufferedIOBase):
-                path.seek(0)
+                path.seek(position)
             assert data is not None
             check_env_of_model(env, data["observation_space"], data["action_space"])
         return super().load(
             path, env, device, custom_objects, print_system_info, force_reset, **kwargs
         )
+
+    @classmethod
+    def _attributes_to_change(
+        cls, kwargs: dict[str, Any], attributes: frozenset[str]
+    ) -> dict[str, Any]:
+        """
+        :param kwargs: Further keyword arguments of :meth:`load`
+        :param attributes: Attributes of the saved model; empty if they are not known
+        :return: Attributes to change, by their names in the model
+        :raises ValueError: If the model has no such attribute
+        """
+        if not attributes:
+            return kwargs
+        public = {name for name in attributes if not name.startswith("_")}
+        public |= {*cls.settings, "stats_window_size"}
+        check_names(set(kwargs) - attributes, public, f"{cls.__name__}.load")
+        changed = dict(kwargs)
+        if "stats_window_size" in changed:
+            changed["_stats_window_size"] = changed.pop("stats_window_size")
+        return changed
+
+    def set_parameters(
+        self,
+        load_path_or_dict: Any,
+        exact_match: bool = True,
+        device: th.device | str = "auto",
+    ) -> None:
+        """
+        Replace parameters and optimisers of this model.
+
+        :param load_path_or_dict: Path of a saved model, an open file, or a dict such as
+            ``get_parameters`` returns
+        :param exact_match: Error if parameters are missing
+        :param device: Device of the parameters
+        :raises ValueError: If the file holds no model, or its networks differ
+        """
+        if isinstance(load_path_or_dict, dict):
+            return super().set_parameters(load_path_or_dict, exact_match, device)
+        content = check_model_file(load_path_or_dict, type(self), MultiAgentAlgorithm, False)
+        try:
+            super().set_parameters(load_path_or_dict, exact_match, device)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{load_path_or_dict} holds {content.words}, whose networks are not those of this "
+                f"{type(self).__name__} model: {error}"
+            ) from error

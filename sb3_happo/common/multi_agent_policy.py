@@ -1,8 +1,10 @@
 """The team: one policy per agent, and a critic of the subclass's choice."""
 
+import io
+import pathlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -17,12 +19,16 @@ from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.heads import HeadName
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
+from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.team_spaces import TeamSpaces
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.suggestions import check_names
 
 #: Hidden states of one agent as ``predict`` takes them, each ``(n_layers, n_envs, hidden_size)``
 AgentState = tuple[np.ndarray, ...]
+
+
+SelfTeam = TypeVar("SelfTeam", bound="MultiAgentPolicy")
 
 
 class MultiAgentPolicy(BasePolicy):
@@ -177,6 +183,33 @@ class MultiAgentPolicy(BasePolicy):
             "agent_kwargs": agent_kwargs,
             "lr_schedule": self._dummy_schedule,
         }
+
+    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+        """
+        Save the team's policies and critic, without the algorithm.
+
+        :param path: Path of the file, or an open file
+        """
+        save_policy(self, path)
+
+    @classmethod
+    def load(
+        cls: type[SelfTeam],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        device: th.device | str = "auto",
+        check_class: bool = True,
+    ) -> SelfTeam:
+        """
+        Load the policies of a team, to act with them.
+
+        :param path: Path of the file, or an open file
+        :param device: Device of the policies
+        :param check_class: Refusal of policies that a user's other class has saved
+        :return: Policies of the team
+        :raises ValueError: If the file holds something else
+        """
+        check_policy_file(path, cls, "team", check_class)
+        return super().load(path, device)  # type: ignore[arg-type]
 
     def agent_observation(self, observations: Mapping[str, th.Tensor], agent: str) -> PyTorchObs:
         """

@@ -1,6 +1,7 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
@@ -54,6 +56,14 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
     "CnnGruPolicy": GruJointPolicy,
     "MultiInputGruPolicy": GruJointPolicy,
 }
+# Attributes that are not saved
+_OF_RUNNING_EPISODES = (
+    "_last_states",
+    "_last_own_values",
+    "_agent_returns",
+    "_absent_agents",
+    "_presence_checked",
+)
 
 
 class CollectorState(NamedTuple):
@@ -187,9 +197,13 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             chunk_length=self.chunk_length,
             **self.rollout_buffer_kwargs,
         )
+        window = self._stats_window_size
+        self._agent_returns = AgentReturns(self.agents, self.n_envs, window)
+        self._presence_checked = False
         self._reset_collector()
 
     def _reset_collector(self) -> None:
+        self._agent_returns.restart()
         self._last_states = self.policy.initial_states(self.n_envs)
         self._last_own_values = th.zeros(self.n_envs, self.critic.n_values, device=self.device)
 
@@ -219,8 +233,10 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     # ---------------------------------------------------------------- rollouts
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before = self._last_obs
+        before, episodes = self._last_obs, self.ep_info_buffer
         result = super()._setup_learn(*args, **kwargs)
+        if self.ep_info_buffer is not episodes:
+            self._agent_returns.clear()
         if self._last_obs is not before:
             # The environments were reset
             assert isinstance(self._last_obs, dict)
@@ -242,6 +258,11 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         """
         Let the team act for ``n_rollout_steps`` and store the transitions.
 
+        Callbacks find in their ``locals`` what SB3's loop has: ``obs_tensor``, the joint
+        observation, and ``actions`` and ``log_probs``, each as tensors by key or agent; ``values``,
+        ``(n_envs, n_values)``; ``clipped_actions``, the structured array (or tensors) that the
+        environment was given; ``new_obs``, ``rewards``, ``dones`` and ``infos``.
+
         :param env: Training environment
         :param callback: Callback for every step, and for the beginning and the end of the rollout
         :param rollout_buffer: Buffer to fill
@@ -261,9 +282,13 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
             step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
-            new_obs, rewards, dones, infos = env.step(to_env_actions(step.actions))
+            clipped_actions = to_env_actions(step.actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
 
+            # Callbacks read these names, which are those of SB3's loop
+            obs_tensor, actions = obs, step.actions
+            values, log_probs = step.values, step.log_probs
             callback.update_locals(locals())
             continue_training = callback.on_step()
 
@@ -273,6 +298,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             returns = self._split_rewards(rewards, facts)
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
+            self._agent_returns.add(facts.agent_rewards, facts.dones, state.active)
             state = self._add(rollout_buffer, obs, step, returns, facts, infos, state)
             obs = next_obs
             state = state._replace(obs=new_obs, episode_starts=dones, active=facts.active)
@@ -289,6 +315,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
                 last_values, state.own_values, presence, self._value_after_leaving
             )
         rollout_buffer.compute_returns_and_advantage(last_values, dones)
+        self._note_absent_agents(rollout_buffer.active_agents())
 
         callback.update_locals(locals())
         callback.on_rollout_end()
@@ -386,6 +413,34 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             )
         rewards[cut] += self.gamma * values
 
+    def _note_absent_agents(self, present: Sequence[str]) -> None:
+        """
+        Leave agents without a single sample out of the log; warn of those of the first rollout.
+
+        :param present: Agents that were active at some step of the rollout
+        """
+        self._absent_agents = frozenset(self.agents).difference(present)
+        warned, self._presence_checked = self._presence_checked, True
+        if self._absent_agents and not warned:
+            names = ", ".join(repr(agent) for agent in self.agents if agent not in present)
+            warnings.warn(
+                f"No observation of {names} came in the first rollout ({self.n_steps} steps of "
+                f"{self.n_envs} environments). An agent is not trained while it is absent, and its "
+                "figures are left out of the log. If it never takes part, take it out of the list "
+                "of agents, or name the others: JointEnv(env, agents=[...]).",
+                stacklevel=2,
+            )
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log, with the mean return of each agent's own rewards.
+
+        :param iteration: Number of the present iteration
+        """
+        for agent, value in self._agent_returns.means().items():
+            self.logger.record(f"rollout/{self._log_names[agent]}/ep_rew_mean", value)
+        super().dump_logs(iteration)
+
     # ---------------------------------------------------------------- learning
 
     def _update_critic(self) -> None:
@@ -422,4 +477,4 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
-        return [*super()._excluded_save_params(), "_last_states", "_last_own_values"]
+        return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]

@@ -187,6 +187,14 @@ class MultiAgentRolloutBuffer:
         active = self.active[..., column].flatten()  # (n_steps, n_envs) -> (n_rows,)
         return None if bool(active.all()) else active.nonzero().flatten()
 
+    def active_agents(self) -> list[str]:
+        """
+        :return: Agents that were active at some step of the rollout
+        """
+        present = self.active.flatten(end_dim=1).any(dim=0).tolist()
+        pairs = zip(self.policy.agents, present, strict=True)
+        return [agent for agent, is_present in pairs if is_present]
+
     def agent_advantages(self, agent: str) -> th.Tensor:
         """
         :param agent: Name of an agent

@@ -357,7 +357,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         return self.clip_range(self._current_progress_remaining)
 
     def _log_actors(self, agents: list[str], logs: list[th.Tensor]) -> None:
-        means = th.stack(logs).mean(dim=0).tolist() if logs else [float("nan")] * 4
+        if not logs:
+            # No samples: these agents were absent
+            return
+        means = th.stack(logs).mean(dim=0).tolist()
         for agent in agents:
             self._log_agent(agent, dict(zip(ACTOR_FIGURES, means, strict=True)))
 

@@ -98,6 +98,7 @@ ORDER = (
     # Environments: NumPy only
     "envs.spaces",
     "envs.space_checks",
+    "envs.step_checks",
     "envs.adapters",
     "envs.activity",
     "envs.mujoco",

@@ -98,6 +98,8 @@ ORDER = (
     # Environments: NumPy only
     "envs.spaces",
     "envs.space_checks",
+    "envs.encodings",
+    "envs.step_checks",
     "envs.adapters",
     "envs.activity",
     "envs.mujoco",

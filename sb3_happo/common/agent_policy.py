@@ -14,6 +14,7 @@ from sb3_happo.common.env_actions import unbatch
 from sb3_happo.common.recurrent import single_steps
 from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.type_aliases import AgentStep
+from sb3_happo.envs.encodings import encode_observation
 
 SelfAgentPolicy = TypeVar("SelfAgentPolicy", bound="AgentPolicy")
 
@@ -78,7 +79,7 @@ class AgentPolicy(ActorNetwork):
         """
         Action of the agent for its own observation, one or a batch of them.
 
-        :param observation: Own observation; where the agent has action masks also PettingZoo's form
+        :param observation: Own observation, in the form in which the environment returns it; where the agent has action masks also PettingZoo's form
             ``{"observation": ..., "action_mask": ...}``
         :param state: Hidden states that the call for the step before returned (an LSTM's hidden and
             cell state, or a GRU's hidden state), each ``(n_layers, batch, hidden_size)``; None at
@@ -91,7 +92,32 @@ class AgentPolicy(ActorNetwork):
         :return: Action that the environment takes (for a batch: an array of them), and the next
             hidden states
         :raises ValueError: If the agent was trained with action masks and none is given, or without
-            and one is given, or if a mask allows nothing
+            and one is given, or if a mask allows nothing, or if an observation is not in its space
+        """
+        own, own_masks = split_mask(observation, self.observation_space)
+        own = encode_observation(self.observation_space, own)
+        given = own_masks if action_masks is None else action_masks
+        return self.predict_encoded(own, state, episode_start, deterministic, given)
+
+    def predict_encoded(
+        self,
+        observation: np.ndarray | dict[str, Any] | tuple[Any, ...],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        :meth:`predict` for an observation in the form of the joint observation, which is the
+        environment's own for most spaces; see :mod:`sb3_happo.envs.encodings`.
+
+        :param observation: Own entries of a joint observation, one or a batch
+        :param state: Hidden states, as for :meth:`predict`
+        :param episode_start: Mask of the rows that begin an episode, ``(batch,)``
+        :param deterministic: Most likely action instead of a sample
+        :param action_masks: Action masks, as for :meth:`predict`
+        :return: Action, and the next hidden states
+        :raises ValueError: If a mask is missing, not expected, or allows nothing
         """
         self.set_training_mode(False)
         own, own_masks = split_mask(observation, self.observation_space)

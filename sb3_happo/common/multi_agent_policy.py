@@ -21,6 +21,7 @@ from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
 from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.team_spaces import TeamSpaces
+from sb3_happo.envs.encodings import encode_observation
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.suggestions import check_names
 
@@ -299,7 +300,8 @@ class MultiAgentPolicy(BasePolicy):
     ) -> tuple[Any, AgentState | None]:
         """Action and hidden states of one agent; errors name it."""
         try:
-            return self.policies[agent].predict(observation, state, None, deterministic, mask)
+            policy = self.policies[agent]
+            return policy.predict_encoded(observation, state, None, deterministic, mask)
         except ValueError as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
 
@@ -308,11 +310,31 @@ class MultiAgentPolicy(BasePolicy):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Observations and masks by agent, in the agents' order."""
         own, masks = self.team_spaces.split(observation)
+        if not self.team_spaces.is_joint(observation):
+            own = {agent: self._encode(agent, value, masks) for agent, value in own.items()}
         for name, mask in (action_masks or {}).items():
             masks[str(name)] = mask
         for agent in masks:
             self.team_spaces.check_agent(agent, "`action_masks`")
         return {agent: own[agent] for agent in self.agents if agent in own}, masks
+
+    def _encode(self, agent: str, observation: Any, masks: dict[str, Any]) -> Any:
+        """
+        Own observation in the form of the joint observation.
+
+        :param agent: Name of an agent
+        :param observation: Observation in the environment's form
+        :param masks: Action masks by agent, to which one inside the observation is added
+        :return: Observation without mask
+        """
+        own_space = self.policies[agent].observation_space
+        own, mask = split_mask(observation, own_space)
+        if mask is not None:
+            masks[agent] = mask
+        try:
+            return encode_observation(own_space, own)
+        except ValueError as error:
+            raise ValueError(f"agent {agent!r}: {error}") from error
 
     def _join(self, actions: dict[str, Any], batched: set[str]) -> np.ndarray | None:
         """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""

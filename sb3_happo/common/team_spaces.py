@@ -104,6 +104,18 @@ class TeamSpaces:
                 self.check_agent(key, "the observation")
         return own, masks
 
+    def is_joint(self, observation: Mapping[Any, Any]) -> bool:
+        """
+        :param observation: Joint observation, or ``{agent: observation}``
+        :return: True if it has entries of the critic, as those of a ``JointEnv`` have, whose agents'
+            entries are converted already
+        """
+        for key in observation:
+            name = str(key)
+            if name in self.observation_space.spaces and find_owner(name, self._names) is None:
+                return True
+        return False
+
     def is_bare(self, observation: Any) -> bool:
         """
         :param observation: Observation given to a team of one

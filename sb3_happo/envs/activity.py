@@ -39,6 +39,9 @@ class ActivityTracker:
         self._known = set(ids)
         # Agents that were terminated or truncated in the last step
         self._flagged: frozenset[Any] = frozenset()
+        # Agents that the environment has listed in this episode, and those that it has dropped
+        self._listed: frozenset[Any] = frozenset()
+        self._dropped: frozenset[Any] = frozenset()
 
     def reset(self, observations: Collection[Any]) -> Activity:
         """
@@ -49,8 +52,10 @@ class ActivityTracker:
         :raises ValueError: If an agent is unknown
         """
         self._flagged = frozenset()
+        self._listed = frozenset(self._team.agents)
+        self._dropped = frozenset()
         active = self._active(observations, ())
-        return Activity(active, self._waiting(active, self._team.agents))
+        return Activity(active, self._waiting(active, self._listed))
 
     def step(
         self, observations: Collection[Any], terminations: Flags, truncations: Flags
@@ -61,19 +66,25 @@ class ActivityTracker:
         :param observations: Agents that are observed
         :param terminations: Terminations of the step
         :param truncations: Truncations of the step
-        :return: Activity
+        :return: Activity. The episode has ended if the environment lists no agent, or if all that
+            it lists are flagged
         :raises ValueError: If an agent is unknown
         """
         flagged_before = self._flagged
         self._flagged = frozenset()
-        complete = len(observations) == len(self._ids)
+        agents = self._team.agents
+        complete = len(observations) == len(self._ids) and len(agents) >= len(self._listed)
         if complete and not any(terminations.values()) and not any(truncations.values()):
             return Activity()
-        agents = self._team.agents
+        # An agent that the environment drops from its list has ended, flagged or not, and observed
+        # or not
+        self._listed = self._listed.union(agents)
+        self._dropped = self._listed.difference(agents)
         if has_ended(agents, terminations, truncations):
             present = [agent for agent in observations if agent not in flagged_before]
             return self._end(present, flagged_before, terminations, truncations)
-        self._flagged = frozenset(flagged_agents(self._ids, terminations, truncations))
+        flagged = flagged_agents(self._ids, terminations, truncations)
+        self._flagged = self._dropped.union(flagged)
         active = self._active(observations, self._flagged)
         alive = [agent for agent in agents if agent not in self._flagged]
         return Activity(active, self._waiting(active, alive))

@@ -11,6 +11,17 @@ from pettingzoo.utils import wrappers
 from pettingzoo.utils.conversions import aec_to_parallel_wrapper
 
 from sb3_happo.envs.spaces import ACTION_MASK, subspaces
+from sb3_happo.envs.step_checks import (
+    ALL_AGENTS,
+    SEE_CHECKER,
+    agent_flags,
+    check_gymnasium,
+    check_names_of_agents,
+    check_reset,
+    check_step,
+    reward_error,
+    without_none,
+)
 
 #: For each agent, whether it was terminated (or truncated) in a step
 Flags: TypeAlias = dict[Any, bool]
@@ -50,6 +61,24 @@ def agent_ids(env: Any) -> list[Any]:
     :return: All agents, in the environment's own order
     """
     return list(getattr(env, "possible_agents", None) or env.agents)
+
+
+def is_gymnasium(env: Any) -> bool:
+    """
+    :param env: Any environment
+    :return: True for an environment of Gymnasium's interface. Some teams derive from
+        ``gymnasium.Env`` and have the methods of PettingZoo's interface, which count
+    """
+    return isinstance(env, gym.Env) and not callable(getattr(env, "action_space", None))
+
+
+def takes_turns(env: Any) -> bool:
+    """
+    :param env: Any environment
+    :return: True for an environment of the interface of PettingZoo's ``AECEnv``
+    """
+    iterates = hasattr(env, "agent_iter") or hasattr(env, "observe")
+    return iterates and hasattr(env, "last")
 
 
 def is_flagged(agent: Any, terminations: Flags, truncations: Flags) -> bool:
@@ -104,6 +133,10 @@ class WrappedTeam:
 
     def __init__(self, env: Any) -> None:
         self.env = env
+        self._known: frozenset[Any] = frozenset()
+        # The list object of the first reset, and its length then
+        self._first_list: Any = None
+        self._first_length = 0
 
     @property
     def possible_agents(self) -> Sequence[Any]:
@@ -122,10 +155,122 @@ class WrappedTeam:
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[Any, Any], dict[Any, dict]]:
-        return self.env.reset(seed=seed, options=options)
+        returned = check_reset(self._reset_env(seed, options))
+        return returned[0], without_none(returned[1])
 
     def state(self) -> np.ndarray:
         return self.env.state()
+
+    def _reset_env(self, seed: int | None, options: dict[str, Any] | None) -> Any:
+        """
+        Reset the environment, and check that its list of agents is complete.
+
+        :raises TypeError: If ``reset`` does not take ``seed`` and ``options``
+        :raises ValueError: If agents have been removed from ``possible_agents``
+        """
+        try:
+            returned = call_reset(self.env, seed, options)
+        except Exception:  # that of an environment whose list of agents is empty may be any
+            self._check_list()
+            raise
+        self._check_list()
+        return returned
+
+    def _check_list(self) -> None:
+        """Refuse a list of agents from which agents have been removed."""
+        listed = getattr(self.env, "possible_agents", None)
+        if self._first_list is None:
+            self._first_list = listed
+            self._first_length = len(listed or ())
+            self._known = frozenset(agent_ids(self.env))
+        elif listed is self._first_list and len(listed) < self._first_length:
+            # Only the same list: another may be shorter on purpose
+            lost = sorted(str(agent) for agent in self._known.difference(listed))
+            raise ValueError(
+                f"The env has removed the agents {lost} from `possible_agents`, so that they never "
+                "return: `agents` and `possible_agents` are one list. Copy it in reset: "
+                "self.agents = self.possible_agents[:]."
+            )
+
+    def _flags(
+        self, terminations: Flags, truncations: Flags, actions: Iterable[Any]
+    ) -> tuple[Flags, Flags]:
+        """Flags of a step by agent; see :func:`~sb3_happo.envs.step_checks.agent_flags`."""
+        known = self._known
+        if terminations.keys() <= known and truncations.keys() <= known:
+            return terminations, truncations
+        alive = {*actions, *self.agents}
+        return agent_flags(terminations, truncations, known, alive)
+
+
+def call_reset(env: Any, seed: int | None, options: dict[str, Any] | None) -> Any:
+    """
+    Reset an environment.
+
+    :param env: Environment
+    :param seed: Seed, or None
+    :param options: Options, or None
+    :return: Value that ``reset`` returns
+    :raises TypeError: If ``reset`` does not take ``seed`` and ``options``
+    """
+    try:
+        return env.reset(seed=seed, options=options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error) or "reset()" not in str(error):
+            raise
+        raise TypeError(
+            f"{error}. Give reset the arguments seed=None and options=None, as PettingZoo and "
+            f"Gymnasium do. {SEE_CHECKER}"
+        ) from error
+
+
+class ParallelTeam(WrappedTeam):
+    """
+    An environment of the interface of PettingZoo's ``ParallelEnv``, whose answers are checked.
+
+    A flag ``"__all__"``, as RLlib's environments give it, ends the episode for all agents.
+
+    :param env: Environment, derived from PettingZoo's class or not
+    """
+
+    def step(self, actions: dict[Any, Any]) -> TeamStep:
+        step = check_step(self.env.step(actions))
+        observations, rewards, terminations, truncations, infos = step
+        # Unknown agents that are observed get an error of their own
+        if observations.keys() <= self._known:
+            if not rewards.keys() <= self._known:
+                check_names_of_agents("rewards", rewards, self._known)
+            terminations, truncations = self._flags(terminations, truncations, actions)
+        return observations, rewards, terminations, truncations, without_none(infos)
+
+
+class GymWrappedTeam(ParallelTeam):
+    """
+    A team that derives from ``gymnasium.Env`` too, inside wrappers of Gymnasium, as
+    ``gymnasium.make`` returns it. Gymnasium's wrappers do not pass on attributes.
+
+    :param env: Gymnasium wrapper of such a team
+    """
+
+    @property
+    def possible_agents(self) -> Sequence[Any]:
+        return agent_ids(self.env.unwrapped)
+
+    @property
+    def agents(self) -> Sequence[Any]:
+        return self.env.unwrapped.agents
+
+    def state(self) -> np.ndarray:
+        return self.env.unwrapped.state()
+
+    def _reset_env(self, seed: int | None, options: dict[str, Any] | None) -> Any:
+        returned = call_reset(self.env, seed, options)
+        self._known = frozenset(self.possible_agents)
+        return returned
+
+
+# Attributes of an ``AECEnv`` that has been reset
+_TURN_ATTRIBUTES = ("agent_selection", "rewards", "terminations", "truncations", "infos")
 
 
 def _step_dead_agents(env: Any, wrapped: Any) -> None:
@@ -153,21 +298,28 @@ class TurnBased(WrappedTeam):
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[Any, Any], dict[Any, dict]]:
-        self.env.reset(seed=seed, options=options)
+        self._reset_env(seed, options)
+        missing = [name for name in _TURN_ATTRIBUTES if not hasattr(self.env, name)]
+        if missing:
+            raise TypeError(
+                f"The AECEnv has no {missing} after reset. PettingZoo's AECEnv has {_TURN_ATTRIBUTES}; "
+                "`dones` are those of before PettingZoo 1.22, now split into terminations and "
+                f"truncations. {SEE_CHECKER}"
+            )
         _step_dead_agents(self.env, self.env)
-        return self._observe(), self.env.infos
+        return self._observe(), without_none(self.env.infos)
 
     def step(self, actions: dict[Any, Any]) -> TeamStep:
         env = self.env
         env.step(actions[env.agent_selection])
         rewards = dict(env.rewards)
-        terminations = dict(env.terminations)
-        truncations = dict(env.truncations)
+        flags = self._flags(dict(env.terminations), dict(env.truncations), actions)
+        terminations, truncations = flags
         # At the end of an episode dead agents are left in place: their steps would remove them,
         # and the terminal observation could not be read any more
         if not has_ended(env.agents, terminations, truncations):
             _step_dead_agents(env, env)
-        return self._observe(), rewards, terminations, truncations, env.infos
+        return self._observe(), rewards, terminations, truncations, without_none(env.infos)
 
     def _observe(self) -> dict[Any, Any]:
         """Observation of the agent on turn; empty if there is none."""
@@ -292,10 +444,28 @@ class GymnasiumTeam:
         if self._keys is None:
             return {"agent_0": values}
         if isinstance(values, Mapping):
-            return {agent: values[key] for agent, key in self._keys.items()}
+            return self._from_mapping(values)
         if np.ndim(values):
             return dict(zip(self.possible_agents, values, strict=True))
         return dict.fromkeys(self.possible_agents, values)
+
+    def _from_mapping(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """
+        :param values: Rewards or flags by key of the action space; one under ``"__all__"``, as
+            RLlib's environments give it, holds for every agent without one of its own
+        :return: Values by agent
+        :raises ValueError: If there is another name
+        """
+        assert self._keys is not None
+        keys = list(self._keys.values())
+        unknown = [name for name in values if name not in keys and name != ALL_AGENTS]
+        if unknown or (len(values) < len(keys) and ALL_AGENTS not in values):
+            raise ValueError(
+                f"step returns a reward or flag for each of {list(values)}, where the action space "
+                f"has {keys}. Give one for each of these, or one for all of them."
+            )
+        everyone = values.get(ALL_AGENTS, False)
+        return {agent: values.get(key) or everyone for agent, key in self._keys.items()}
 
     def _observations(self, observation: Any) -> dict[Any, Any]:
         if self._keys is None or not self._split_observations:
@@ -317,15 +487,17 @@ class GymnasiumTeam:
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[Any, Any], dict[Any, dict]]:
-        observation, info = self.env.reset(seed=seed, options=options)
+        returned = call_reset(self.env, seed, options)
+        observation, info = check_gymnasium("reset", returned, 2)
         return self._observations(observation), self._infos(info)
 
     def step(self, actions: dict[Any, Any]) -> TeamStep:
         if self._keys is None:
-            observation, reward, terminated, truncated, info = self.env.step(actions["agent_0"])
+            step = check_gymnasium("step", self.env.step(actions["agent_0"]), 5)
+            observation, reward, terminated, truncated, info = step
             return (
                 {"agent_0": observation},
-                {"agent_0": float(reward)},
+                {"agent_0": _number(reward)},
                 {"agent_0": bool(terminated)},
                 {"agent_0": bool(truncated)},
                 self._infos(info),
@@ -335,7 +507,8 @@ class GymnasiumTeam:
             joint = dict(zip(self._keys.values(), joint, strict=True))
         else:
             joint = tuple(joint)
-        observation, rewards, terminated, truncated, info = self.env.step(joint)
+        step = check_gymnasium("step", self.env.step(joint), 5)
+        observation, rewards, terminated, truncated, info = step
         return (
             self._observations(observation),
             self._per_agent(rewards),
@@ -350,6 +523,14 @@ class GymnasiumTeam:
         if not callable(state):
             raise NotImplementedError
         return state()
+
+
+def _number(reward: Any) -> float:
+    """Reward of a team of one."""
+    try:
+        return float(reward)
+    except (TypeError, ValueError) as error:
+        raise reward_error("agent_0", reward) from error
 
 
 def _agent_keys(env: gym.Env, per_agent: bool | None) -> list[Any] | None:

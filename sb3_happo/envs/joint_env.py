@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import operator
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
 import gymnasium as gym
@@ -12,7 +12,17 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_happo.envs.activity import Activity, ActivityTracker
-from sb3_happo.envs.adapters import ConvertedAEC, GymnasiumTeam, Team, TurnBased, agent_ids
+from sb3_happo.envs.adapters import (
+    ConvertedAEC,
+    GymnasiumTeam,
+    GymWrappedTeam,
+    ParallelTeam,
+    Team,
+    TurnBased,
+    agent_ids,
+    is_gymnasium,
+    takes_turns,
+)
 from sb3_happo.envs.joint_actions import JointActionSplitter
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
@@ -20,6 +30,7 @@ from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
 from sb3_happo.envs.spaces import ACTIVE
 from sb3_happo.envs.state import Observations, StateLayout
 from sb3_happo.envs.state_choice import State, choose_state
+from sb3_happo.envs.step_checks import reward_error
 from sb3_happo.suggestions import check_names
 
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
@@ -113,11 +124,11 @@ class JointEnv(gym.Env):
         self.render_mode = getattr(env, "render_mode", None)
         self._team = _as_team(env, per_agent)
         self._gymnasium = self._team if isinstance(self._team, GymnasiumTeam) else None
-        takes_turns = isinstance(self._team, TurnBased)
-        self._observes_active = takes_turns if observe_active is None else observe_active
+        in_turns = isinstance(self._team, TurnBased)
+        self._observes_active = in_turns if observe_active is None else observe_active
         self._team = _select_agents(self._team, agents, other_agents)
 
-        observations, infos = self._team.reset()
+        observations, infos = reset_with_agents(self._team)
         self._ids = agent_ids(self._team)
         #: Names of the agents, in the env's own order
         self.agents = _agent_names(self._ids)
@@ -138,7 +149,7 @@ class JointEnv(gym.Env):
         )
         # In turn-based games only the agent on turn is observed, and states made of observations
         # need those of all agents
-        self._observes_all = takes_turns and (state == "agent" or not self.uses_env_state)
+        self._observes_all = in_turns and (state == "agent" or not self.uses_env_state)
         entries = self._layout.entries
         if self._observes_active:
             entries = [*entries, (ACTIVE, spaces.Box(0, 1, (self.n_agents,), np.int8))]
@@ -185,7 +196,7 @@ class JointEnv(gym.Env):
         # Gymnasium and most environments take Python's integers only, and no NumPy scalars
         seed = None if seed is None else operator.index(seed)
         super().reset(seed=seed)
-        observations, infos = self._team.reset(seed=seed, options=options)
+        observations, infos = reset_with_agents(self._team, seed, options)
         self._check_spaces()
         activity = self._activity.reset(observations)
         self._active = activity.active
@@ -220,7 +231,7 @@ class JointEnv(gym.Env):
         activity = self._activity.step(observations, terminations, truncations)
         self._active = activity.active
         info = self._info(infos, activity)
-        agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
+        agent_rewards = self._rewards(rewards)
         info["agent_rewards"] = np.array(agent_rewards)
         if self.team_reward == "mean":
             reward = sum(agent_rewards) / self.n_agents
@@ -232,6 +243,17 @@ class JointEnv(gym.Env):
             reward = float(self.team_reward(info["agent_rewards"]))  # type: ignore[operator]
         observation = self._observe(observations, infos)
         return observation, reward, activity.terminated, activity.truncated, info
+
+    def _rewards(self, rewards: Mapping[Any, Any]) -> list[float]:
+        """Rewards as numbers, in the agents' order."""
+        try:
+            return [float(rewards.get(agent, 0.0)) for agent in self._ids]
+        except (TypeError, ValueError):
+            for agent, name in zip(self._ids, self.agents, strict=True):
+                reward = rewards.get(agent, 0.0)
+                if np.ndim(reward) or not isinstance(reward, (int, float, np.number, np.bool_)):
+                    raise reward_error(name, reward) from None
+            raise
 
     def _observe(self, observations: dict[Any, Any], infos: dict[Any, dict]) -> Observations:
         """Joint observation, with the state and the active mask."""
@@ -317,13 +339,16 @@ class JointEnv(gym.Env):
 
     def render(self) -> Any:
         """
-        :return: Rendered frame, or another value that the env returns
+        :return: Rendered frame, or another value of the env; None if it cannot render
         """
-        return self.env.render()
+        render = getattr(self.env, "render", None)
+        return None if render is None else render()
 
     def close(self) -> None:
-        """Close the env."""
-        self.env.close()
+        """Close the env, if it has a method for it."""
+        close = getattr(self.env, "close", None)
+        if close is not None:
+            close()
 
     def __str__(self) -> str:
         return f"<{type(self).__name__}<{self.env}>>"
@@ -341,14 +366,14 @@ def _resolve_alias(other_agents: OtherPolicy, others: OtherPolicy) -> OtherPolic
 
 def _as_team(env: Any, per_agent: bool | None) -> Team:
     """Adapter of an environment."""
-    if isinstance(env, gym.Env):
+    if is_gymnasium(env):
         return GymnasiumTeam(env, per_agent)
     if per_agent is not None:
         raise ValueError(
             "`per_agent` is for Gymnasium envs; a PettingZoo env has a list of its agents."
         )
     # Environments are recognised by their methods, and need not derive from PettingZoo's classes
-    if hasattr(env, "agent_iter") and hasattr(env, "last"):
+    if takes_turns(env):
         return TurnBased(env)
     if ConvertedAEC.supports(env):
         return ConvertedAEC(env)
@@ -362,7 +387,7 @@ def _as_team(env: Any, per_agent: bool | None) -> Team:
             f"{type(env).__name__} cannot be joined: JointEnv takes a PettingZoo ParallelEnv or "
             "AECEnv, or a Gymnasium env. For an id use make_joint_env(id)."
         )
-    return cast(Team, env)
+    return GymWrappedTeam(env) if isinstance(env, gym.Wrapper) else ParallelTeam(env)
 
 
 def _select_agents(team: Team, agents: Sequence[Any] | None, other_agents: OtherPolicy) -> Team:
@@ -374,6 +399,34 @@ def _select_agents(team: Team, agents: Sequence[Any] | None, other_agents: Other
             "`other_agents` play the agents outside the team; name the team with `agents`."
         )
     return team
+
+
+# Number of resets in a row after which an env without agents is refused
+_MAX_EMPTY_RESETS = 100
+
+
+def reset_with_agents(
+    team: Team, seed: int | None = None, options: dict[str, Any] | None = None
+) -> tuple[dict[Any, Any], dict[Any, dict]]:
+    """
+    Reset a team until there are agents. An episode without any is over at its start.
+
+    :param team: Team
+    :param seed: Seed of the first reset
+    :param options: Options of every reset
+    :return: Observations and infos
+    :raises ValueError: If there is nobody in many episodes in a row
+    """
+    for _ in range(_MAX_EMPTY_RESETS):
+        observations, infos = team.reset(seed=seed, options=options)
+        if len(observations) or len(team.agents):
+            return observations, infos
+        seed = None
+    raise ValueError(
+        f"The env had no agents after each of {_MAX_EMPTY_RESETS} resets: `agents` is empty, and "
+        "nobody is observed. Fill `agents` in reset, for example with self.possible_agents[:], and "
+        "return an observation for each."
+    )
 
 
 def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:

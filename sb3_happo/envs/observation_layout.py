@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from gymnasium import spaces
 
+from sb3_happo.envs.encodings import encode_array, encoded_space, is_constant
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
     AGENT_STATES,
@@ -24,14 +25,17 @@ class _Array(NamedTuple):
 
     :param key: Key in the joint observation
     :param path: Keys that lead to the array in the agent's own observation
-    :param shape: Shape
+    :param shape: Shape there
     :param dtype: Type in the joint observation
+    :param space: Space in the joint observation, where values must be checked or converted beyond
+        their type; None for the others
     """
 
     key: str
     path: tuple
     shape: tuple[int, ...]
     dtype: np.dtype
+    space: spaces.Space | None
 
 
 class AgentLayout:
@@ -71,20 +75,30 @@ class AgentLayout:
         #: Spaces of the agent's arrays, by their keys in the joint observation
         self.spaces: list[tuple[str, spaces.Space]] = []
         self._arrays: list[_Array] = []
-        for path, space in leaves:
-            key = "/".join([name, *map(str, path)])
-            self.spaces.append((key, space))
-            self._arrays.append(
-                _Array(key, prefix + path, space.shape or (), np.dtype(space.dtype))
-            )
+        # Keys of entries that stand for nothing
+        self._constants: list[str] = []
         #: Entries while the agent is inactive: zeros, and a mask that allows everything
-        self.inactive: Observations = {
-            array.key: np.zeros(array.shape, array.dtype) for array in self._arrays
-        }
+        self.inactive: Observations = {}
+        # An agent that observes nothing gets a constant
+        for path, own in leaves or [((), observation_space)]:
+            key = "/".join([name, *map(str, path)])
+            self._add(key, prefix + path, own)
         if self.mask_key is not None:
             self.inactive[self.mask_key] = np.ones(self.n_choices, np.int8)
         for value in self.inactive.values():
             value.flags.writeable = False  # the same arrays are returned at every step
+
+    def _add(self, key: str, path: tuple, own: spaces.Space) -> None:
+        """Add an entry; see :class:`_Array`."""
+        space = encoded_space(own)
+        dtype = np.dtype(space.dtype)
+        self.spaces.append((key, space))
+        self.inactive[key] = np.zeros(space.shape or (), dtype)
+        if is_constant(space):
+            self._constants.append(key)
+            return
+        floats = isinstance(own, spaces.Box) and dtype.kind == "f" and own.shape != ()
+        self._arrays.append(_Array(key, path, own.shape or (), dtype, None if floats else space))
 
     def fill(self, joint: Observations, observation: Any, infos: Mapping[Any, dict]) -> None:
         """
@@ -95,29 +109,53 @@ class AgentLayout:
         :param infos: Infos of the environment, by agent
         :raises ValueError: If the observation does not fit the agent's spaces
         """
+        for array in self._arrays:
+            joint[array.key] = self._value(array, observation)
+        for key in self._constants:
+            joint[key] = self.inactive[key]
+        if self.mask_key is not None:
+            try:
+                mask = self._mask(observation, infos)
+                joint[self.mask_key] = flatten_mask(self.action_space, mask)
+            except (KeyError, IndexError, TypeError) as error:
+                raise self._missing(error) from error
+            except ValueError as error:
+                raise ValueError(f"agent {self.name!r}: {error}") from error
+
+    def _value(self, entry: _Array, observation: Any) -> np.ndarray:
+        """Entry of the joint observation."""
+        array = observation
         try:
-            for key, path, shape, dtype in self._arrays:
-                array = observation
-                for part in path:
-                    array = array[part]
-                if type(array) is not np.ndarray:
-                    array = np.asarray(array)
-                if array.shape != shape:  # NumPy would broadcast it where it is stored
-                    raise ValueError(
-                        f"agent {self.name!r}: an observation of shape {array.shape} (entry "
-                        f"{key!r}), where its space has {shape}; correct the env's "
-                        "observation_space or what it returns."
-                    )
-                joint[key] = array if array.dtype is dtype else array.astype(dtype)
-            if self.mask_key is not None:
-                joint[self.mask_key] = flatten_mask(
-                    self.action_space, self._mask(observation, infos)
-                )
-        except (KeyError, IndexError) as error:
+            for part in entry.path:
+                array = array[part]
+        except (KeyError, IndexError, TypeError) as error:
+            raise self._missing(error) from error
+        if type(array) is not np.ndarray:
+            array = np.asarray(array)
+        if array.shape != entry.shape:  # NumPy would broadcast it where it is stored
             raise ValueError(
-                f"agent {self.name!r}: its observation lacks {error}, which is in its observation "
-                "space."
+                f"agent {self.name!r}: an observation of shape {array.shape} (entry "
+                f"{entry.key!r}), where its space has {entry.shape}; correct the env's "
+                "observation_space or what it returns."
+            )
+        # A Box's own integers need no check
+        is_box = entry.space is None or isinstance(entry.space, spaces.Box)
+        if is_box and array.dtype is entry.dtype and entry.shape:
+            return array
+        if entry.space is None:
+            return array.astype(entry.dtype)
+        try:
+            return encode_array(entry.space, array)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"agent {self.name!r}: in its observation (entry {entry.key!r}) {error}"
             ) from error
+
+    def _missing(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"agent {self.name!r}: its observation lacks {error}, which is in its observation "
+            "space."
+        )
 
     def check_mask(self, info: Mapping[str, Any], needs_mask: bool) -> None:
         """

@@ -260,7 +260,7 @@ def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tupl
     :param space: Observation space of an agent
     :param path: Keys that lead to ``space``
     :return: For each array the keys that lead to it in an observation (empty if the whole
-        observation is one array), and its space, float32 if it was float64
+        observation is one array), and its space
     :raises TypeError: If a space is not supported
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
@@ -274,4 +274,4 @@ def observation_leaves(space: spaces.Space, path: tuple = ()) -> list[tuple[tupl
             "MultiBinary, or a Dict or Tuple of these, for example with a wrapper that pads "
             "sequences"
         )
-    return [(path, float32_space(space))]
+    return [(path, space)]

@@ -1,6 +1,6 @@
 """States for the critic: concatenated observations, the environment's state, one row per agent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -68,23 +68,39 @@ def _flat_size(space: spaces.Space) -> int:
 
 
 class _OneHot:
-    """Encoder of Discrete or MultiDiscrete observations as concatenated one-hot vectors."""
+    """
+    Encoder of Discrete or MultiDiscrete observations as concatenated one-hot vectors.
 
-    def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+    :param key: Key in the joint observation, for errors
+    :param space: Space
+    """
+
+    def __init__(self, key: str, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
+        self.key = key
+        self.space = space
         sizes = np.ravel(space.n if isinstance(space, spaces.Discrete) else space.nvec)
         self.size = int(sizes.sum())
+        self.low = np.ravel(space.start)
+        self.high = self.low + sizes
         self.offsets = np.concatenate([[0], np.cumsum(sizes)[:-1]]) - np.ravel(space.start)
 
     def __call__(self, value: Any) -> np.ndarray:
+        values = np.ravel(value)
+        if (values < self.low).any() or (values >= self.high).any():
+            raise ValueError(
+                f"agent {self.key.partition('/')[0]!r}: the observation {value!r} (entry "
+                f"{self.key!r}) is not in {self.space}; correct the env's observation_space or what "
+                "it returns."
+            )
         encoded = np.zeros(self.size, np.float32)
-        encoded[np.ravel(value) + self.offsets] = 1.0
+        encoded[values + self.offsets] = 1.0
         return encoded
 
 
-def _encoder(space: spaces.Space) -> Callable[[Any], np.ndarray]:
+def _encoder(key: str, space: spaces.Space) -> Callable[[Any], np.ndarray]:
     """Function that turns an observation into a vector."""
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
-        return _OneHot(space)
+        return _OneHot(key, space)
     return np.ravel
 
 
@@ -106,7 +122,7 @@ class FlatObservations:
             isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves
         )
         self._parts = [
-            (leaf.key, leaf.agent, _flat_size(leaf.space), _encoder(leaf.space)) for leaf in leaves
+            (leaf.key, leaf.agent, _flat_size(leaf.space), _encoder(leaf.key, leaf.space)) for leaf in leaves
         ]
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> np.ndarray:
@@ -217,6 +233,42 @@ def concatenated_observations(leaves: list[Leaf]) -> StateSource:
     return SeparateObservations(leaves)
 
 
+def state_array(state: Any, name: str) -> np.ndarray:
+    """
+    State as one array.
+
+    :param state: Array, number, tensor, or a dict, tuple or list of these, of any nesting
+    :param name: Name of the function that returned it, for errors
+    :return: The array itself; one vector of all numbers for a dict and for parts of several shapes,
+        of which images (three dimensions, uint8) are divided by 255; a vector for a number
+    :raises TypeError: If there is something else than numbers
+    """
+    if isinstance(state, Mapping):
+        return _joined(list(state.values()), name)
+    try:
+        array = np.asarray(state)
+    except ValueError:  # parts of several shapes
+        return _joined(list(state), name)
+    if array.dtype == object and isinstance(state, (tuple, list)):
+        return _joined(list(state), name)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"{name} must return a numeric array, not {type(state).__name__} of {array.dtype}."
+        )
+    return array if array.ndim else array.reshape(1)
+
+
+def _joined(parts: list[Any], name: str) -> np.ndarray:
+    """Vector of all parts of a nested state."""
+    vectors = [np.zeros(0, np.float32)]
+    for part in parts:
+        array = state_array(part, name)
+        if array.dtype == np.uint8 and array.ndim == 3:
+            array = array / np.float32(255)
+        vectors.append(array.astype(np.float32).ravel())
+    return np.concatenate(vectors)
+
+
 class ComputedState:
     """
     State that a function returns: the environment's ``state()``, or a user's function.
@@ -225,15 +277,16 @@ class ComputedState:
         environment is to be
     :param example: State, from which shape and type are taken
     :param name: Name of the function in errors
-    :raises TypeError: If the example is no numeric array
+    :raises TypeError: If the example is not made of numbers
+    :raises ValueError: If it is empty
     """
 
     def __init__(self, function: Callable[[Observations], Any], example: Any, name: str) -> None:
-        array = np.asarray(example)
-        if array.dtype.kind not in "biuf":
-            raise TypeError(
-                f"{name} must return a numeric array, not {type(example).__name__} of "
-                f"{array.dtype}."
+        array = state_array(example, name)
+        if not array.size:
+            raise ValueError(
+                f"{name} returned nothing, an array of shape {np.shape(example)}; it must have at "
+                "least one entry. state='observations' makes the state from the observations."
             )
         self._function = function
         self._name = name
@@ -256,7 +309,7 @@ class ComputedState:
         :raises ValueError: If the state has another shape than the example
         """
         try:
-            state = np.asarray(self._function(observations))
+            state = state_array(self._function(observations), self._name)
         except Exception as error:
             raise RuntimeError(
                 f"{self._name} failed; state='observations' makes the state from the observations "

@@ -108,7 +108,8 @@ def _call_env_state(team: Team, observations: Observations) -> np.ndarray:
 def _env_state(team: Team) -> ComputedState | None:
     """The environment's ``state()`` as a state; None if it has none that works."""
     try:
-        example = np.asarray(team.state())
+        example = team.state()
+        return ComputedState(partial(_call_env_state, team), example, "The env's state()")
     except (NotImplementedError, AttributeError):
         return None
     except Exception as error:  # user code may raise anything, and some of PettingZoo's envs do
@@ -116,9 +117,6 @@ def _env_state(team: Team) -> ComputedState | None:
             f"The env's state() fails ({error!r}); the critic sees the observations instead."
         )
         return None
-    if example.dtype.kind not in "biuf":
-        return None
-    return ComputedState(partial(_call_env_state, team), example, "The env's state()")
 
 
 def _state_function(env: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium import spaces
 
-from sb3_happo.envs.adapters import GymnasiumTeam, Team, TurnBased
+from sb3_happo.envs.adapters import GymnasiumTeam, GymWrappedTeam, Team, TurnBased
 from sb3_happo.envs.checker.interface import Interface, check_interface, run_official_tests
 from sb3_happo.envs.checker.play import RandomPlay, Rollout, check_opposed_rewards
 from sb3_happo.envs.checker.report import Findings, Report
@@ -92,7 +92,10 @@ def _resolve(env: Any, env_kwargs: dict[str, Any]) -> tuple[str, Any, JointEnv |
 def _as_team(env: Any, interface: Interface, joint: JointEnv | None) -> Team:
     if interface == "gymnasium":
         return GymnasiumTeam(env, None if joint is None else joint.n_agents > 1)
-    return TurnBased(env) if interface == "turns" else cast(Team, env)
+    if interface == "turns":
+        return TurnBased(env)
+    # Not ParallelTeam, whose errors would come before the findings of the play
+    return GymWrappedTeam(env) if isinstance(env, gym.Wrapper) else cast(Team, env)
 
 
 def _play(play: RandomPlay, n_steps: int) -> Rollout:

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-import gymnasium as gym
 from gymnasium import spaces
 
-from sb3_happo.envs.adapters import agent_ids
+from sb3_happo.envs.adapters import agent_ids, is_gymnasium, takes_turns
 from sb3_happo.envs.checker.report import Findings
 
 Interface = Literal["gymnasium", "turns", "parallel"]
@@ -24,7 +23,7 @@ def check_interface(findings: Findings, env: Any) -> Interface | None:
     :return: "gymnasium", "turns" (PettingZoo's ``AECEnv``), "parallel" (PettingZoo's
         ``ParallelEnv``), or None for anything else
     """
-    if isinstance(env, gym.Env):
+    if is_gymnasium(env):
         if hasattr(env.unwrapped, "possible_agents"):
             findings.add(
                 "error",
@@ -33,7 +32,7 @@ def check_interface(findings: Findings, env: Any) -> Interface | None:
                 "turns).",
             )
         return "gymnasium"
-    if hasattr(env, "agent_iter") and hasattr(env, "last"):
+    if takes_turns(env):
         _check_turns(findings, _reset(findings, env))
         return "turns"
     for name in ("observation_space", "action_space"):
@@ -86,7 +85,7 @@ def _check_parallel(findings: Findings, env: Any, returned: Any) -> None:
         )
     if findings.failed():
         return
-    if env.unwrapped is env and hasattr(env, "agent_selection"):
+    if getattr(env, "unwrapped", env) is env and hasattr(env, "agent_selection"):
         findings.add(
             "warning",
             "a ParallelEnv with `agent_selection`, which is an AECEnv's",
@@ -115,8 +114,16 @@ def run_official_tests(
             lambda: check_env(env.unwrapped, skip_render_check=True),
         )
         return
+    from pettingzoo import AECEnv, ParallelEnv
     from pettingzoo.test import api_test, parallel_api_test
 
+    if not isinstance(env, (AECEnv, ParallelEnv)):
+        findings.add(
+            "note",
+            "PettingZoo's tests were left out",
+            "The env derives from none of PettingZoo's classes, which those tests demand.",
+        )
+        return
     test = api_test if interface == "turns" else parallel_api_test
     name = f"pettingzoo.test.{test.__name__}"
     discrete = [isinstance(env.action_space(agent), spaces.Discrete) for agent in agent_ids(env)]

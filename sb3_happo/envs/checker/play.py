@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
@@ -17,10 +16,12 @@ from sb3_happo.envs.adapters import (
     agent_ids,
     flagged_agents,
     has_ended,
+    is_gymnasium,
 )
 from sb3_happo.envs.checker.report import Findings, Level
 from sb3_happo.envs.checker.values import check_mask, check_observation, check_reward
 from sb3_happo.envs.spaces import ACTION_MASK, split_mask
+from sb3_happo.envs.step_checks import ALL_AGENTS, agent_flags
 
 # Correlation between two agents' rewards at the steps of random play below which they are opposed
 _OPPOSED_CORRELATION = -0.5
@@ -71,9 +72,11 @@ class RandomPlay:
         :param seed: Seed, or None
         :return: Observations and infos
         """
+        listed = getattr(self.env, "possible_agents", None)
+        n_listed = len(listed or ())
         observations, infos = self.team.reset(seed=seed)
-        self.ids = agent_ids(self.team)
-        if not getattr(self.env, "possible_agents", None) and not isinstance(self.env, gym.Env):
+        self._check_team(listed, n_listed)
+        if not listed and not n_listed and not is_gymnasium(self.env):
             self.findings.add(
                 "warning",
                 "the env has no `possible_agents`",
@@ -91,6 +94,32 @@ class RandomPlay:
         self._check_observations(observations, infos)
         self._check_state()
         return observations, infos
+
+    def _check_team(self, listed: Any, n_listed: int) -> None:
+        """
+        Compare the agents after a reset with those of before.
+
+        :param listed: ``possible_agents`` before the reset
+        :param n_listed: Their number then
+        """
+        current = agent_ids(self.team)
+        lost = [str(agent) for agent in self.ids if agent not in current]
+        self.ids += [agent for agent in current if agent not in self.ids]
+        # An environment without `possible_agents` may have other `agents` in every episode
+        if lost and listed is getattr(self.env, "possible_agents", None):
+            self.findings.add(
+                "error",
+                f"the agents {lost} have been removed from `possible_agents` and never return",
+                "`agents` and `possible_agents` are one list; copy it in reset: self.agents = "
+                "self.possible_agents[:].",
+            )
+        if not len(self.team.agents):
+            self.findings.add(
+                "error",
+                "`agents` is empty after reset",
+                "Fill it in reset, for example self.agents = self.possible_agents[:], and return "
+                "an observation for each.",
+            )
 
     def rollout(self, n_steps: int, seed: int, seeded: bool = True) -> Rollout:
         """
@@ -118,6 +147,7 @@ class RandomPlay:
             if step is None:
                 break
             observations, step_rewards, terminations, truncations, infos = step
+            terminations, truncations = self._heed_all(actions, terminations, truncations)
             length += 1
             rewards.append(self._rewards(step_rewards))
             self._check_agents(actions, step_rewards, terminations, truncations)
@@ -206,6 +236,21 @@ class RandomPlay:
         self._check_keys("truncations", truncations, actions)
         if not self.takes_turns:
             self._check_leaving(actions, terminations, truncations)
+
+    def _heed_all(
+        self, actions: Mapping[Any, Any], terminations: Flags, truncations: Flags
+    ) -> tuple[Flags, Flags]:
+        """Flags by agent, where a flag ``"__all__"`` holds for all agents, as in training."""
+        if ALL_AGENTS not in terminations and ALL_AGENTS not in truncations:
+            return terminations, truncations
+        self.findings.add(
+            "warning",
+            f"terminations or truncations have {ALL_AGENTS!r}, which is no agent",
+            "It is taken as the end for all agents; PettingZoo's envs give each agent its own "
+            "flag.",
+        )
+        known = {*terminations, *truncations, *self.ids} - {ALL_AGENTS}
+        return agent_flags(terminations, truncations, known, {*actions, *self.team.agents})
 
     def _check_keys(self, name: str, values: Mapping[Any, Any], actions: Mapping[Any, Any]) -> None:
         unknown = [agent for agent in values if agent not in self._spaces]

@@ -1,6 +1,6 @@
 """Which agents of a team act next, which wait, and how an episode ends."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,8 +49,8 @@ class ActivityTracker:
         :raises ValueError: If an agent is unknown
         """
         self._flagged = frozenset()
-        active = self._active(observations, ())
-        return Activity(active, self._waiting(active, self._team.agents))
+        active = self._active(observations, frozenset())
+        return Activity(active, self._waiting(active, set(self._team.agents)))
 
     def step(
         self, observations: Collection[Any], terminations: Flags, truncations: Flags
@@ -71,17 +71,17 @@ class ActivityTracker:
             return Activity()
         agents = self._team.agents
         if has_ended(agents, terminations, truncations):
-            present = [agent for agent in observations if agent not in flagged_before]
+            present = set(observations) - flagged_before
             return self._end(present, flagged_before, terminations, truncations)
         self._flagged = frozenset(flagged_agents(self._ids, terminations, truncations))
         active = self._active(observations, self._flagged)
-        alive = [agent for agent in agents if agent not in self._flagged]
+        alive = set(agents) - self._flagged
         return Activity(active, self._waiting(active, alive))
 
     def _end(
         self,
-        present: Collection[Any],
-        flagged_before: Collection[Any],
+        present: Set[Any],
+        flagged_before: Set[Any],
         terminations: Flags,
         truncations: Flags,
     ) -> Activity:
@@ -99,23 +99,33 @@ class ActivityTracker:
         cut_off = {agent for agent in self._ids if truncations.get(agent, False)}
         cut_off -= terminated.union(flagged_before)
         truncated = bool(cut_off)
-        active = self._active(present, terminated if truncated else ())
+        active = self._active(present, terminated if truncated else frozenset())
         return Activity(active, self._waiting(active, cut_off), not truncated, truncated)
 
-    def _active(self, observations: Collection[Any], ended: Collection[Any]) -> np.ndarray | None:
-        """Mask of the observed agents that have not ended, ``(n_agents,)``; None if all."""
-        unknown = [agent for agent in observations if agent not in self._known]
-        if unknown:
+    def _active(self, observations: Collection[Any], ended: Set[Any]) -> np.ndarray | None:
+        """
+        Mask of the observed agents that have not ended, ``(n_agents,)``; None if all.
+
+        :param observations: Observed agents
+        :param ended: Agents that have ended
+        :return: Mask
+        """
+        if not self._known.issuperset(observations):
+            unknown = [agent for agent in observations if agent not in self._known]
             raise ValueError(
                 f"The env observes agents {unknown}, which it did not list before; list every "
                 "agent that may appear in `possible_agents`."
             )
-        active = np.array([agent in observations and agent not in ended for agent in self._ids])
+        active = self._mask(set(observations) - ended)
         return None if active.all() else active
 
-    def _waiting(self, active: np.ndarray | None, alive: Collection[Any]) -> np.ndarray | None:
+    def _waiting(self, active: np.ndarray | None, alive: Set[Any]) -> np.ndarray | None:
         """Mask of the inactive agents that are alive, ``(n_agents,)``; None if there are none."""
         if active is None:
             return None
-        waiting = ~active & np.array([agent in alive for agent in self._ids])
+        waiting = ~active & self._mask(alive)
         return waiting if waiting.any() else None
+
+    def _mask(self, agents: Set[Any]) -> np.ndarray:
+        """Mask of the agents that are in a set, ``(n_agents,)``."""
+        return np.fromiter(map(agents.__contains__, self._ids), bool, len(self._ids))

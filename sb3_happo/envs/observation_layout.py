@@ -1,5 +1,7 @@
 """Layout of the joint observation: the agents' arrays and action masks, each under its own key."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +34,15 @@ class _Array(NamedTuple):
     path: tuple
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    def fits(self, value: Any) -> bool:
+        """
+        :param value: Observation of the agent
+        :return: Whether it is this array, in the form of the joint observation
+        """
+        if type(value) is not np.ndarray:
+            return False
+        return value.shape == self.shape and value.dtype is self.dtype
 
 
 class AgentLayout:
@@ -85,6 +96,13 @@ class AgentLayout:
             self.inactive[self.mask_key] = np.ones(self.n_choices, np.int8)
         for value in self.inactive.values():
             value.flags.writeable = False  # the same arrays are returned at every step
+
+    def direct_entry(self) -> tuple[Any, _Array | None]:
+        """
+        :return: Id of the agent, and its array if its observation is one array without a mask
+        """
+        is_array = len(self._arrays) == 1 and not self._arrays[0].path and self.mask_key is None
+        return self.agent, self._arrays[0] if is_array else None
 
     def fill(self, joint: Observations, observation: Any, infos: Mapping[Any, dict]) -> None:
         """
@@ -203,6 +221,7 @@ class ObservationLayout:
         #: Entries of the joint observation and their spaces: arrays first, then action masks
         self.entries = [(leaf.key, leaf.space) for leaf in self.leaves] + masks
         self._masks_in_infos = bool(showing)
+        self._direct = [layout.direct_entry() for layout in self._agents]
 
     def lay_out(
         self,
@@ -220,11 +239,18 @@ class ObservationLayout:
         :raises ValueError: If an observation does not fit its space
         """
         joint: Observations = {}
-        for index, layout in enumerate(self._agents):
-            if active is None or active[index]:
-                layout.fill(joint, observations[layout.agent], infos)
+        flags = itertools.repeat(True) if active is None else active.tolist()
+        # In large teams most of the time is the look-up of Python objects in memory: an array that
+        # fits is taken over without a look at the agent's layout
+        for index, ((agent, array), is_active) in enumerate(zip(self._direct, flags, strict=False)):
+            if not is_active:
+                joint.update(self._agents[index].inactive)
+                continue
+            observation = observations[agent]
+            if array is not None and array.fits(observation):
+                joint[array.key] = observation
             else:
-                joint.update(layout.inactive)
+                self._agents[index].fill(joint, observation, infos)
         return joint
 
     def check_masks(
@@ -253,22 +279,29 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
     :param keys: Keys of all entries of the joint observation
     :raises ValueError: If an agent must be renamed, or several entries have the same key
     """
+    known = set(names)
     for name in names:
         if name in (STATE, AGENT_STATES) or name.startswith(STATE + "/"):
             raise ValueError(
                 f"An agent is called {name!r}, which is the key of the critic's state; rename the "
                 "agent."
             )
-        owners = [other for other in names if name.startswith(other + "/")]
+        owners = _prefixes(name) & known
         if owners:
             raise ValueError(
-                f"Agents {owners[0]!r} and {name!r}: their observations' keys could be mixed up; "
-                "rename one of them."
+                f"Agents {min(owners, key=len)!r} and {name!r}: their observations' keys could be "
+                "mixed up; rename one of them."
             )
-    repeated = {key for key in keys if keys.count(key) > 1}
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValueError(
             f"Several entries of the joint observation would have the keys {sorted(repeated)}; "
             f"rename those keys in the agents' observations ({ACTION_MASK!r} is the key of action "
             "masks)."
         )
+
+
+def _prefixes(name: str) -> set[str]:
+    """Names whose entries the entries of this one could be mixed up with: "a" of "a/b"."""
+    parts = name.split("/")
+    return {"/".join(parts[:n]) for n in range(1, len(parts))}

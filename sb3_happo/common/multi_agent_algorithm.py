@@ -362,10 +362,11 @@ class MultiAgentAlgorithm(BaseAlgorithm):
         return excluded
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        indices = {agent: index for index, agent in enumerate(self.agents)}
         optimizers = []
         for group in self.policy.groups:
             # Agents that share parameters share the optimiser
-            optimizers.append(f"policy.actors.{self.agents.index(group[0])}.optimizer")
+            optimizers.append(f"policy.actors.{indices[group[0]]}.optimizer")
         return ["policy", "policy.critic.optimizer", *optimizers], []
 
     def get_env(self) -> VecEnv | None:

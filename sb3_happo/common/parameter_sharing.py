@@ -33,13 +33,14 @@ def make_groups(
     named = list(itertools.chain.from_iterable(groups))
     for agent in named:
         team.check_agent(agent, "policy_kwargs['share_parameters']")
-    if len(named) != len(set(named)):
+    distinct = set(named)
+    if len(named) != len(distinct):
         raise ValueError(
             f"policy_kwargs['share_parameters'] names an agent twice: {list(map(list, groups))}"
         )
     for group in groups:
         _check_group(group, forms)
-    return groups + [(agent,) for agent in team.agents if agent not in named]
+    return groups + [(agent,) for agent in team.agents if agent not in distinct]
 
 
 def _check_group(group: tuple[str, ...], forms: dict[str, tuple[Any, ...]]) -> None:

@@ -1,5 +1,7 @@
 """Rollout of all agents, stored once, on the model's device."""
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -20,6 +22,27 @@ def _storage_dtype(key: str, space: spaces.Space) -> th.dtype:
     # VecNormalize turns whole numbers into fractions, and does not change the space's dtype
     quantity = isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
     return th.float32 if quantity else _DTYPES.get(np.dtype(space.dtype), th.float32)
+
+
+class FlatRows(Mapping[str, th.Tensor]):
+    """
+    Observations of all rows of a rollout, each entry ``(n_rows, ...)``. An entry is flattened when
+    it is read: the data of one agent take no time for the other agents' entries.
+
+    :param stored: Observations, each entry ``(n_steps, n_envs, ...)``
+    """
+
+    def __init__(self, stored: Mapping[str, th.Tensor]) -> None:
+        self._stored = stored
+
+    def __getitem__(self, key: str) -> th.Tensor:
+        return self._stored[key].flatten(end_dim=1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 class MultiAgentRolloutBuffer:
@@ -64,6 +87,7 @@ class MultiAgentRolloutBuffer:
         self.gamma = gamma
         self.n_envs = n_envs
         self.chunk_length = chunk_length or buffer_size
+        self._columns = {agent: column for column, agent in enumerate(policy.agents)}
 
         self.observations: dict[str, th.Tensor] = {}
         for key, space in self.observation_space.spaces.items():
@@ -183,7 +207,7 @@ class MultiAgentRolloutBuffer:
         :param agent: Name of an agent
         :return: Rows at which the agent was alive and on turn, ``(n,)``; None for all rows
         """
-        column = self.policy.agents.index(agent)
+        column = self._columns[agent]
         active = self.active[..., column].flatten()  # (n_steps, n_envs) -> (n_rows,)
         return None if bool(active.all()) else active.nonzero().flatten()
 
@@ -200,17 +224,12 @@ class MultiAgentRolloutBuffer:
         :param agent: Name of an agent
         :return: Advantages of the agent, ``(n_rows,)``; without individual values, the team's
         """
-        column = self.policy.agents.index(agent) if self.n_values > 1 else 0
+        column = self._columns[agent] if self.n_values > 1 else 0
         return self.advantages[..., column].flatten()
 
-    def _flat_observations(self) -> dict[str, th.Tensor]:
-        """Observations of all rows, each entry ``(n_rows, ...)``."""
-        return {key: stored.flatten(end_dim=1) for key, stored in self.observations.items()}
-
-    def _all_rows(
-        self, agent: str, factor: th.Tensor, observations: dict[str, th.Tensor]
-    ) -> ActorBatch:
+    def _all_rows(self, agent: str, factor: th.Tensor) -> ActorBatch:
         """Batch of all rows in order, with those at which the agent was inactive."""
+        observations = FlatRows(self.observations)
         return ActorBatch(
             self.policy.agent_observation(observations, agent),
             self.actions[agent].flatten(end_dim=1),
@@ -231,7 +250,7 @@ class MultiAgentRolloutBuffer:
         rows, sequences = self.active_rows(agent), None
         if self.policy.policies[agent].memory is not None:
             rows, sequences = self._sequences([states.pi[agent] for states in self.states], rows)
-        everything = self._all_rows(agent, factor, self._flat_observations())
+        everything = self._all_rows(agent, factor)
         return select_rows(everything, rows)._replace(rows=rows, sequences=sequences)
 
     def team_data(self, factor: th.Tensor) -> TeamBatch:
@@ -242,10 +261,7 @@ class MultiAgentRolloutBuffer:
         :param factor: Weights of the advantages, ``(n_rows,)``
         :return: All rows of all agents, with their active mask
         """
-        observations = self._flat_observations()
-        agents = {}
-        for agent in self.policy.agents:
-            agents[agent] = self._all_rows(agent, factor, observations)
+        agents = {agent: self._all_rows(agent, factor) for agent in self.policy.agents}
         return TeamBatch(agents, self.active.flatten(end_dim=1))
 
     def _sequences(

@@ -1,6 +1,6 @@
 """Activity of a team: the agents that act next, those that wait, and the end of an episode."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Sequence, Set
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +54,7 @@ class ActivityTracker:
         self._flagged = frozenset()
         self._listed = frozenset(self._team.agents)
         self._dropped = frozenset()
-        active = self._active(observations, ())
+        active = self._active(observations, frozenset())
         return Activity(active, self._waiting(active, self._listed))
 
     def step(
@@ -81,18 +81,18 @@ class ActivityTracker:
         self._listed = self._listed.union(agents)
         self._dropped = self._listed.difference(agents)
         if has_ended(agents, terminations, truncations):
-            present = [agent for agent in observations if agent not in flagged_before]
+            present = set(observations) - flagged_before
             return self._end(present, flagged_before, terminations, truncations)
         flagged = flagged_agents(self._ids, terminations, truncations)
         self._flagged = self._dropped.union(flagged)
         active = self._active(observations, self._flagged)
-        alive = [agent for agent in agents if agent not in self._flagged]
+        alive = set(agents) - self._flagged
         return Activity(active, self._waiting(active, alive))
 
     def _end(
         self,
-        present: Collection[Any],
-        flagged_before: Collection[Any],
+        present: Set[Any],
+        flagged_before: Set[Any],
         terminations: Flags,
         truncations: Flags,
     ) -> Activity:
@@ -110,23 +110,33 @@ class ActivityTracker:
         cut_off = {agent for agent in self._ids if truncations.get(agent, False)}
         cut_off -= terminated.union(flagged_before)
         truncated = bool(cut_off)
-        active = self._active(present, terminated if truncated else ())
+        active = self._active(present, terminated if truncated else frozenset())
         return Activity(active, self._waiting(active, cut_off), not truncated, truncated)
 
-    def _active(self, observations: Collection[Any], ended: Collection[Any]) -> np.ndarray | None:
-        """Mask of the observed agents that have not ended, ``(n_agents,)``; None if all."""
-        unknown = [agent for agent in observations if agent not in self._known]
-        if unknown:
+    def _active(self, observations: Collection[Any], ended: Set[Any]) -> np.ndarray | None:
+        """
+        Mask of the observed agents that have not ended, ``(n_agents,)``; None if all.
+
+        :param observations: Observed agents
+        :param ended: Agents that have ended
+        :return: Mask
+        """
+        if not self._known.issuperset(observations):
+            unknown = [agent for agent in observations if agent not in self._known]
             raise ValueError(
                 f"The env observes agents {unknown}, which it did not list before; list every "
                 "agent that may appear in `possible_agents`."
             )
-        active = np.array([agent in observations and agent not in ended for agent in self._ids])
+        active = self._mask(set(observations) - ended)
         return None if active.all() else active
 
-    def _waiting(self, active: np.ndarray | None, alive: Collection[Any]) -> np.ndarray | None:
+    def _waiting(self, active: np.ndarray | None, alive: Set[Any]) -> np.ndarray | None:
         """Mask of the inactive agents that are alive, ``(n_agents,)``; None if there are none."""
         if active is None:
             return None
-        waiting = ~active & np.array([agent in alive for agent in self._ids])
+        waiting = ~active & self._mask(alive)
         return waiting if waiting.any() else None
+
+    def _mask(self, agents: Set[Any]) -> np.ndarray:
+        """Mask of the agents that are in a set, ``(n_agents,)``."""
+        return np.fromiter(map(agents.__contains__, self._ids), bool, len(self._ids))

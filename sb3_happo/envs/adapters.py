@@ -98,7 +98,9 @@ def flagged_agents(agents: Iterable[Any], terminations: Flags, truncations: Flag
     :param truncations: Truncations of the same step
     :return: Those of the agents that were terminated or truncated in that step
     """
-    return {agent for agent in agents if is_flagged(agent, terminations, truncations)}
+    flagged = {agent for agent, flag in terminations.items() if flag}
+    flagged.update(agent for agent, flag in truncations.items() if flag)
+    return flagged.intersection(agents)
 
 
 def has_ended(agents: Sequence[Any], terminations: Flags, truncations: Flags) -> bool:

@@ -1,5 +1,7 @@
 """Layout of the joint observation: the agents' arrays and action masks, each under its own key."""
 
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +38,15 @@ class _Array(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     space: spaces.Space | None
+
+    def fits(self, value: Any) -> bool:
+        """
+        :param value: Observation of the agent
+        :return: Whether it is this array, in the form of the joint observation
+        """
+        if type(value) is not np.ndarray:
+            return False
+        return value.shape == self.shape and value.dtype is self.dtype
 
 
 class AgentLayout:
@@ -99,6 +110,17 @@ class AgentLayout:
             return
         floats = isinstance(own, spaces.Box) and dtype.kind == "f" and own.shape != ()
         self._arrays.append(_Array(key, path, own.shape or (), dtype, None if floats else space))
+
+    def direct_entry(self) -> tuple[Any, _Array | None]:
+        """
+        :return: Id of the agent, and its array if its observation is one array without a mask
+        """
+        if len(self._arrays) != 1 or self._constants or self.mask_key is not None:
+            return self.agent, None
+        (array,) = self._arrays
+        # Arrays of a Box with dimensions are stored as they are; others may need a conversion
+        is_box = array.space is None or isinstance(array.space, spaces.Box)
+        return self.agent, array if is_box and array.shape and not array.path else None
 
     def fill(self, joint: Observations, observation: Any, infos: Mapping[Any, dict]) -> None:
         """
@@ -241,6 +263,7 @@ class ObservationLayout:
         #: Entries of the joint observation and their spaces: arrays first, then action masks
         self.entries = [(leaf.key, leaf.space) for leaf in self.leaves] + masks
         self._masks_in_infos = bool(showing)
+        self._direct = [layout.direct_entry() for layout in self._agents]
 
     def lay_out(
         self,
@@ -258,11 +281,18 @@ class ObservationLayout:
         :raises ValueError: If an observation does not fit its space
         """
         joint: Observations = {}
-        for index, layout in enumerate(self._agents):
-            if active is None or active[index]:
-                layout.fill(joint, observations[layout.agent], infos)
+        flags = itertools.repeat(True) if active is None else active.tolist()
+        # In large teams most of the time is the look-up of Python objects in memory: an array that
+        # fits is taken over without a look at the agent's layout
+        for index, ((agent, array), is_active) in enumerate(zip(self._direct, flags, strict=False)):
+            if not is_active:
+                joint.update(self._agents[index].inactive)
+                continue
+            observation = observations[agent]
+            if array is not None and array.fits(observation):
+                joint[array.key] = observation
             else:
-                joint.update(layout.inactive)
+                self._agents[index].fill(joint, observation, infos)
         return joint
 
     def check_masks(
@@ -291,22 +321,29 @@ def check_keys(names: Sequence[str], keys: Sequence[str]) -> None:
     :param keys: Keys of all entries of the joint observation
     :raises ValueError: If an agent must be renamed, or several entries have the same key
     """
+    known = set(names)
     for name in names:
         if name in (STATE, AGENT_STATES) or name.startswith(STATE + "/"):
             raise ValueError(
                 f"An agent is called {name!r}, which is the key of the critic's state; rename the "
                 "agent."
             )
-        owners = [other for other in names if name.startswith(other + "/")]
+        owners = _prefixes(name) & known
         if owners:
             raise ValueError(
-                f"Agents {owners[0]!r} and {name!r}: their observations' keys could be mixed up; "
-                "rename one of them."
+                f"Agents {min(owners, key=len)!r} and {name!r}: their observations' keys could be "
+                "mixed up; rename one of them."
             )
-    repeated = {key for key in keys if keys.count(key) > 1}
+    repeated = [key for key, count in Counter(keys).items() if count > 1]
     if repeated:
         raise ValueError(
             f"Several entries of the joint observation would have the keys {sorted(repeated)}; "
             f"rename those keys in the agents' observations ({ACTION_MASK!r} is the key of action "
             "masks)."
         )
+
+
+def _prefixes(name: str) -> set[str]:
+    """Names whose entries the entries of this one could be mixed up with: "a" of "a/b"."""
+    parts = name.split("/")
+    return {"/".join(parts[:n]) for n in range(1, len(parts))}

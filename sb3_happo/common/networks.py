@@ -155,23 +155,17 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
 
 
 def make_optimizer(
-    network: nn.Module,
-    lr_schedule: Schedule,
-    options: NetworkOptions | type[th.optim.Optimizer],
-    optimizer_kwargs: dict[str, Any] | None = None,
+    network: nn.Module, lr_schedule: Schedule, options: NetworkOptions
 ) -> th.optim.Optimizer:
     """
     :param network: Network whose parameters are optimised
     :param lr_schedule: Learning rate over the remaining progress
-    :param options: Options of the network; or an optimiser's class, with keyword arguments apart
-    :param optimizer_kwargs: Keyword arguments of the optimiser. By default those of SB3, where
-        Adam's epsilon is large enough to avoid NaN. PyTorch's common optimisers run fused unless
+    :param options: Options of the network. Without ``optimizer_kwargs`` it has SB3's, where Adam's
+        epsilon is large enough to avoid NaN. PyTorch's common optimisers run fused unless
         ``fused=False`` is among them
     :return: The optimiser, at the schedule's first rate
     """
-    optimizer_class = options
-    if isinstance(options, NetworkOptions):
-        optimizer_class, optimizer_kwargs = options.optimizer_class, options.optimizer_kwargs
+    optimizer_class, optimizer_kwargs = options.optimizer_class, options.optimizer_kwargs
     if optimizer_kwargs is None:
         optimizer_kwargs = {"eps": 1e-5} if optimizer_class is th.optim.Adam else {}
     if optimizer_class in (th.optim.Adam, th.optim.AdamW, th.optim.SGD):
@@ -229,38 +223,6 @@ def make_body(
             layers.append(nn.LayerNorm(n_units))
         dim = n_units
     return nn.Sequential(*layers), dim
-
-
-def make_mlp(
-    features_extractor: BaseFeaturesExtractor,
-    net_arch: NetArch | None,
-    part: str,
-    activation_fn: type[nn.Module],
-    input_layer_norm: bool = False,
-    layer_norm: bool = False,
-    n_extra: int = 0,
-    memory: RecurrentLayers | None = None,
-) -> tuple[nn.Sequential, int]:
-    """
-    :func:`make_body` with the options one by one.
-
-    :param features_extractor: As for ``make_body``
-    :param net_arch: See :class:`NetworkOptions`
-    :param part: As for ``make_body``
-    :param activation_fn: See :class:`NetworkOptions`
-    :param input_layer_norm: See :class:`NetworkOptions`
-    :param layer_norm: See :class:`NetworkOptions`
-    :param n_extra: As for ``make_body``
-    :param memory: As for ``make_body``
-    :return: As for ``make_body``
-    """
-    options = NetworkOptions(
-        net_arch=net_arch,
-        activation_fn=activation_fn,
-        input_layer_norm=input_layer_norm,
-        layer_norm=layer_norm,
-    )
-    return make_body(features_extractor, options, part, n_extra, memory)
 
 
 class TeamModel(BaseModel):

@@ -53,7 +53,7 @@ _TINY = 50_000
 
 class TeamExperimentManager(ExperimentManager):
     """
-    RL Zoo's experiment manager, for teams. It differs from RL Zoo's in this:
+    RL Zoo's experiment manager, for teams. Differences from RL Zoo's:
 
     * Environments come from :func:`~sb3_happo.make_joint_vec_env`, from any id that it takes.
       Entries may have its ``joint_kwargs``, and ``wrappers`` of the PettingZoo environment; RL

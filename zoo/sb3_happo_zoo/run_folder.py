@@ -1,5 +1,5 @@
 """
-Files in the folder of a run: what a saved model was trained by, and its normalisation statistics.
+Files in the folder of a run: the algorithm of a saved model, and its normalisation statistics.
 """
 
 from pathlib import Path

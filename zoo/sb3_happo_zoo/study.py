@@ -383,7 +383,7 @@ def _run(
         raise
     told = study.tell(trial, value, state, skip_if_finished=True)
     if told.state == TrialState.FAIL:
-        print(f"Trial {trial.number} was given up by another worker, and is repeated.", flush=True)
+        print(f"Trial {trial.number} was stopped by another worker, and is repeated.", flush=True)
         return
     result = state.name.lower()
     if told.value is not None:
@@ -477,7 +477,7 @@ class Heartbeat:
             try:
                 self._write()
             except optuna.exceptions.UpdateFinishedTrialError:
-                return  # another worker gave the trial up while this machine did not answer
+                return  # another worker repeats the trial, since this machine did not answer
 
     def _write(self) -> None:
         self.trial.set_user_attr(WORKER, self._worker | {"alive": time.time()})

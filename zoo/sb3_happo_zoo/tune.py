@@ -180,7 +180,7 @@ class Tuning:
         if before != settings:
             raise ValueError(
                 f"The study {args.study_name!r} in {args.storage} was made with other settings "
-                f"({_changes(before, settings)}): go on with those, or take another --study-name."
+                f"({_changes(before, settings)}): keep those, or choose another --study-name."
             )
         study.set_user_attr("settings", settings)
         study.set_user_attr("command", args.command)

@@ -43,16 +43,16 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     The agents are updated one by one. Each maximises PPO's clipped objective of
     ``M = factor * A``: the advantage of the joint action, weighted by the product of the
-    probability
-    ratios of the agents updated before. By the paper's advantage decomposition lemma the return
-    of the team improves with every agent's step, without shared parameters.
+    probability ratios of the agents updated before. By the paper's advantage decomposition lemma
+    the return of the team improves with every agent's step, without shared parameters.
 
     Differences from the paper: normalised advantages (``normalize_advantage``), an entropy bonus
     (``ent_coef``), several passes over minibatches, as in PPO, and no part for an agent at steps at
-    which it is dead or not on turn. Differences from HARL: clipping of ``ratio * M`` instead of
-    ``factor * min(...)``, which is the same for the factor is positive; the ratio of the whole
-    action (the product over its dimensions); SB3's hyperparameters. With one agent and the same
-    settings the numbers are those of SB3's ``PPO``.
+    which it is dead or not on turn. Differences from HARL: dead agents are no part of the factor;
+    time limits are bootstrapped; the value normaliser is updated once per update; advantages are
+    divided by the sample deviation, of each minibatch; the entropy of continuous actions is a mean
+    (HARL's was a sum over the batch until October 2024). ``docs/harl.md`` has the whole list. With
+    one agent and the same settings the numbers are those of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's
         network follows its observation space), "MlpLstmPolicy" or "MlpGruPolicy" for recurrent

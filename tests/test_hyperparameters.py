@@ -198,7 +198,7 @@ def test_settings_of_numpy_train_like_pythons(algorithm: type[HAPPO]) -> None:
     """All at once, for each algorithm."""
     settings = NUMPY_SETTINGS | (TRUST_REGION if algorithm is HATRPO else {})
     plain = {name: in_python(value) for name, value in settings.items()}
-    model = small(algorithm, alike_team(2), **settings).learn(np.int64(64))  # type: ignore[arg-type]
+    model = small(algorithm, alike_team(2), **settings).learn(np.int64(64))
     other = small(algorithm, alike_team(2), **plain).learn(64)
     assert same(snapshot(model.policy), snapshot(other.policy))
     assert model.num_timesteps == other.num_timesteps == 64
@@ -207,22 +207,22 @@ def test_settings_of_numpy_train_like_pythons(algorithm: type[HAPPO]) -> None:
 def test_numbers_of_numpy_at_other_places(tmp_path: Path) -> None:
     """Copies and seeds of environments, loaded models, evaluation, and the checker."""
     two, one, zero = np.int64(2), np.uint8(1), np.array(0)
-    venv = make_joint_vec_env(alike_team, n_envs=two, seed=one, start_index=zero)  # type: ignore[arg-type]
+    venv = make_joint_vec_env(alike_team, n_envs=two, seed=one, start_index=zero)
     first, same_seed = venv.reset(), make_joint_vec_env(alike_team, n_envs=2, seed=1).reset()
     assert isinstance(first, dict) and isinstance(same_seed, dict)
     for key, value in first.items():
         assert np.array_equal(value, same_seed[key])
-    venv.seed(np.int64(3))  # type: ignore[arg-type]
+    venv.seed(np.int64(3))
     venv.reset()
     env = alike_team(2)
-    seen = env.reset(seed=np.int64(3))[0]  # type: ignore[arg-type]
+    seen = env.reset(seed=np.int64(3))[0]
     assert all(np.array_equal(seen[key], env.reset(seed=3)[0][key]) for key in seen)
     small(HAPPO, env).save(tmp_path / "model")
     model = HAPPO.load(tmp_path / "model", env=env, n_epochs=one, batch_size=np.int64(16))
-    model.set_random_seed(np.int64(3))  # type: ignore[arg-type]
-    model.learn(np.int64(32), log_interval=one)  # type: ignore[arg-type]
-    evaluate_policy(model, env, n_eval_episodes=one)  # type: ignore[arg-type]
-    assert check_marl_env(env, np.int64(5), np.int64(1)).ok  # type: ignore[arg-type]
+    model.set_random_seed(np.int64(3))
+    model.learn(np.int64(32), log_interval=one)
+    evaluate_policy(model, env, n_eval_episodes=one)
+    assert check_marl_env(env, np.int64(5), np.int64(1)).ok
 
 
 @pytest.mark.parametrize("seed", [1.5, "1", [1]])

@@ -16,9 +16,10 @@ class HAA2C(HAPPO):
     Reinforcement Learning", JMLR 25).
 
     Like :class:`~sb3_happo.HAPPO`, but each agent follows the plain policy gradient of
-    ``M = factor * A``, without ratio and clipping, and passes over the rollout once. Different from
-    HARL, whose HAA2C makes several passes with an unclipped ratio. With one agent, one pass and the
-    same settings (Adam), the numbers are those of SB3's ``A2C``.
+    ``M = factor * A``, without ratio and clipping, and passes over the rollout once. Difference
+    from HARL: its HAA2C makes several passes with an unclipped ratio. Those of ``HAPPO`` apply too,
+    see ``docs/harl.md``. With one agent, one pass and the same settings (Adam), the numbers are
+    those of SB3's ``A2C``.
 
     :param policy: As for ``HAPPO``
     :param env: As for ``HAPPO``

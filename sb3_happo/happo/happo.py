@@ -48,9 +48,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     Differences from the paper: normalised advantages (``normalize_advantage``), an entropy bonus
     (``ent_coef``), and several passes over minibatches, as in PPO; steps at which an agent is dead
-    or not on turn enter neither its loss nor its ratio. Differences from HARL: clipping of
-    ``ratio * M`` instead of ``factor * min(...)``, which is equal because the factor is positive;
-    the ratio of the complete action (the product over its dimensions); SB3's hyperparameters. With
+    or not on turn enter neither its loss nor its ratio. Differences from HARL: dead agents have no
+    part in the factor, time limits are bootstrapped, the value normaliser is updated once per
+    update, advantages are divided by the sample deviation of each minibatch, and the entropy of
+    continuous actions is a mean; ``docs/harl.md`` has the whole list. With
     one agent and the same settings the numbers are those of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's

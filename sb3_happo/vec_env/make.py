@@ -4,7 +4,7 @@ import importlib
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
@@ -70,9 +70,7 @@ def make_joint_vec_env(
     :raises ValueError: If an id does not resolve, or an argument cannot apply to it
     :raises ImportError: If a package that the env needs is not installed
     """
-    # Gymnasium takes Python's integers only as seeds, and no NumPy scalars
-    n_envs, start_index = operator.index(n_envs), operator.index(start_index)
-    seed = None if seed is None else operator.index(seed)
+    n_envs, start_index, seed = _whole(n_envs), _whole(start_index), _whole(seed)
     if isinstance(env, str) and is_vectorised(env):
         refused = {
             "wrappers": wrappers,
@@ -110,6 +108,19 @@ def make_joint_vec_env(
     if seed is not None:
         venv.seed(seed + start_index)
     return venv
+
+
+@overload
+def _whole(number: int) -> int: ...
+
+
+@overload
+def _whole(number: int | None) -> int | None: ...
+
+
+def _whole(number: int | None) -> int | None:
+    """Python's integer: Gymnasium takes no NumPy scalars as seeds."""
+    return None if number is None else operator.index(number)
 
 
 def make_from_id(id: str) -> gym.Env | VecEnv:

@@ -138,6 +138,7 @@ ORDER = (
     "common.leaf_heads",
     "common.heads",
     "common.recurrent",
+    "common.image_extractors",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",

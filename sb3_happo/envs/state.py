@@ -102,7 +102,8 @@ class FlatObservations:
             isinstance(leaf.space, spaces.Box) and len(leaf.space.shape) == 1 for leaf in leaves
         )
         self._parts = [
-            (leaf.key, leaf.agent, _flat_size(leaf.space), _encoder(leaf.key, leaf.space)) for leaf in leaves
+            (leaf.key, leaf.agent, _flat_size(leaf.space), _encoder(leaf.key, leaf.space))
+            for leaf in leaves
         ]
 
     def __call__(self, observations: Observations, present: np.ndarray | None) -> np.ndarray:

@@ -100,6 +100,7 @@ ORDER = (
     "envs.space_checks",
     "envs.encodings",
     "envs.step_checks",
+    "envs.rows_of_agents",
     "envs.adapters",
     "envs.activity",
     "envs.mujoco",

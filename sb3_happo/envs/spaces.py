@@ -1,5 +1,6 @@
 """Spaces of a team: joint actions as structured arrays, action masks, parts of observations."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -212,10 +213,25 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
         mask = np.concatenate([np.ravel(head) for head in mask])
     flat = np.asarray(mask).ravel()
     if flat.shape != (size,):
+        if flat.size == _n_combinations(space):
+            raise ValueError(
+                f"an action mask of shape {np.shape(mask)} over the combinations of the parts of "
+                f"{space}, which the algorithms choose independently; give {size} entries, one for "
+                "each choice of each part"
+            )
         raise ValueError(
             f"an action mask of shape {np.shape(mask)} where {space} needs {size} entries"
         )
     return flat.astype(np.int8, copy=False)
+
+
+def _n_combinations(space: spaces.Space) -> int:
+    """Number of different actions; 0 if a part is not discrete."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return math.prod(_n_combinations(subspace) for _, _, subspace in subspaces(space))
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.prod())
+    return n_choices(space)
 
 
 def split_mask(space: spaces.Space, mask: np.ndarray) -> Any:

@@ -82,11 +82,17 @@ def test_features_extractors_are_sb3s_unless_given() -> None:
     assert given.extractor_class(image) is FlattenExtractor
 
 
-def test_images_too_small_for_sb3s_cnn_are_refused() -> None:
+def test_images_too_small_for_sb3s_cnn_are_flattened() -> None:
     small = spaces.Box(0, 255, (3, 20, 20), dtype=np.uint8)
-    for space in (small, spaces.Dict({"camera": small})):
-        with pytest.raises(ValueError, match=r"\(3, 20, 20\) is too small .* 36 x 36"):
-            default_features_extractor(space)
+    with pytest.warns(UserWarning, match=r"\(3, 20, 20\)\] are flattened: .* 36 x 36"):
+        assert default_features_extractor(small) is FlattenExtractor
+    large = spaces.Box(0, 255, (3, 36, 36), dtype=np.uint8)
+    mixed = spaces.Dict({"a.camera": small, "film": large, "arm": BOX, "side": spaces.Discrete(2)})
+    with pytest.warns(UserWarning, match="are flattened"):
+        extractor = default_features_extractor(mixed)(mixed)
+    assert extractor.features_dim == 3 * 20 * 20 + 256 + BOX.shape[0] + 2
+    observations = {key: th.zeros(4, *(space.shape or (2,))) for key, space in mixed.items()}
+    assert extractor(observations).shape == (4, extractor.features_dim)
 
 
 def test_the_body_has_the_layers_of_the_options() -> None:

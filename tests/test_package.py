@@ -100,6 +100,7 @@ ORDER = (
     "envs.space_checks",
     "envs.encodings",
     "envs.step_checks",
+    "envs.rows_of_agents",
     "envs.adapters",
     "envs.activity",
     "envs.mujoco",
@@ -141,6 +142,7 @@ ORDER = (
     "common.leaf_heads",
     "common.heads",
     "common.recurrent",
+    "common.image_extractors",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",

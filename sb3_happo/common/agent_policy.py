@@ -10,11 +10,11 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.agent_inputs import split_mask, state_tensor
-from sb3_happo.common.env_actions import unbatch
 from sb3_happo.common.recurrent import single_steps
 from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.type_aliases import AgentStep
 from sb3_happo.envs.encodings import encode_observation
+from sb3_happo.envs.spaces import as_sampled
 
 SelfAgentPolicy = TypeVar("SelfAgentPolicy", bound="AgentPolicy")
 
@@ -133,7 +133,7 @@ class AgentPolicy(ActorNetwork):
         if step.states is not None:
             # (batch, n_parts, n_layers, hidden_size) -> n_parts x (n_layers, batch, hidden_size)
             state = tuple(step.states.permute(1, 2, 0, 3).cpu().numpy())
-        return (env_actions if vectorized else unbatch(self.action_space, env_actions[0])), state
+        return (env_actions if vectorized else as_sampled(self.action_space, env_actions[0])), state
 
     def to_env_actions(self, actions: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """

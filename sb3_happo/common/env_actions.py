@@ -75,19 +75,3 @@ class EnvActions:
         if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
             return columns.long() + th.as_tensor(space.start, device=actions.device)
         return columns
-
-
-def unbatch(space: spaces.Space, action: Any) -> Any:
-    """
-    One row of an agent's actions in the form that the environment takes.
-
-    :param space: Action space of the agent
-    :param action: Row: a NumPy scalar, an array, or a structured row where the space is nested
-    :return: Action; structured rows become dicts and tuples
-    """
-    if isinstance(space, spaces.Dict):
-        return {key: unbatch(subspace, action[key]) for key, subspace in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        parts = enumerate(space.spaces)
-        return tuple(unbatch(subspace, action[str(index)]) for index, subspace in parts)
-    return action

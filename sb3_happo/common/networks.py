@@ -18,6 +18,11 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_happo.common.image_extractors import (
+    SmallImagesExtractor,
+    announce_small_images,
+    is_small_image,
+)
 from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
 
 NetArch = list[int] | dict[str, list[int]]
@@ -127,7 +132,6 @@ class NetworkOptions:
         """
         :param space: Observation space of the network
         :return: The features extractor, by default SB3's choice
-        :raises ValueError: If SB3's choice cannot take the space's images
         """
         return self.features_extractor_class or default_features_extractor(space)
 
@@ -138,17 +142,12 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
 
     :param space: Observation space
     :return: ``CombinedExtractor`` for Dict spaces, ``NatureCNN`` for images, ``FlattenExtractor``
-        for others
-    :raises ValueError: If there is an image too small for ``NatureCNN``
+        for others. Images that are too small for ``NatureCNN`` are flattened
     """
     parts = list(space.spaces.values()) if isinstance(space, spaces.Dict) else [space]
-    for part in parts:
-        if is_image_space(part) and sorted(part.shape)[1] < 36:  # type: ignore[arg-type]
-            raise ValueError(
-                f"An image of shape {part.shape} is too small for SB3's NatureCNN, which needs "
-                "36 x 36 pixels; pass your own `features_extractor_class` in policy_kwargs, its "
-                "agent_kwargs or critic_kwargs, or let the environment return a vector or floats."
-            )
+    if any(map(is_small_image, parts)):
+        announce_small_images(space)
+        return SmallImagesExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
     if isinstance(space, spaces.Dict):
         return CombinedExtractor
     return NatureCNN if is_image_space(space) else FlattenExtractor

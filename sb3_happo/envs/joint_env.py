@@ -27,6 +27,7 @@ from sb3_happo.envs.joint_actions import JointActionSplitter
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
 from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
+from sb3_happo.envs.rows_of_agents import refuse_rows_of_agents
 from sb3_happo.envs.spaces import ACTIVE
 from sb3_happo.envs.state import Observations, StateLayout
 from sb3_happo.envs.state_choice import State, choose_state
@@ -47,7 +48,8 @@ class JointEnv(gym.Env):
     ``"<agent>/<key>"`` for each part of an agent's Dict or Tuple observation;
     ``"<agent>/action_mask"`` if the env gives masks, in the observation or in the info (1 where a
     choice is legal; the heads of MultiDiscrete and of nested actions one after the other); and the
-    critic's ``"state"``. float64 becomes float32.
+    critic's ``"state"``. float64 becomes float32, and observations that SB3's features extractors
+    do not take are converted: see :mod:`sb3_happo.envs.encodings`.
 
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype
     :func:`~sb3_happo.envs.spaces.joint_action_dtype`, as a ``VecEnv`` passes them.
@@ -98,6 +100,9 @@ class JointEnv(gym.Env):
         ``"active"``, int8 ``(n_agents,)``: with it the ``predict`` of recurrent agents keeps
         the hidden states of inactive agents. None: in turn-based games
     :param others: Deprecated name of ``other_agents``
+    :param ignore_masks: Training without the env's action masks, for masks that the algorithms
+        cannot use, such as those over combinations of the parts of an action. The env must then
+        take illegal actions
     :raises TypeError: If ``env`` cannot be joined, or a space is not supported
     :raises ValueError: If names collide or an argument does not fit the env
     """
@@ -115,6 +120,7 @@ class JointEnv(gym.Env):
         per_agent: bool | None = None,
         observe_active: bool | None = None,
         others: OtherPolicy = None,
+        ignore_masks: bool = False,
     ) -> None:
         if isinstance(env, gym.Env) and isinstance(env.unwrapped, JointEnv):
             raise TypeError("This is a JointEnv already; use it without joining it again.")
@@ -139,7 +145,9 @@ class JointEnv(gym.Env):
         self.action_space = spaces.Dict(list(zip(self.agents, own_spaces, strict=True)))
         self._splitter = JointActionSplitter(self._ids, self.action_space)
         self._activity = ActivityTracker(self._team, self._ids)
-        self._layout = ObservationLayout(self._ids, self.agents, self._spaces, observations, infos)
+        self._layout = ObservationLayout(
+            self._ids, self.agents, self._spaces, observations, infos, ignore_masks
+        )
         self._set_team_reward(team_reward)
         self._active: np.ndarray | None = None
         active = self._activity.reset(observations).active
@@ -366,6 +374,7 @@ def _resolve_alias(other_agents: OtherPolicy, others: OtherPolicy) -> OtherPolic
 
 def _as_team(env: Any, per_agent: bool | None) -> Team:
     """Adapter of an environment."""
+    refuse_rows_of_agents(env)
     if is_gymnasium(env):
         return GymnasiumTeam(env, per_agent)
     if per_agent is not None:

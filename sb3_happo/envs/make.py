@@ -51,6 +51,14 @@ _UNKNOWN_ARGUMENT = re.compile(r"[\w.]+\(\) got an unexpected keyword argument '
 #: Simulators of many environments at a time, of which `make_joint_vec_env` makes a `VecEnv`
 VECTORISED_FAMILIES = ("envpool", "vmas")
 
+# Packages that are now others: new package of the id, and what to install
+_MOVED = {
+    "pettingzoo.mpe": ("mpe2", "mpe2"),
+    "pettingzoo.magent": ("magent2.environments", "magent2"),
+    "multiagent": ("mpe2", "mpe2"),
+    "mpe": ("mpe2", "mpe2"),
+}
+
 # Packages to install for ids of well-known families
 _INSTALL = {
     "mpe2": "mpe2",
@@ -247,7 +255,8 @@ def _import(id: str, package: str, module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and (module + ".").startswith(error.name + "."):
+        of_id = error.name is not None and (module + ".").startswith(error.name + ".")
+        if of_id and package.replace("/", ".") not in _MOVED:
             raise _unresolved(id, package) from error
         raise _missing(id, package, error) from error
     except ImportError as error:
@@ -363,7 +372,20 @@ def _vectorised_ids() -> list[str]:
 
 
 def _missing(id: str, package: str, error: ImportError) -> ImportError:
-    install = _INSTALL.get(package, error.name)
+    package = package.replace("/", ".")
+    if package in _MOVED:
+        new, install = _MOVED[package]
+        moved = f"{new}/{id.rpartition('/')[2]}"
+        known = _module_ids(new)
+        hint = "" if moved in known else _nearest_ids(moved, known)
+        return ImportError(
+            f"The environment {id!r} has moved to another package: pip install {install}, and use "
+            f"the id {moved!r}.{hint}",
+            name=error.name,
+        )
+    install = _INSTALL.get(package) or error.name
+    if install is None:
+        return ImportError(f"The environment {id!r} cannot be imported: {error}", name=error.name)
     return ImportError(
         f"The environment {id!r} needs something that is not installed ({error}): "
         f"pip install {install}",

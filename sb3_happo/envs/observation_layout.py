@@ -58,6 +58,7 @@ class AgentLayout:
     :param observation_space: Observation space of the agent, with or without an action mask
     :param action_space: Action space of the agent
     :param masks_in_infos: Whether the infos hold an action mask of the agent
+    :param ignore_masks: Whether to leave out action masks
     :raises TypeError: If the observation space is not supported
     """
 
@@ -68,6 +69,7 @@ class AgentLayout:
         observation_space: spaces.Space,
         action_space: spaces.Space,
         masks_in_infos: bool,
+        ignore_masks: bool = False,
     ) -> None:
         self.agent = agent
         self.name = name
@@ -75,7 +77,9 @@ class AgentLayout:
         self.n_choices = n_choices(action_space)
         #: Whether the action mask is part of the observation; otherwise it is in the info
         self.mask_in_observation = _has_mask(observation_space)
-        masked = self.n_choices > 0 and (self.mask_in_observation or masks_in_infos)
+        self.ignore_masks = ignore_masks
+        maskable = self.n_choices > 0 and not ignore_masks
+        masked = maskable and (self.mask_in_observation or masks_in_infos)
         #: Key of the action mask in the joint observation; None without masks
         self.mask_key = f"{name}/{ACTION_MASK}" if masked else None
         prefix, observation_space = _without_mask(observation_space)
@@ -142,7 +146,10 @@ class AgentLayout:
             except (KeyError, IndexError, TypeError) as error:
                 raise self._missing(error) from error
             except ValueError as error:
-                raise ValueError(f"agent {self.name!r}: {error}") from error
+                raise ValueError(
+                    f"agent {self.name!r}: {error}. JointEnv(env, ignore_masks=True) goes on "
+                    "without masks, if the env takes illegal actions."
+                ) from error
 
     def _value(self, entry: _Array, observation: Any) -> np.ndarray:
         """Entry of the joint observation."""
@@ -187,7 +194,7 @@ class AgentLayout:
         :param needs_mask: Whether the agent acts next
         :raises ValueError: If it does not
         """
-        if self.mask_in_observation or not self.n_choices:
+        if self.mask_in_observation or not self.n_choices or self.ignore_masks:
             return
         if self.mask_key is None and ACTION_MASK in info:
             raise ValueError(self._mask_error("an action mask", "none"))
@@ -232,6 +239,7 @@ class ObservationLayout:
     :param team_spaces: Observation space and action space of each agent
     :param observations: Observations of a reset
     :param infos: Infos of the same reset
+    :param ignore_masks: Whether to leave out action masks
     :raises TypeError: If an observation space is not supported
     """
 
@@ -242,6 +250,7 @@ class ObservationLayout:
         team_spaces: Sequence[tuple[spaces.Space, spaces.Space]],
         observations: Mapping[Any, Any],
         infos: Mapping[Any, dict],
+        ignore_masks: bool = False,
     ) -> None:
         showing = [agent for agent in observations if ACTION_MASK in infos.get(agent, {})]
         self._agents: list[AgentLayout] = []
@@ -251,7 +260,9 @@ class ObservationLayout:
             # Agents that are absent at the reset are taken to have masks if any other agent has one
             masks_in_infos = agent in showing if agent in observations else bool(showing)
             self._agents.append(
-                AgentLayout(agent, name, observation_space, action_space, masks_in_infos)
+                AgentLayout(
+                    agent, name, observation_space, action_space, masks_in_infos, ignore_masks
+                )
             )
         #: Arrays of all agents
         self.leaves: list[Leaf] = []

@@ -1,5 +1,6 @@
 """Spaces of a team: joint actions as structured arrays, action masks, parts of observations."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -47,7 +48,31 @@ def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
         ``actions[i]`` the joint action of environment ``i``
     :raises TypeError: If a space is not supported
     """
-    return _field_dtype(action_space)
+    fields = []
+    for agent, space in action_space.spaces.items():
+        try:
+            fields.append((agent, _field_dtype(space)))
+        except TypeError as error:
+            raise TypeError(f"agent {agent!r}: {error}") from error
+    return np.dtype(fields)
+
+
+def as_sampled(space: spaces.Space, action: Any) -> Any:
+    """
+    One action in the form that the environment takes.
+
+    :param space: Action space of an agent
+    :param action: Row of an agent's field of a joint action array: a NumPy scalar, an array, or a
+        structured row where the space is nested
+    :return: Action, of the types that ``space.sample()`` returns
+    """
+    if isinstance(space, spaces.Dict):
+        return {key: as_sampled(subspace, action[key]) for key, subspace in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        parts = enumerate(space.spaces)
+        return tuple(as_sampled(subspace, action[str(index)]) for index, subspace in parts)
+    convert = action_converter(space)
+    return action if convert is None else convert(action)
 
 
 def _field_dtype(space: spaces.Space) -> np.dtype:
@@ -84,16 +109,25 @@ class _NestedConverter:
 
 def action_converter(space: spaces.Space) -> Callable[[Any], Any] | None:
     """
-    Function that turns one agent's part of ``joint_action.item()`` into an action.
+    Function that turns one agent's part of ``joint_action.item()`` into an action, of the type,
+    dtype and shape that ``space.sample()`` returns.
 
     :param space: Action space of the agent
     :return: Picklable function; None if the value already is the action
     """
     if isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _NestedConverter(space)
-    if isinstance(space, spaces.Box) and (space.dtype != np.float32 or space.shape == ()):
-        return partial(np.asarray, dtype=space.dtype)
-    return None
+    if isinstance(space, spaces.Discrete):
+        return space.dtype.type
+    if isinstance(space, spaces.Box) and space.dtype != np.float32:
+        return partial(_box_action, space)
+    # Arrays already have the space's type; numbers become arrays of shape ()
+    return None if space.shape else partial(np.asarray, dtype=space.dtype)
+
+
+def _box_action(space: spaces.Box, value: Any) -> np.ndarray:
+    """Action of another type than float32, which its rounding must not lead out of the bounds."""
+    return np.asarray(np.clip(np.asarray(value, space.dtype), space.low, space.high), space.dtype)
 
 
 def convert_actions(
@@ -120,7 +154,7 @@ def joint_action_to_dict(
 
     :param action_space: Action spaces of the agents
     :param joint_action: One row of an array of dtype :func:`joint_action_dtype`
-    :return: ``{agent: action}`` in the agents' own spaces (Discrete actions as ``int``)
+    :return: ``{agent: action}``, of the types that ``action_space.sample()`` returns
     """
     values: Any = joint_action.item()
     return cast(dict[str, Any], _NestedConverter(action_space)(values))
@@ -179,10 +213,25 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
         mask = np.concatenate([np.ravel(head) for head in mask])
     flat = np.asarray(mask).ravel()
     if flat.shape != (size,):
+        if flat.size == _n_combinations(space):
+            raise ValueError(
+                f"an action mask of shape {np.shape(mask)} over the combinations of the parts of "
+                f"{space}, which the algorithms choose independently; give {size} entries, one for "
+                "each choice of each part"
+            )
         raise ValueError(
             f"an action mask of shape {np.shape(mask)} where {space} needs {size} entries"
         )
     return flat.astype(np.int8, copy=False)
+
+
+def _n_combinations(space: spaces.Space) -> int:
+    """Number of different actions; 0 if a part is not discrete."""
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return math.prod(_n_combinations(subspace) for _, _, subspace in subspaces(space))
+    if isinstance(space, spaces.MultiDiscrete):
+        return int(space.nvec.prod())
+    return n_choices(space)
 
 
 def split_mask(space: spaces.Space, mask: np.ndarray) -> Any:

@@ -7,6 +7,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
+from sb3_happo.envs.rows_of_agents import refuse_rows_of_agents
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
     float32_space,
@@ -29,7 +30,7 @@ class VecTeamOfOne(VecEnvWrapper):
     other. float64 becomes float32.
 
     :param venv: The environment
-    :raises TypeError: If the observation space is a Tuple
+    :raises TypeError: If the observation space is a Tuple, or the rows of ``venv`` are agents
     :raises ValueError: At a reset, if the environment has an action mask in its info, which would
         not reach the agent
     """
@@ -38,6 +39,7 @@ class VecTeamOfOne(VecEnvWrapper):
     action_space: spaces.Dict
 
     def __init__(self, venv: VecEnv) -> None:
+        refuse_rows_of_agents(venv)
         if isinstance(venv.observation_space, spaces.Tuple):
             raise TypeError(
                 "VecTeamOfOne needs an observation space that is no Tuple; name its parts in a "

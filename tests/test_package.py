@@ -99,6 +99,7 @@ ORDER = (
     "envs.spaces",
     "envs.space_checks",
     "envs.adapters",
+    "envs.mask_methods",
     "envs.activity",
     "envs.mujoco",
     "envs.other_agents",

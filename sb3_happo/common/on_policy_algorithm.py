@@ -22,7 +22,12 @@ from sb3_happo.common.bootstrap import (
     mean_of_active_agents,
     values_of_all_agents,
 )
-from sb3_happo.common.checks import check_batch_sizes, check_observations, takes_tensors
+from sb3_happo.common.checks import (
+    check_batch_sizes,
+    check_observations,
+    describe_masks,
+    takes_tensors,
+)
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
@@ -158,6 +163,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self._check_normalisation()
         if _init_setup_model:
             self._setup_model()
+        if verbose >= 1 and self.env is not None:
+            print(describe_masks(self.env, self.observation_space, self.action_space))
 
     # ---------------------------------------------------------------- set-up
 

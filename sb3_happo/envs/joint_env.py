@@ -13,6 +13,7 @@ from gymnasium import spaces
 from sb3_happo.envs.activity import Activity, ActivityTracker
 from sb3_happo.envs.adapters import ConvertedAEC, GymnasiumTeam, Team, TurnBased, agent_ids
 from sb3_happo.envs.joint_actions import JointActionSplitter
+from sb3_happo.envs.mask_methods import MaskedTeam, with_mask_method
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
 from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
@@ -33,9 +34,11 @@ class JointEnv(gym.Env):
     **Spaces.** ``agents`` is the team in the env's own order. ``action_space`` is a Dict of the
     agents' own spaces, in that order. ``observation_space`` is a flat Dict: ``"<agent>"``, or
     ``"<agent>/<key>"`` for each part of an agent's Dict or Tuple observation;
-    ``"<agent>/action_mask"`` if the env gives masks, in the observation or in the info (1 where a
-    choice is legal; the heads of MultiDiscrete and of nested actions one after the other); and the
-    critic's ``"state"``. float64 becomes float32.
+    ``"<agent>/action_mask"`` if the env gives masks, in the observation, in the info or by a method
+    ``action_masks`` (sb3-contrib's protocol and ``ActionMasker``; for teams ``{agent: mask}``, or
+    ``action_masks(agent)``, ``action_mask(agent)``) (1 where a choice is legal; the heads of
+    MultiDiscrete and of nested actions one after the other); and the critic's ``"state"``. float64
+    becomes float32.
 
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype
     :func:`~sb3_happo.envs.spaces.joint_action_dtype`, as a ``VecEnv`` passes them.
@@ -114,6 +117,10 @@ class JointEnv(gym.Env):
         self._gymnasium = self._team if isinstance(self._team, GymnasiumTeam) else None
         takes_turns = isinstance(self._team, TurnBased)
         self._observes_active = takes_turns if observe_active is None else observe_active
+        self._team = with_mask_method(self._team, env)
+        self._mask_method = None
+        if isinstance(self._team, MaskedTeam):
+            self._mask_method = self._team.method.name
         self._team = _select_agents(self._team, agents, other_agents)
 
         observations, infos = self._team.reset()
@@ -144,6 +151,14 @@ class JointEnv(gym.Env):
         entries = [*entries, *self._state.spaces.items()]
         check_keys(self.agents, [key for key, _ in entries])
         self.observation_space = spaces.Dict(entries)
+
+    @property
+    def mask_sources(self) -> dict[str, str]:
+        """
+        :return: Place where each agent's action mask comes from, ``{agent: place}``, for the agents
+            with masks
+        """
+        return self._layout.mask_sources(self._mask_method)
 
     @property
     def state_layout(self) -> StateLayout:

@@ -8,6 +8,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_happo.envs.mask_methods import check_mask_wrappers
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
@@ -39,6 +40,7 @@ class JointDummyVecEnv(DummyVecEnv):
         first_team = (self.observation_space, self.action_space)
         for index, env in enumerate(self.envs):
             check_same_team(index, (env.observation_space, env.action_space), first_team)
+            check_mask_wrappers(env, env.unwrapped)
         check_different(self.envs)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: Index of the environment that is running or ran last, for reports of failures

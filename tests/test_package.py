@@ -98,6 +98,7 @@ ORDER = (
     # Environments: NumPy only
     "envs.spaces",
     "envs.space_checks",
+    "envs.attributes",
     "envs.adapters",
     "envs.mask_methods",
     "envs.activity",

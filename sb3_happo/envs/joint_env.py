@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from sb3_happo.envs.activity import Activity, ActivityTracker
 from sb3_happo.envs.adapters import ConvertedAEC, GymnasiumTeam, Team, TurnBased, agent_ids
+from sb3_happo.envs.attributes import owner_of, played_env
 from sb3_happo.envs.joint_actions import JointActionSplitter
 from sb3_happo.envs.mask_methods import MaskedTeam, with_mask_method
 from sb3_happo.envs.mujoco import MujocoTeam
@@ -135,7 +136,7 @@ class JointEnv(gym.Env):
         self._splitter = JointActionSplitter(self._ids, self.action_space)
         self._activity = ActivityTracker(self._team, self._ids)
         self._layout = ObservationLayout(self._ids, self.agents, self._spaces, observations, infos)
-        self._set_team_reward(team_reward)
+        self.team_reward = team_reward
         self._active: np.ndarray | None = None
         active = self._activity.reset(observations).active
         joint = self._layout.lay_out(observations, infos, active)
@@ -170,7 +171,15 @@ class JointEnv(gym.Env):
     def _agent_spaces(self, agent: Any) -> tuple[spaces.Space, spaces.Space]:
         return self._team.observation_space(agent), self._team.action_space(agent)
 
-    def _set_team_reward(self, team_reward: TeamReward) -> None:
+    @property
+    def team_reward(self) -> TeamReward:
+        """
+        :return: Reward of the team, as for the constructor; it may be set
+        """
+        return self._team_reward
+
+    @team_reward.setter
+    def team_reward(self, team_reward: TeamReward) -> None:
         self._reward_index = None
         if not callable(team_reward) and team_reward not in ("mean", "sum"):
             team_reward = str(team_reward)
@@ -180,7 +189,7 @@ class JointEnv(gym.Env):
                     f"{list(self.agents)}."
                 )
             self._reward_index = self.agents.index(team_reward)
-        self.team_reward = team_reward
+        self._team_reward = team_reward
 
     # ---------------------------------------------------------------- Gymnasium's interface
 
@@ -234,14 +243,14 @@ class JointEnv(gym.Env):
         info = self._info(infos, activity)
         agent_rewards = [float(rewards.get(agent, 0.0)) for agent in self._ids]
         info["agent_rewards"] = np.array(agent_rewards)
-        if self.team_reward == "mean":
+        if self._team_reward == "mean":
             reward = sum(agent_rewards) / self.n_agents
-        elif self.team_reward == "sum":
+        elif self._team_reward == "sum":
             reward = sum(agent_rewards)
         elif self._reward_index is not None:
             reward = agent_rewards[self._reward_index]
         else:
-            reward = float(self.team_reward(info["agent_rewards"]))  # type: ignore[operator]
+            reward = float(self._team_reward(info["agent_rewards"]))  # type: ignore[operator]
         observation = self._observe(observations, infos)
         return observation, reward, activity.terminated, activity.truncated, info
 
@@ -299,33 +308,32 @@ class JointEnv(gym.Env):
         :raises AttributeError: If there is none
         """
         owner = self._owner(name)
-        return getattr(self.env if owner is None else owner, name)
+        return getattr(played_env(self.env) if owner is None else owner, name)
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """
         :param name: Name of an attribute of this env or of the env inside
         :param value: New value
-        :param force: Whether to set it on this env if none has it
+        :param force: Whether to set it on the innermost env if none has it
         :return: Whether it was set
         """
         owner = self._owner(name)
         if owner is None:
             if not force:
                 return False
-            owner = self
+            owner = played_env(self.env)
         setattr(owner, name, value)
         return True
 
     def _owner(self, name: str) -> Any:
         """
-        The first of this env, the innermost env and its wrappers that has an attribute; None if
-        none has. PettingZoo's wrappers return attributes of the env inside, but keep those that are
-        set on them, so that the innermost env comes before them.
+        Object that uses an attribute; None if none has it. Names of the joint interface are this
+        env's, and all others those of the env inside, which may have some in common with it.
         """
-        for owner in (self, getattr(self.env, "unwrapped", self.env), self.env):
-            if hasattr(owner, name):
-                return owner
-        return None
+        if name in JOINT_NAMES:
+            return self
+        owner = owner_of(self.env, name)
+        return self if owner is None and hasattr(self, name) else owner
 
     def render(self) -> Any:
         """
@@ -400,6 +408,16 @@ def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:
         )
     return names
 
+
+# Attributes and methods that a caller from outside means of the joint environment
+JOINT_NAMES = frozenset(
+    (
+        *("action_space", "observation_space", "agents", "n_agents", "team_reward"),
+        *("mask_sources", "state_layout", "uses_env_state", "env", "unwrapped"),
+        *("reset", "step", "render", "close"),
+        *("has_wrapper_attr", "get_wrapper_attr", "set_wrapper_attr"),
+    )
+)
 
 # Arguments of JointEnv beside the environment
 _ARGUMENTS = {*inspect.signature(JointEnv.__init__).parameters} - {"self", "env"}

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs
 
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
@@ -112,6 +112,20 @@ class VecTeamOfOne(VecEnvWrapper):
                 "environment itself, or put the mask into the observation."
             )
         return self._batch(obs)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute where ``get_attr`` reads it. SB3's ``VecEnv`` sets it on the outermost
+        wrapper, so that the environment inside would not see it.
+
+        :param attr_name: Name of an attribute
+        :param value: New value
+        :param indices: Indices of the environments to change, all by default
+        """
+        if not self.venv.has_attr("set_wrapper_attr"):
+            self.venv.set_attr(attr_name, value, indices)
+            return
+        self.venv.env_method("set_wrapper_attr", attr_name, value, indices=indices)
 
     def _terminal(self, obs: Any) -> Observations:
         """

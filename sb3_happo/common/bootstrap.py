@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch as th
 
+from sb3_happo.vec_env.step_facts import StepFacts
+
 #: SB3's key of the last observation of an episode in the infos
 LAST_OBSERVATION = "terminal_observation"
 #: Function of values ``(n, n_values)`` and an active mask ``(n, n_agents)`` that returns the value
@@ -126,6 +128,25 @@ def last_observations(
     stacked = {key: join([obs[key] for obs in observations]) for key in keys}
     presence = Presence.from_infos([infos[env] for env in envs], n_agents)
     return LastObservations(envs, stacked, presence)
+
+
+def cut_off(
+    facts: StepFacts, infos: Sequence[Mapping[str, Any]], obs: Mapping[str, Any]
+) -> tuple[StepFacts, list[dict[str, Any]]]:
+    """
+    Cut off the running episodes after a step, as a time limit does.
+
+    :param facts: Facts of the step
+    :param infos: Infos of the step
+    :param obs: Joint observation that the step returned, each entry ``(n_envs, ...)``
+    :return: Facts and infos with the end of all episodes
+    """
+    running = ~facts.dones
+    ended = [dict(info) for info in infos]
+    for index in np.flatnonzero(running).tolist():
+        ended[index][LAST_OBSERVATION] = {key: values[index] for key, values in obs.items()}
+    truncated = facts.truncated | running
+    return facts._replace(dones=np.ones_like(facts.dones), truncated=truncated), ended
 
 
 def _stack_masks(

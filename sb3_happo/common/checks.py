@@ -1,5 +1,6 @@
 """Checks of spaces and numbers before and during training."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -11,6 +12,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.state_critics import critic_keys
+from sb3_happo.envs.spaces import ACTION_MASK
 
 
 def is_joint(observation_space: spaces.Space, action_space: spaces.Space) -> bool:
@@ -53,6 +55,33 @@ def takes_tensors(env: VecEnv) -> bool:
         NumPy arrays only
     """
     return env is env.unwrapped and getattr(env, "takes_tensors", False)
+
+
+def describe_masks(env: VecEnv, observation_space: spaces.Space, action_space: spaces.Space) -> str:
+    """
+    :param env: Vectorised joint environment
+    :param observation_space: Joint observation space
+    :param action_space: Joint action space
+    :return: Sentence that names the agents with action masks, and where these come from
+    """
+    assert isinstance(observation_space, spaces.Dict) and isinstance(action_space, spaces.Dict)
+    masked = []
+    for agent in action_space.spaces:
+        if f"{agent}/{ACTION_MASK}" in observation_space.spaces:
+            masked.append(agent)
+    if not masked:
+        return "Action masks: none"
+    sources: dict[str, str] = {}
+    with contextlib.suppress(NotImplementedError):
+        if env.has_attr("mask_sources"):
+            sources = env.get_attr("mask_sources", 0)[0]
+        elif env.has_attr("action_masks"):
+            sources = dict.fromkeys(masked, "action_masks()")
+    agents: dict[str, list[str]] = {}
+    for agent in masked:
+        agents.setdefault(sources.get(agent, "observation"), []).append(agent)
+    found = [f"{', '.join(names)} ({source})" for source, names in agents.items()]
+    return f"Action masks: {'; '.join(found)}"
 
 
 def check_batch_sizes(n_steps: int, n_envs: int, sizes: dict[str, int | None]) -> None:

@@ -18,11 +18,17 @@ from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
+    cut_off,
     last_observations,
     mean_of_active_agents,
     values_of_all_agents,
 )
-from sb3_happo.common.checks import check_batch_sizes, check_observations, takes_tensors
+from sb3_happo.common.checks import (
+    check_batch_sizes,
+    check_observations,
+    describe_masks,
+    takes_tensors,
+)
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
@@ -43,6 +49,7 @@ from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
+from sb3_happo.vec_env.transitions import TransitionWatch
 
 #: Policies by the names that the constructor accepts
 POLICY_ALIASES: dict[str, type[BasePolicy]] = {
@@ -63,6 +70,7 @@ _OF_RUNNING_EPISODES = (
     "_agent_returns",
     "_absent_agents",
     "_presence_checked",
+    "_watch",
 )
 
 
@@ -114,6 +122,9 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int
+    #: Watch of the training environment, and the number of the last step that training has made
+    _watch: TransitionWatch | None = None
+    _last_transition: int | None = None
 
     def __init__(
         self,
@@ -163,6 +174,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self._check_normalisation()
         if _init_setup_model:
             self._setup_model()
+        if verbose >= 1 and self.env is not None:
+            print(describe_masks(self.env, self.observation_space, self.action_space))
 
     # ---------------------------------------------------------------- set-up
 
@@ -237,15 +250,32 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         result = super()._setup_learn(*args, **kwargs)
         if self.ep_info_buffer is not episodes:
             self._agent_returns.clear()
+        assert self.env is not None
+        if self._watch is None or self._watch.env is not self.env:
+            self._watch = TransitionWatch(self.env)
         if self._last_obs is not before:
             # The environments were reset
-            assert isinstance(self._last_obs, dict)
-            self._reset_collector()
-            assert self.env is not None
-            self._last_active = initial_facts(self.env, len(self.agents)).active
-            no_rewards = th.zeros(self.n_envs, 1, device=self.device)
-            self._check_step(self._to_tensors(self._last_obs), no_rewards, [])
+            self._begin_episodes(self._last_obs)
         return result
+
+    def _begin_episodes(self, obs: Any) -> None:
+        """Continue from the observations ``obs`` that a reset of all environments returned."""
+        assert self.env is not None and self._watch is not None
+        self._last_obs = obs
+        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
+        self._last_active = initial_facts(self.env, len(self.agents)).active
+        self._last_transition = self._watch.last
+        self._reset_collector()
+        no_rewards = th.zeros(self.n_envs, 1, device=self.device)
+        self._check_step(self._to_tensors(obs), no_rewards, [])
+
+    def _env_has_moved(self) -> bool:
+        """
+        :return: True if somebody else has reset or stepped the training environment since the last
+            step of the training, so that the last observations are not those of its present state
+        """
+        assert self._watch is not None
+        return self._watch.last != self._last_transition
 
     @torch_threads(1)
     def collect_rollouts(  # type: ignore[override]
@@ -269,7 +299,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         :param n_rollout_steps: Steps per environment
         :return: False if the callback asked to stop
         """
-        state = self.collector_state
+        assert self._watch is not None
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
         actors = BatchedActors(self.policy)
@@ -277,14 +307,18 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
             to_env_actions = actors.to_env_tensors
-        obs = self._to_tensors(state.obs)
         callback.on_rollout_start()
+        if self._env_has_moved():
+            self._begin_episodes(env.reset())
+        state = self.collector_state
+        obs = self._to_tensors(state.obs)
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
             step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
             clipped_actions = to_env_actions(step.actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
+            self._last_transition = self._watch.last
 
             # Callbacks read these names, which are those of SB3's loop
             obs_tensor, actions = obs, step.actions
@@ -299,10 +333,18 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self._check_step(next_obs, returns, infos)
             self._update_info_buffer(infos, dones)
             self._agent_returns.add(facts.agent_rewards, facts.dones, state.active)
+            moved = self._env_has_moved()
+            if moved:
+                _warn_of_lost_episodes()
+                facts, infos = cut_off(facts, infos, new_obs)
             state = self._add(rollout_buffer, obs, step, returns, facts, infos, state)
             obs = next_obs
-            state = state._replace(obs=new_obs, episode_starts=dones, active=facts.active)
+            state = state._replace(obs=new_obs, episode_starts=facts.dones, active=facts.active)
             self.collector_state = state
+            if moved:
+                self._begin_episodes(env.reset())
+                state = self.collector_state
+                obs = self._to_tensors(state.obs)
             if not continue_training:
                 # After the transition is stored, so that a later call of `learn` can continue here
                 return False
@@ -314,7 +356,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             last_values = values_of_all_agents(
                 last_values, state.own_values, presence, self._value_after_leaving
             )
-        rollout_buffer.compute_returns_and_advantage(last_values, dones)
+        rollout_buffer.compute_returns_and_advantage(last_values, facts.dones)
         self._note_absent_agents(rollout_buffer.active_agents())
 
         callback.update_locals(locals())
@@ -478,3 +520,12 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]
+
+
+def _warn_of_lost_episodes() -> None:
+    warnings.warn(
+        "The training environment was reset or stepped by something else during learn(), such as a "
+        "callback that evaluates on it. The running episodes are cut off there, as by a time "
+        "limit, and new ones begin. Evaluate on an environment of its own.",
+        stacklevel=3,
+    )

@@ -23,7 +23,9 @@ from sb3_happo.envs.adapters import (
     is_gymnasium,
     takes_turns,
 )
+from sb3_happo.envs.attributes import owner_of, played_env
 from sb3_happo.envs.joint_actions import JointActionSplitter
+from sb3_happo.envs.mask_methods import MaskedTeam, with_mask_method
 from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
 from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
@@ -46,10 +48,12 @@ class JointEnv(gym.Env):
     **Spaces.** ``agents`` is the team in the env's own order. ``action_space`` is a Dict of the
     agents' own spaces, in that order. ``observation_space`` is a flat Dict: ``"<agent>"``, or
     ``"<agent>/<key>"`` for each part of an agent's Dict or Tuple observation;
-    ``"<agent>/action_mask"`` if the env gives masks, in the observation or in the info (1 where a
-    choice is legal; the heads of MultiDiscrete and of nested actions one after the other); and the
-    critic's ``"state"``. float64 becomes float32, and observations that SB3's features extractors
-    do not take are converted: see :mod:`sb3_happo.envs.encodings`.
+    ``"<agent>/action_mask"`` if the env gives masks, in the observation, in the info or by a method
+    ``action_masks`` (sb3-contrib's protocol and ``ActionMasker``; for teams ``{agent: mask}``, or
+    ``action_masks(agent)``, ``action_mask(agent)``) (1 where a choice is legal; the heads of
+    MultiDiscrete and of nested actions one after the other); and the critic's ``"state"``. float64
+    becomes float32, and observations that SB3's features extractors do not take are converted: see
+    :mod:`sb3_happo.envs.encodings`.
 
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype
     :func:`~sb3_happo.envs.spaces.joint_action_dtype`, as a ``VecEnv`` passes them.
@@ -132,6 +136,10 @@ class JointEnv(gym.Env):
         self._gymnasium = self._team if isinstance(self._team, GymnasiumTeam) else None
         in_turns = isinstance(self._team, TurnBased)
         self._observes_active = in_turns if observe_active is None else observe_active
+        self._team = with_mask_method(self._team, env)
+        self._mask_method = None
+        if isinstance(self._team, MaskedTeam):
+            self._mask_method = self._team.method.name
         self._team = _select_agents(self._team, agents, other_agents)
 
         observations, infos = reset_with_agents(self._team)
@@ -148,7 +156,7 @@ class JointEnv(gym.Env):
         self._layout = ObservationLayout(
             self._ids, self.agents, self._spaces, observations, infos, ignore_masks
         )
-        self._set_team_reward(team_reward)
+        self.team_reward = team_reward
         self._active: np.ndarray | None = None
         active = self._activity.reset(observations).active
         joint = self._layout.lay_out(observations, infos, active)
@@ -166,6 +174,14 @@ class JointEnv(gym.Env):
         self.observation_space = spaces.Dict(entries)
 
     @property
+    def mask_sources(self) -> dict[str, str]:
+        """
+        :return: Place where each agent's action mask comes from, ``{agent: place}``, for the agents
+            with masks
+        """
+        return self._layout.mask_sources(self._mask_method)
+
+    @property
     def state_layout(self) -> StateLayout:
         """
         :return: Origin of the numbers in the critic's state
@@ -175,7 +191,15 @@ class JointEnv(gym.Env):
     def _agent_spaces(self, agent: Any) -> tuple[spaces.Space, spaces.Space]:
         return self._team.observation_space(agent), self._team.action_space(agent)
 
-    def _set_team_reward(self, team_reward: TeamReward) -> None:
+    @property
+    def team_reward(self) -> TeamReward:
+        """
+        :return: Reward of the team, as for the constructor; it may be set
+        """
+        return self._team_reward
+
+    @team_reward.setter
+    def team_reward(self, team_reward: TeamReward) -> None:
         self._reward_index = None
         if not callable(team_reward) and team_reward not in ("mean", "sum"):
             team_reward = str(team_reward)
@@ -185,7 +209,7 @@ class JointEnv(gym.Env):
                     f"{list(self.agents)}."
                 )
             self._reward_index = self.agents.index(team_reward)
-        self.team_reward = team_reward
+        self._team_reward = team_reward
 
     # ---------------------------------------------------------------- Gymnasium's interface
 
@@ -241,14 +265,14 @@ class JointEnv(gym.Env):
         info = self._info(infos, activity)
         agent_rewards = self._rewards(rewards)
         info["agent_rewards"] = np.array(agent_rewards)
-        if self.team_reward == "mean":
+        if self._team_reward == "mean":
             reward = sum(agent_rewards) / self.n_agents
-        elif self.team_reward == "sum":
+        elif self._team_reward == "sum":
             reward = sum(agent_rewards)
         elif self._reward_index is not None:
             reward = agent_rewards[self._reward_index]
         else:
-            reward = float(self.team_reward(info["agent_rewards"]))  # type: ignore[operator]
+            reward = float(self._team_reward(info["agent_rewards"]))  # type: ignore[operator]
         observation = self._observe(observations, infos)
         return observation, reward, activity.terminated, activity.truncated, info
 
@@ -317,33 +341,32 @@ class JointEnv(gym.Env):
         :raises AttributeError: If there is none
         """
         owner = self._owner(name)
-        return getattr(self.env if owner is None else owner, name)
+        return getattr(played_env(self.env) if owner is None else owner, name)
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """
         :param name: Name of an attribute of this env or of the env inside
         :param value: New value
-        :param force: Whether to set it on this env if none has it
+        :param force: Whether to set it on the innermost env if none has it
         :return: Whether it was set
         """
         owner = self._owner(name)
         if owner is None:
             if not force:
                 return False
-            owner = self
+            owner = played_env(self.env)
         setattr(owner, name, value)
         return True
 
     def _owner(self, name: str) -> Any:
         """
-        The first of this env, the innermost env and its wrappers that has an attribute; None if
-        none has. PettingZoo's wrappers return attributes of the env inside, but keep those that are
-        set on them, so that the innermost env comes before them.
+        Object that uses an attribute; None if none has it. Names of the joint interface are this
+        env's, and all others those of the env inside, which may have some in common with it.
         """
-        for owner in (self, getattr(self.env, "unwrapped", self.env), self.env):
-            if hasattr(owner, name):
-                return owner
-        return None
+        if name in JOINT_NAMES:
+            return self
+        owner = owner_of(self.env, name)
+        return self if owner is None and hasattr(self, name) else owner
 
     def render(self) -> Any:
         """
@@ -450,6 +473,16 @@ def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:
         )
     return names
 
+
+# Attributes and methods that a caller from outside means of the joint environment
+JOINT_NAMES = frozenset(
+    (
+        *("action_space", "observation_space", "agents", "n_agents", "team_reward"),
+        *("mask_sources", "state_layout", "uses_env_state", "env", "unwrapped"),
+        *("reset", "step", "render", "close"),
+        *("has_wrapper_attr", "get_wrapper_attr", "set_wrapper_attr"),
+    )
+)
 
 # Arguments of JointEnv beside the environment
 _ARGUMENTS = {*inspect.signature(JointEnv.__init__).parameters} - {"self", "env"}

@@ -276,6 +276,19 @@ class ObservationLayout:
         self._masks_in_infos = bool(showing)
         self._direct = [layout.direct_entry() for layout in self._agents]
 
+    def mask_sources(self, method: str | None) -> dict[str, str]:
+        """
+        :param method: Name of the environment's method that returns masks; None if it has none
+        :return: Place where each agent's action mask comes from, ``{agent: place}``, for the agents
+            with masks
+        """
+        elsewhere = "info" if method is None else f"info or {method}()"
+        sources: dict[str, str] = {}
+        for layout in self._agents:
+            if layout.mask_key is not None:
+                sources[layout.name] = "observation" if layout.mask_in_observation else elsewhere
+        return sources
+
     def lay_out(
         self,
         observations: Mapping[Any, Any],

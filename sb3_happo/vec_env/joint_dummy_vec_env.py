@@ -6,13 +6,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
+from sb3_happo.envs.attributes import defines, layers, owner_of, played_env
+from sb3_happo.envs.joint_env import JOINT_NAMES, JointEnv
+from sb3_happo.envs.mask_methods import check_mask_wrappers
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
 JointObs = dict[str, np.ndarray]
+
+# Methods that go through all wrappers
+_OUTERMOST = ("reset", "step", "render", "close")
 
 
 class JointDummyVecEnv(DummyVecEnv):
@@ -39,6 +47,7 @@ class JointDummyVecEnv(DummyVecEnv):
         first_team = (self.observation_space, self.action_space)
         for index, env in enumerate(self.envs):
             check_same_team(index, (env.observation_space, env.action_space), first_team)
+            check_mask_wrappers(env, env.unwrapped)
         check_different(self.envs)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: Index of the environment that is running or ran last, for reports of failures
@@ -100,9 +109,91 @@ class JointDummyVecEnv(DummyVecEnv):
         self._reset_options()
         return batch
 
+    # ---------------------------------------------------------------- attributes and methods
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """
+        :param attr_name: Name of an attribute of a wrapper, of the joint environment, or of the
+            environment inside it. Those of ``Monitor`` come last
+        :param indices: Indices of the environments to ask, all by default
+        :return: Value of the attribute in each of them
+        :raises AttributeError: If an environment lacks the attribute
+        """
+        targets = self._get_target_envs(indices)
+        return [getattr(attribute_owner(env, attr_name), attr_name) for env in targets]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute where :meth:`get_attr` reads it; a new one in the innermost environment.
+
+        :param attr_name: Name of an attribute
+        :param value: New value
+        :param indices: Indices of the environments to change, all by default
+        """
+        for env in self._get_target_envs(indices):
+            setattr(attribute_owner(env, attr_name), attr_name, value)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """
+        :param method_name: Name of a method, looked up as by :meth:`get_attr`
+        :param method_args: Arguments of the method
+        :param indices: Indices of the environments whose method is called, all by default
+        :param method_kwargs: Keyword arguments of the method
+        :return: Result in each of them
+        :raises AttributeError: If an environment lacks the method
+        """
+        results = []
+        for env in self._get_target_envs(indices):
+            # An episode is begun and stepped through all wrappers
+            owner = env if method_name in _OUTERMOST else attribute_owner(env, method_name)
+            results.append(getattr(owner, method_name)(*method_args, **method_kwargs))
+        return results
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """
+        :param wrapper_class: Class of a wrapper
+        :param indices: Indices of the environments to look at, all by default
+        :return: For each of them, True if it is wrapped in ``wrapper_class``, around the joint
+            environment or inside it
+        """
+        wrapped = []
+        for env in self._get_target_envs(indices):
+            wrapped.append(any(isinstance(layer, wrapper_class) for layer in layers(env)))
+        return wrapped
+
     def _new_batch(self) -> JointObs:
         """Arrays for the next observations, ``(n_envs, ...)`` each."""
         return {key: np.empty_like(buffer) for key, buffer in self.buf_obs.items()}
+
+
+def attribute_owner(env: gym.Env, name: str) -> Any:
+    """
+    :param env: Joint environment, wrapped or not
+    :param name: Name of an attribute
+    :return: Object that uses the attribute; the innermost environment if none has it
+    """
+    joint = env.unwrapped
+    inside = owner_of(joint, name)
+    if isinstance(joint, JointEnv):
+        inside = joint if name in JOINT_NAMES else owner_of(joint.env, name)
+    for layer in layers(env):
+        if layer is joint:
+            break
+        # Monitor is added to every environment, unasked, and has common names such as "rewards"
+        is_last = isinstance(layer, Monitor) and inside is not None
+        if not is_last and defines(layer, name):
+            return layer
+    if inside is None:
+        inside = owner_of(env, name)
+    return played_env(env) if inside is None else inside
 
 
 def check_different(envs: Sequence[gym.Env]) -> None:

@@ -5,14 +5,16 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs
 
 from sb3_happo.envs.rows_of_agents import refuse_rows_of_agents
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
+    flatten_mask,
     float32_space,
     joint_action_dtype,
     joint_action_to_dict,
+    n_choices,
 )
 from sb3_happo.envs.state import Leaf, Observations, concatenated_observations
 from sb3_happo.vec_env.actions import as_joint_actions
@@ -27,7 +29,8 @@ class VecTeamOfOne(VecEnvWrapper):
     The agent's observation is that of the environment (``"agent_0"``, or ``"agent_0/<key>"`` for
     the entries of a Dict). The critic's state is made of it as by :class:`~sb3_happo.JointEnv`
     around a single environment, so that a model that was trained with one can be used with the
-    other. float64 becomes float32.
+    other. float64 becomes float32. Action masks come from the observation, or from the
+    environments' method ``action_masks()`` (sb3-contrib's protocol and ``ActionMasker``).
 
     :param venv: The environment
     :raises TypeError: If the observation space is a Tuple, or the rows of ``venv`` are agents
@@ -51,6 +54,13 @@ class VecTeamOfOne(VecEnvWrapper):
             own[key] = float32_space(space)
             if key != f"{AGENT}/{ACTION_MASK}":  # the state is made without the mask
                 leaves.append(Leaf(key, 0, own[key]))
+        # sb3-contrib's protocol: asked after each reset and step
+        mask_key = f"{AGENT}/{ACTION_MASK}"
+        self._asks_masks = False
+        size = n_choices(venv.action_space)
+        if size and mask_key not in own and venv.has_attr("action_masks"):
+            self._asks_masks = True
+            own[mask_key] = spaces.Box(0, 1, (size,), np.int8)
         self._state = concatenated_observations(leaves)
         super().__init__(
             venv,
@@ -105,12 +115,29 @@ class VecTeamOfOne(VecEnvWrapper):
             )
         return self._batch(obs)
 
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """
+        Set an attribute where ``get_attr`` reads it. SB3's ``VecEnv`` sets it on the outermost
+        wrapper, so that the environment inside would not see it.
+
+        :param attr_name: Name of an attribute
+        :param value: New value
+        :param indices: Indices of the environments to change, all by default
+        """
+        if not self.venv.has_attr("set_wrapper_attr"):
+            self.venv.set_attr(attr_name, value, indices)
+            return
+        self.venv.env_method("set_wrapper_attr", attr_name, value, indices=indices)
+
     def _terminal(self, obs: Any) -> Observations:
         """
         :param obs: Observation of one environment
         :return: Joint observation of it
         """
         joint = self._rename(obs, ())
+        if self._asks_masks:  # no action follows
+            mask_space = self.observation_space[f"{AGENT}/{ACTION_MASK}"]
+            joint[f"{AGENT}/{ACTION_MASK}"] = np.ones(mask_space.shape or (), np.int8)
         self._state(joint, None)
         return joint
 
@@ -120,6 +147,11 @@ class VecTeamOfOne(VecEnvWrapper):
         :return: Joint observation, each entry ``(n_envs, ...)``
         """
         joint = self._rename(obs, (self.num_envs,))
+        if self._asks_masks:
+            masks = self.venv.env_method("action_masks")
+            joint[f"{AGENT}/{ACTION_MASK}"] = np.stack(
+                [flatten_mask(self.venv.action_space, mask) for mask in masks]
+            )
         rows = []
         for index in range(self.num_envs):
             row = {key: array[index] for key, array in joint.items()}

@@ -299,8 +299,8 @@ class VmasVecEnv(SimulatorVecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        :param attr_name: Name of an attribute of this object, or else of the simulator, which is
-            one for all environments
+        :param attr_name: Name of an attribute of this object, or else of the simulator, its
+            scenario or its world, which are one for all environments
         :param indices: Indices of the environments, all by default
         :return: Value of the attribute, once for each of them
         """
@@ -309,7 +309,8 @@ class VmasVecEnv(SimulatorVecEnv):
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        :param attr_name: Name of an attribute of this object, or else of the simulator
+        :param attr_name: Name of an attribute, looked up as by :meth:`get_attr`; a new one is set
+            on the scenario
         :param value: New value
         :param indices: None, because all environments share one simulator
         :raises ValueError: If only some of the environments are meant
@@ -322,7 +323,15 @@ class VmasVecEnv(SimulatorVecEnv):
         setattr(self._owner(attr_name), attr_name, value)
 
     def _owner(self, attr_name: str) -> Any:
-        return self if hasattr(self, attr_name) else self.env
+        """
+        Object that uses an attribute: this one, the simulator, its scenario or its world; the
+        scenario, which defines the game, if none has it.
+        """
+        scenario = self.env.scenario
+        for owner in (self, self.env, scenario, scenario.world):
+            if hasattr(owner, attr_name):
+                return owner
+        return scenario
 
     def env_method(
         self,
@@ -332,7 +341,7 @@ class VmasVecEnv(SimulatorVecEnv):
         **method_kwargs: Any,
     ) -> list[Any]:
         """
-        Call a method of the simulator once, for all environments.
+        Call a method of the simulator, its scenario or its world once, for all environments.
 
         :param method_name: Name of the method
         :param method_args: Arguments of the method
@@ -340,8 +349,9 @@ class VmasVecEnv(SimulatorVecEnv):
         :param method_kwargs: Keyword arguments of the method
         :return: Result of the call, once for each of them
         """
+        owner = self.env if hasattr(self.env, method_name) else self._owner(method_name)
         with self._own_randomness():
-            answer = getattr(self.env, method_name)(*method_args, **method_kwargs)
+            answer = getattr(owner, method_name)(*method_args, **method_kwargs)
         return [answer for _ in self._get_indices(indices)]
 
 

@@ -103,6 +103,7 @@ ORDER = (
     "envs.mujoco",
     "envs.other_agents",
     "envs.joint_actions",
+    "envs.team_results",
     "envs.state",
     "envs.state_choice",
     "envs.observation_layout",
@@ -137,6 +138,8 @@ ORDER = (
     "common.leaf_heads",
     "common.heads",
     "common.recurrent",
+    "common.net_arch",
+    "common.extractors",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",
@@ -161,6 +164,7 @@ ORDER = (
     "common.checks",
     "common.multi_agent_algorithm",
     "common.on_policy_algorithm",
+    "common.evaluation",
     # Algorithms
     "happo.*",
     "hatrpo.*",

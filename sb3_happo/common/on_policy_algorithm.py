@@ -287,8 +287,8 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self.num_timesteps += env.num_envs
 
             # Callbacks read these names, which are those of SB3's loop
-            obs_tensor, actions = obs, step.actions  # noqa: F841
-            values, log_probs = step.values, step.log_probs  # noqa: F841
+            obs_tensor, actions = obs, step.actions
+            values, log_probs = step.values, step.log_probs
             callback.update_locals(locals())
             goes_on = callback.on_step()
 

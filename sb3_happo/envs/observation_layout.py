@@ -32,6 +32,41 @@ class _Array(NamedTuple):
     path: tuple
     shape: tuple[int, ...]
     dtype: np.dtype
+    space: spaces.Space
+    #: Smallest and largest value of whole numbers; None for a Box
+    limits: tuple[Any, Any] | None
+
+    def check_values(self, agent: str, array: np.ndarray) -> None:
+        """
+        Check that an observation counts within its space.
+
+        :param agent: Name of the agent
+        :param array: Observation, of the shape of the space
+        :raises ValueError: If a value is none of the space
+        """
+        if self.limits is None:
+            return
+        low, high = self.limits
+        # Written so that NaN is refused too
+        allowed = (array >= low) & (array <= high)
+        if array.dtype.kind == "f":
+            allowed &= array == np.floor(array)
+        if not allowed.all():
+            raise ValueError(
+                f"agent {agent!r}: the observation {array.tolist()} (entry {self.key!r}) is not in "
+                f"its space {self.space}; correct the env's observation_space or what it returns."
+            )
+
+
+def _limits(space: spaces.Space) -> tuple[Any, Any] | None:
+    """Smallest and largest value of a space of whole numbers, or None."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.start + space.n - 1
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    if isinstance(space, spaces.MultiBinary):
+        return 0, 1
+    return None
 
 
 class AgentLayout:
@@ -75,7 +110,14 @@ class AgentLayout:
             key = "/".join([name, *map(str, path)])
             self.spaces.append((key, space))
             self._arrays.append(
-                _Array(key, prefix + path, space.shape or (), np.dtype(space.dtype))
+                _Array(
+                    key,
+                    prefix + path,
+                    space.shape or (),
+                    np.dtype(space.dtype),
+                    space,
+                    _limits(space),
+                )
             )
         #: Entries while the agent is inactive: zeros, and a mask that allows everything
         self.inactive: Observations = {
@@ -96,7 +138,8 @@ class AgentLayout:
         :raises ValueError: If the observation does not fit the agent's spaces
         """
         try:
-            for key, path, shape, dtype in self._arrays:
+            for entry in self._arrays:
+                key, path, shape, dtype = entry[:4]
                 array = observation
                 for part in path:
                     array = array[part]
@@ -108,15 +151,24 @@ class AgentLayout:
                         f"{key!r}), where its space has {shape}; correct the env's "
                         "observation_space or what it returns."
                     )
+                if entry.limits is not None:
+                    entry.check_values(self.name, array)
                 joint[key] = array if array.dtype is dtype else array.astype(dtype)
             if self.mask_key is not None:
-                joint[self.mask_key] = flatten_mask(
-                    self.action_space, self._mask(observation, infos)
-                )
+                joint[self.mask_key] = self._flat_mask(self._mask(observation, infos))
         except (KeyError, IndexError) as error:
             raise ValueError(
                 f"agent {self.name!r}: its observation lacks {error}, which is in its observation "
                 "space."
+            ) from error
+
+    def _flat_mask(self, mask: Any) -> np.ndarray:
+        """Flat action mask; errors name the agent."""
+        try:
+            return flatten_mask(self.action_space, mask)
+        except ValueError as error:
+            raise ValueError(
+                f"agent {self.name!r}: {error}; give one entry per choice, 1 where it is legal."
             ) from error
 
     def check_mask(self, info: Mapping[str, Any], needs_mask: bool) -> None:

@@ -47,7 +47,13 @@ def joint_action_dtype(action_space: spaces.Dict) -> np.dtype:
         ``actions[i]`` the joint action of environment ``i``
     :raises TypeError: If a space is not supported
     """
-    return _field_dtype(action_space)
+    fields = []
+    for agent, space in action_space.spaces.items():
+        try:
+            fields.append((agent, _field_dtype(space)))
+        except TypeError as error:
+            raise TypeError(f"agent {agent!r}: {error}") from error
+    return np.dtype(fields)
 
 
 def _field_dtype(space: spaces.Space) -> np.dtype:

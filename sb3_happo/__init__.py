@@ -1,5 +1,6 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
+from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.envs import JointEnv, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.happo import HAPPO
@@ -15,8 +16,10 @@ __all__ = [
     "HATRPO",
     "IPPO",
     "MAPPO",
+    "EvalCallback",
     "JointEnv",
     "__version__",
+    "evaluate_policy",
     "make_joint_env",
     "make_joint_vec_env",
 ]

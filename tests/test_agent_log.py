@@ -124,7 +124,7 @@ def test_nobody_is_absent() -> None:
         logged(small(HAPPO, RandomTeam(PLAIN)))
 
 
-# ---------------------------------------------------------------- returns
+# Returns
 
 
 VEC_ENVS = {
@@ -206,7 +206,7 @@ def test_the_console_prints_returns_of_long_names(capsys: pytest.CaptureFixture[
     assert "an_agent_wit~11/ep_rew_mean" in capsys.readouterr().out
 
 
-# ---------------------------------------------------------------- locals
+# Names of the collection
 
 
 class Locals(BaseCallback):

@@ -108,6 +108,7 @@ ORDER = (
     "envs.mujoco",
     "envs.other_agents",
     "envs.joint_actions",
+    "envs.team_results",
     "envs.state",
     "envs.state_choice",
     "envs.observation_layout",
@@ -146,6 +147,8 @@ ORDER = (
     "common.heads",
     "common.recurrent",
     "common.image_extractors",
+    "common.net_arch",
+    "common.extractors",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",
@@ -173,6 +176,7 @@ ORDER = (
     "common.own_rewards",
     "common.multi_agent_algorithm",
     "common.on_policy_algorithm",
+    "common.evaluation",
     # Algorithms
     "happo.*",
     "hatrpo.*",

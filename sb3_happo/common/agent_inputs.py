@@ -1,6 +1,6 @@
 """Observations, action masks and hidden states in the forms that ``predict`` takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -52,7 +52,50 @@ def split_mask(
             own_keys = tuple(observation_space.spaces)
         wrapped = list(rest) == ["observation"] and "observation" not in own_keys
         observation = rest["observation"] if wrapped else rest
-    return flat_observation(observation), mask
+    return as_arrays(observation, observation_space), mask
+
+
+def _collect_parts(
+    value: Any, prefix: str, known: Mapping[str, Any], parts: dict[str, np.ndarray]
+) -> None:
+    """Collect arrays by their flat keys; a list or tuple under a known key is an array."""
+    inner = dict(enumerate(value)) if isinstance(value, (tuple, list)) else value
+    for name, part in inner.items():
+        key = f"{prefix}{name}"
+        is_nested = isinstance(part, (dict, tuple, list))
+        if is_nested and key not in known:
+            _collect_parts(part, f"{key}/", known, parts)
+        else:
+            parts[key] = np.asarray(part)
+
+
+def as_arrays(observation: Any, observation_space: spaces.Space) -> Any:
+    """
+    :param observation: Observation, one or a batch, of NumPy arrays, lists, tuples or numbers
+    :param observation_space: Observation space of the policy, flat, without masks
+    :return: Array, or for a Dict space flat dict of arrays
+    :raises ValueError: If the observation is a dict and the space is not, or the reverse
+    """
+    if isinstance(observation_space, spaces.Dict):
+        if not isinstance(observation, (dict, tuple, list)):
+            raise ValueError(
+                f"The observation is {observation!r}, and its space is {observation_space}; pass a "
+                "dict (or a tuple) of its parts."
+            )
+        parts: dict[str, np.ndarray] = {}
+        _collect_parts(observation, "", observation_space.spaces, parts)
+        if parts.keys() != observation_space.spaces.keys():
+            raise ValueError(
+                f"The observation has the parts {list(parts)}, and its space needs "
+                f"{list(observation_space.spaces)}."
+            )
+        return parts
+    if isinstance(observation, dict):
+        raise ValueError(
+            f"The observation is a dict with the keys {list(observation)}, and its space is "
+            f"{observation_space}; pass the array alone."
+        )
+    return np.asarray(observation)
 
 
 def state_tensor(

@@ -17,13 +17,14 @@ from torch import nn
 from sb3_happo.common.agent_inputs import split_mask
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.heads import HeadName
+from sb3_happo.common.net_arch import check_net_arch
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
 from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.team_spaces import TeamSpaces
 from sb3_happo.envs.encodings import encode_observation
 from sb3_happo.envs.spaces import joint_action_dtype
-from sb3_happo.suggestions import check_names
+from sb3_happo.suggestions import check_names, did_you_mean
 
 #: Hidden states of one agent as ``predict`` takes them, each ``(n_layers, n_envs, hidden_size)``
 AgentState = tuple[np.ndarray, ...]
@@ -82,7 +83,9 @@ class MultiAgentPolicy(BasePolicy):
         self.action_dtype = joint_action_dtype(action_space)
         # An environment may name its agents by numbers
         overrides = {str(agent): dict(own) for agent, own in (agent_kwargs or {}).items()}
+        critic_kwargs = None if critic_kwargs is None else dict(critic_kwargs)
         self._check_kwargs(kwargs, overrides)
+        _check_all_net_archs(kwargs, overrides, critic_kwargs)
         self._init_kwargs: dict[str, Any] = {
             "append_agent_id": append_agent_id,
             "agent_kwargs": overrides,
@@ -125,7 +128,7 @@ class MultiAgentPolicy(BasePolicy):
                 made[agent] = self._make_actor(agent, lr_schedule, agent_id, own)
                 if index:
                     made[agent].share_parameters_with(made[group[0]])
-        return {agent: made[agent] for agent in self.agents}
+        return PoliciesByAgent((agent, made[agent]) for agent in self.agents)
 
     def _make_actor(
         self,
@@ -266,7 +269,7 @@ class MultiAgentPolicy(BasePolicy):
             policy = self.policies[agent]
             return policy.predict(observation, state, episode_start, deterministic, mask)
         if not isinstance(observation, dict):
-            raise ValueError("A team needs a dict of observations, {agent: observation}.")
+            raise ValueError(_no_dict(observation))
         own, masks = self._own_inputs(observation, action_masks)
         states = _reset_starting(state, episode_start)
         active = self.team_spaces.active(observation) or {}
@@ -358,6 +361,59 @@ class MultiAgentPolicy(BasePolicy):
         for agent, own in actions.items():
             joint[agent] = own
         return joint
+
+
+class PoliciesByAgent(dict[str, AgentPolicy]):
+    """
+    Policies by agent. An environment may name its agents by numbers: ``policies[0]`` is
+    ``policies["0"]``, as in ``predict``.
+    """
+
+    def __missing__(self, agent: Any) -> AgentPolicy:
+        name = str(agent)
+        if name != agent and name in self:
+            return self[name]
+        hint = did_you_mean(name, self, otherwise=f"There are {', '.join(map(repr, self))}.")
+        raise KeyError(f"The team has no agent {agent!r}. {hint}")
+
+    def __contains__(self, agent: object) -> bool:
+        return super().__contains__(agent) or super().__contains__(str(agent))
+
+    def get(self, agent: Any, default: Any = None) -> Any:
+        """
+        :param agent: Name or number of an agent
+        :param default: Value for an agent that the team does not have
+        :return: Policy of the agent, or ``default``
+        """
+        if agent not in self:
+            return default
+        return self[agent]
+
+
+def _check_all_net_archs(
+    kwargs: dict[str, Any],
+    overrides: dict[str, dict[str, Any]],
+    critic_kwargs: dict[str, Any] | None,
+) -> None:
+    """Bring every ``net_arch`` into its form, in place; errors name the place."""
+    places = {"policy_kwargs": kwargs, "policy_kwargs['critic_kwargs']": critic_kwargs or {}}
+    for agent, own in overrides.items():
+        places[f"policy_kwargs['agent_kwargs'][{agent!r}]"] = own
+    for place, values in places.items():
+        if "net_arch" in values:
+            where = f"{place}['net_arch']"
+            values["net_arch"] = check_net_arch(values["net_arch"], where)
+
+
+def _no_dict(observation: Any) -> str:
+    """Text of an error about an observation of a team that is no dict."""
+    text = (
+        "A team needs a dict of observations, {agent: observation}, not a "
+        f"{type(observation).__name__}."
+    )
+    if isinstance(observation, tuple) and len(observation) == 2:
+        text += " `env.reset()` returns two dicts, observations and infos; pass the first."
+    return text
 
 
 def _own_schedules(overrides: dict[str, dict[str, Any]]) -> dict[str, Schedule]:

@@ -18,14 +18,15 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
+from sb3_happo.common.extractors import extractor_of_dict
 from sb3_happo.common.image_extractors import (
     SmallImagesExtractor,
     announce_small_images,
     is_small_image,
 )
+from sb3_happo.common.net_arch import NetArch, check_net_arch
 from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
 
-NetArch = list[int] | dict[str, list[int]]
 #: Gains of the output layers where ``NetworkOptions.output_gain`` is None: small ones for actors,
 #: which start near the uniform policy
 ACTOR_OUTPUT_GAIN = 0.01
@@ -37,8 +38,9 @@ class NetworkOptions:
     """
     Hyperparameters of a network, which actors and critics share.
 
-    :param net_arch: Units of the hidden layers, or SB3's ``dict(pi=..., vf=...)``, of which actors
-        take ``pi`` and critics ``vf``; None for no hidden layer after a CNN, else two of 128
+    :param net_arch: Units of the hidden layers, ``[64, 64]``, or SB3's ``dict(pi=..., vf=...)``, of
+        which actors take ``pi`` and critics ``vf``; None for no hidden layer after a CNN, else two
+        of 128
     :param activation_fn: Activation function after each hidden layer
     :param ortho_init: Orthogonal initialisation (applied by :func:`initialise`)
     :param output_gain: Gain of the output layer's initialisation; None for ``ACTOR_OUTPUT_GAIN``
@@ -75,6 +77,9 @@ class NetworkOptions:
     lstm_hidden_size: int = 256
     n_lstm_layers: int = 1
     lstm_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "net_arch", check_net_arch(self.net_arch, "net_arch"))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -133,7 +138,10 @@ class NetworkOptions:
         :param space: Observation space of the network
         :return: The features extractor, by default SB3's choice
         """
-        return self.features_extractor_class or default_features_extractor(space)
+        given = self.features_extractor_class
+        if given is CombinedExtractor and isinstance(space, spaces.Dict):
+            return extractor_of_dict(space)
+        return given or default_features_extractor(space)
 
 
 def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtractor]:
@@ -149,7 +157,7 @@ def default_features_extractor(space: spaces.Space) -> type[BaseFeaturesExtracto
         announce_small_images(space)
         return SmallImagesExtractor if isinstance(space, spaces.Dict) else FlattenExtractor
     if isinstance(space, spaces.Dict):
-        return CombinedExtractor
+        return extractor_of_dict(space)
     return NatureCNN if is_image_space(space) else FlattenExtractor
 
 

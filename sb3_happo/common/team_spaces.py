@@ -128,7 +128,7 @@ class TeamSpaces:
         own_keys = {ACTION_MASK}
         if isinstance(own_space, spaces.Dict):
             own_keys.update(own_space.spaces)
-        keys = [str(key) for key in flat_observation(observation)]
+        keys = [str(key) for key in (*observation, *flat_observation(observation))]
         if any(find_owner(key, self._names) for key in keys):
             return False
         return not own_keys.isdisjoint(keys)

@@ -34,6 +34,7 @@ from sb3_happo.envs.spaces import ACTIVE
 from sb3_happo.envs.state import Observations, StateLayout
 from sb3_happo.envs.state_choice import State, choose_state
 from sb3_happo.envs.step_checks import reward_error
+from sb3_happo.envs.team_results import TeamResults, infos_by_name
 from sb3_happo.suggestions import check_names
 
 TeamReward: TypeAlias = str | Callable[[np.ndarray], float]
@@ -76,7 +77,9 @@ class JointEnv(gym.Env):
 
     **Rewards.** ``info["agent_rewards"]``, float ``(n_agents,)``, are the agents' own rewards of
     every step, in the order of ``agents``. The infos of a PettingZoo env are in
-    ``info["agent_infos"]`` if they are not empty; the info of a Gymnasium env is passed on.
+    ``info["agent_infos"]`` if they are not empty; the info of a Gymnasium env is passed on. Success
+    of the team (``info["is_success"]``) and the agents' results at the end of an episode are at the
+    top of the info, see :class:`~sb3_happo.envs.team_results.TeamResults`.
 
     The constructor resets the env once, without seed, to find masks and the shape of the state.
 
@@ -157,6 +160,7 @@ class JointEnv(gym.Env):
             self._ids, self.agents, self._spaces, observations, infos, ignore_masks
         )
         self.team_reward = team_reward
+        self._results = TeamResults()
         self._active: np.ndarray | None = None
         active = self._activity.reset(observations).active
         joint = self._layout.lay_out(observations, infos, active)
@@ -232,6 +236,7 @@ class JointEnv(gym.Env):
         self._check_spaces()
         activity = self._activity.reset(observations)
         self._active = activity.active
+        self._results.restart()
         return self._observe(observations, infos), self._info(infos, activity)
 
     def _check_spaces(self) -> None:
@@ -313,11 +318,14 @@ class JointEnv(gym.Env):
         if self._gymnasium is not None:
             info = dict(self._gymnasium.info)
             info.pop("active", None)  # key of the active mask here
+            self._results.add(infos_by_name(info, self.agents))
         elif any(infos.values()):
             pairs = zip(self._ids, self.agents, strict=True)
             agent_infos = {name: infos[agent] for agent, name in pairs if infos.get(agent)}
             if agent_infos:
                 info["agent_infos"] = agent_infos
+                self._results.add(agent_infos)
+        self._results.write(info, ended=activity.terminated or activity.truncated)
         if activity.active is not None:
             info["active"] = activity.active
         if activity.waiting is not None:

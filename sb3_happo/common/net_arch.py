@@ -1,0 +1,67 @@
+"""Forms of ``net_arch``: the units of the hidden layers of actors and critics."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from sb3_happo.suggestions import did_you_mean
+
+NetArch: TypeAlias = list[int] | dict[str, list[int]]
+
+#: Keys of a dict: actors, and critics of states
+PARTS = ("pi", "vf")
+_FORMS = (
+    "the units of each hidden layer, net_arch=[64, 64], or those of actors and critic, "
+    "net_arch=dict(pi=[64, 64], vf=[128, 128]); [] means no hidden layer"
+)
+
+
+def check_net_arch(net_arch: Any, where: str) -> NetArch | None:
+    """
+    Bring ``net_arch`` into its form.
+
+    :param net_arch: Value given by the user. ``[dict(pi=..., vf=...)]``, the form of SB3 before
+        1.8, is taken with a warning, as in SB3
+    :param where: Place at which it was given, for errors
+    :return: List of Python integers, dict of such lists, or None
+    :raises ValueError: If it is in another form
+    """
+    if net_arch is None:
+        return None
+    if _is_old_form(net_arch):
+        warnings.warn(
+            f"{where}=[dict(pi=..., vf=...)] is the form of SB3 before 1.8; write "
+            "net_arch=dict(pi=..., vf=...).",
+            stacklevel=3,
+        )
+        net_arch = net_arch[0]
+    if not isinstance(net_arch, Mapping):
+        return _check_layers(net_arch, where, net_arch)
+    layers = {}
+    for part, units in net_arch.items():
+        if part not in PARTS:
+            hint = did_you_mean(str(part), PARTS, otherwise="There are 'pi' and 'vf'.")
+            raise ValueError(f"{where} knows no {part!r}. {hint} It is {_FORMS}.")
+        layers[part] = _check_layers(units, f"{where}[{part!r}]", net_arch)
+    return layers
+
+
+def _is_old_form(net_arch: Any) -> bool:
+    if not isinstance(net_arch, (list, tuple)) or len(net_arch) != 1:
+        return False
+    return isinstance(net_arch[0], Mapping)
+
+
+def _check_layers(units: Any, where: str, whole: Any) -> list[int]:
+    """Units of the hidden layers as Python integers."""
+    if isinstance(units, (list, tuple, np.ndarray)) and all(map(_is_width, units)):
+        return [int(width) for width in units]
+    raise ValueError(f"{where} must be {_FORMS}; not {whole!r}.")
+
+
+def _is_width(width: Any) -> bool:
+    if isinstance(width, bool) or not isinstance(width, (int, np.integer)):
+        return False
+    return bool(width >= 1)

@@ -158,9 +158,7 @@ def filled(
     :return: Model with a rollout; its networks have not learned
     """
     kwargs: dict[str, Any] = {"n_epochs": 1, "seed": 0, "device": "cpu"}
-    model = algorithm(
-        "MlpPolicy", Crowd(n_agents), n_steps=n_steps, batch_size=n_steps, **kwargs
-    )
+    model = algorithm("MlpPolicy", Crowd(n_agents), n_steps=n_steps, batch_size=n_steps, **kwargs)
 
     class Untrained(type(model)):  # type: ignore[misc]
         def train(self) -> None:

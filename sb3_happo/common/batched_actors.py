@@ -1,7 +1,7 @@
 """The team's actors during collection: agents with the same networks are evaluated in one call."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch as th
@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
-from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import ActorsStep, AgentStep
 
-_ELEMENTWISE = (
+#: Layers that treat every number by itself, and have no parameters
+ELEMENTWISE = (
     nn.Tanh,
     nn.ReLU,
     nn.LeakyReLU,
@@ -30,10 +30,10 @@ _ELEMENTWISE = (
     nn.Softplus,
     nn.Identity,
 )
-_BATCHED_LAYERS = (nn.Linear, nn.LayerNorm, *_ELEMENTWISE)
+_BATCHED_LAYERS = (nn.Linear, nn.LayerNorm, *ELEMENTWISE)
 
 
-def _form(policy: AgentPolicy) -> tuple[object, ...] | None:
+def policy_form(policy: AgentPolicy) -> tuple[object, ...] | None:
     """
     :param policy: An agent's policy
     :return: Properties that policies must have in common to be evaluated in one call; None for a
@@ -146,8 +146,8 @@ class BatchedPolicies:
             self._add(layers)
         self._add([policy.head for policy in policies])
         stds = [policy.effective_log_std() for policy in policies]
-        self.log_std = _stack_present(stds)  # (n_agents, n_continuous)
-        ids = _stack_present([policy.one_hot for policy in policies])
+        self.log_std = stack_present(stds)  # (n_agents, n_continuous)
+        ids = stack_present([policy.one_hot for policy in policies])
         self.ids = None if ids is None else ids.unsqueeze(1)  # (n_agents, 1, n_ids)
         self.distribution = make_action_distribution(self.leader.action_space, self.leader.masked)
 
@@ -192,38 +192,66 @@ class BatchedPolicies:
         :return: Raw actions ``(n_agents, n_envs, action_dim)``, log-probabilities
             ``(n_agents, n_envs)``, and states ``(n_agents, n_envs, ...)`` or None
         """
-        n_envs = len(observations[0])
-        x = self._features(observations)
+        joined = None if masks is None else th.cat(list(masks))
+        before = th.stack(list(states)) if self.memory is not None else None
+        x, after = self.network(self.features(th.cat(list(observations))), before)
+        return self.decide(x, joined, after, deterministic)
+
+    def network(self, x: th.Tensor, states: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
+        """
+        :param x: Features, ``(n_agents, n_envs, n_inputs)``
+        :param states: States before the step, ``(n_agents, n_envs, ...)``; None without recurrent
+            layers
+        :return: Outputs of the networks, ``(n_agents, n_envs, n_params)``, and states after it
+        """
         after = None
         if self.memory is not None:
-            x, after = self.memory(x, th.stack(list(states)))
+            assert states is not None
+            x, after = self.memory(x, states)
         for layer in self.layers:
             x = layer(x)
-        # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution,
-        # further agents are further rows
-        joined = None if masks is None else th.cat(list(masks))
-        actions, log_probs = self._act(x.flatten(end_dim=1), joined, deterministic)
-        return AgentStep(
-            actions.reshape(self.n_agents, n_envs, -1),
-            log_probs.reshape(self.n_agents, n_envs),
-            after,
-        )
+        return x, after
 
-    def _features(self, observations: Sequence[th.Tensor]) -> th.Tensor:
+    def features(self, observations: th.Tensor) -> th.Tensor:
         """
-        :param observations: Observations of each agent, ``(n_envs, ...)``
+        :param observations: Observations of one agent after the other,
+            ``(n_agents * n_envs, ...)``
         :return: Flat observations, with the agents' ids if they have some,
             ``(n_agents, n_envs, n_inputs)``
         """
         flat = preprocess_obs(
-            th.cat(list(observations)),
+            observations,
             self.leader.observation_space,
             normalize_images=self.leader.normalize_images,
         )
         assert isinstance(flat, th.Tensor)
-        n_envs = len(observations[0])
+        n_envs = len(observations) // self.n_agents
         x = flat.reshape(self.n_agents, n_envs, -1)
         return x if self.ids is None else th.cat([x, self.ids.expand(-1, n_envs, -1)], dim=2)
+
+    def decide(
+        self,
+        params: th.Tensor,
+        masks: th.Tensor | None,
+        states: th.Tensor | None,
+        deterministic: bool,
+    ) -> AgentStep:
+        """
+        :param params: Outputs of the networks, ``(n_agents, n_envs, n_params)``
+        :param masks: Action masks, ``(n_agents * n_envs, n_choices)``, or None
+        :param states: States after the step, ``(n_agents, n_envs, ...)``, or None
+        :param deterministic: Whether to take the most likely actions instead of samples
+        :return: Decisions, see :meth:`__call__`
+        """
+        n_envs = params.shape[1]
+        # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution,
+        # further agents are further rows
+        actions, log_probs = self._act(params.flatten(end_dim=1), masks, deterministic)
+        return AgentStep(
+            actions.reshape(self.n_agents, n_envs, -1),
+            log_probs.reshape(self.n_agents, n_envs),
+            states,
+        )
 
     def _act(
         self, params: th.Tensor, masks: th.Tensor | None, deterministic: bool
@@ -245,7 +273,7 @@ class BatchedPolicies:
         return actions, distribution.log_prob(actions)
 
 
-def _stack_present(values: Sequence[th.Tensor | None]) -> th.Tensor | None:
+def stack_present(values: Sequence[th.Tensor | None]) -> th.Tensor | None:
     """
     :param values: A tensor of each agent, or None for each
     :return: Stacked tensors without gradients, or None
@@ -259,11 +287,11 @@ class BatchedActors:
     The team's actors during one rollout. Agents whose spaces and networks have the same form are
     evaluated together, the others one by one. The weights are copied at construction.
 
-    :param policy: The team
+    :param policy: The team, a ``MultiAgentPolicy``
     :raises ValueError: If a weight is NaN or infinite
     """
 
-    def __init__(self, policy: JointPolicy) -> None:
+    def __init__(self, policy: Any) -> None:
         self.policy = policy
         # Checked once here, so that PyTorch need not check the logits of every step
         for agent, member in policy.policies.items():
@@ -275,7 +303,7 @@ class BatchedActors:
                 )
         groups: dict[object, list[str]] = {}
         for agent, member in policy.policies.items():
-            groups.setdefault(_form(member) or agent, []).append(agent)
+            groups.setdefault(policy_form(member) or agent, []).append(agent)
         self.stacks: dict[tuple[str, ...], BatchedPolicies] = {}
         self.singles: list[str] = []
         for agents in groups.values():

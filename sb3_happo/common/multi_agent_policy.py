@@ -21,6 +21,7 @@ from sb3_happo.common.net_arch import check_net_arch
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
 from sb3_happo.common.saved_files import check_policy_file, save_policy
+from sb3_happo.common.team_prediction import AgentAnswer, AgentInput, TeamPrediction
 from sb3_happo.common.team_spaces import TeamSpaces
 from sb3_happo.envs.encodings import encode_observation
 from sb3_happo.envs.spaces import joint_action_dtype
@@ -97,6 +98,7 @@ class MultiAgentPolicy(BasePolicy):
         #: Learning rates of agents with one of their own
         self.lr_schedules = _own_schedules(overrides)
         self.policies = self._make_actors(lr_schedule, append_agent_id, kwargs, overrides)
+        self._team_prediction = TeamPrediction(self.policies)
         # By index: an agent's name need not be a legal name of a module
         self.actors = nn.ModuleList(self.policies.values())
         critic_rate = critic_lr_schedule or lr_schedule
@@ -231,6 +233,14 @@ class MultiAgentPolicy(BasePolicy):
         """
         return self.team_spaces.action_masks(observations, agent)
 
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        :param mode: True for training mode, in which weights may change; False for evaluation
+        """
+        if mode:
+            self._team_prediction.forget()
+        super().set_training_mode(mode)
+
     # ---------------------------------------------------------------- predict
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -246,6 +256,10 @@ class MultiAgentPolicy(BasePolicy):
     ) -> tuple[Any, Any]:
         """
         Actions of the agents whose observations are given. State and critic are not needed.
+
+        Agents whose spaces and networks have the same form act in one call, with the answers that
+        each would give alone. Samples of theirs are drawn together, so that a seed gives other
+        samples than calls of each agent's own ``predict``.
 
         :param observation: ``{agent: observation}`` in the environment's own form, or the
             observation of a ``JointEnv`` or of a vectorised one; for a team of one also its agent's
@@ -273,40 +287,47 @@ class MultiAgentPolicy(BasePolicy):
         own, masks = self._own_inputs(observation, action_masks)
         states = _reset_starting(state, episode_start)
         active = self.team_spaces.active(observation) or {}
-        actions: dict[str, Any] = {}
-        batched: set[str] = set()
-        for agent, own_observation in own.items():
-            before = states.get(agent)
-            answer = self._predict_agent(
-                agent, own_observation, before, deterministic, masks.get(agent)
-            )
-            actions[agent], after = answer
-            if after is not None:
-                states[agent] = _select_state(active.get(agent), after, before)
-            policy = self.policies[agent]
-            bare = split_mask(own_observation, policy.observation_space)[0]
-            if policy.is_vectorized_observation(bare):
-                batched.add(agent)
+        answers = self._answers(own, masks, states, deterministic)
+        for agent, answer in answers.items():
+            if answer.state is not None:
+                states[agent] = _select_state(active.get(agent), answer.state, states.get(agent))
+        actions = {agent: answer.action for agent, answer in answers.items()}
+        batched = {agent for agent, answer in answers.items() if answer.batched}
         joint: Any = self._join(actions, batched)
         if not batched:
-            names = {str(name): name for name in observation}
-            joint = {names.get(agent, agent): action for agent, action in actions.items()}
+            joint = _under_given_names(actions, observation)
         return joint, states or None
 
-    def _predict_agent(
+    def _answers(
         self,
-        agent: str,
-        observation: Any,
-        state: AgentState | None,
+        own: dict[str, Any],
+        masks: dict[str, Any],
+        states: dict[str, AgentState],
         deterministic: bool,
-        mask: np.ndarray | None,
-    ) -> tuple[Any, AgentState | None]:
-        """Action and hidden states of one agent; errors name it."""
+    ) -> dict[str, AgentAnswer]:
+        """Decisions of the agents, in the order of their observations."""
+        inputs = {}
+        for agent, observation in own.items():
+            inputs[agent] = AgentInput(observation, masks.get(agent), states.get(agent))
+        together = self._team_prediction(inputs, deterministic)
+        answers = {}
+        for agent, given in inputs.items():
+            answer = together.get(agent)
+            if answer is None:
+                answer = self._predict_agent(agent, given, deterministic)
+            answers[agent] = answer
+        return answers
+
+    def _predict_agent(self, agent: str, given: AgentInput, deterministic: bool) -> AgentAnswer:
+        """Decision of an agent that acts alone; errors name it."""
+        policy = self.policies[agent]
+        observation, mask, state = given
         try:
-            policy = self.policies[agent]
-            return policy.predict_encoded(observation, state, None, deterministic, mask)
+            action, after = policy.predict_encoded(observation, state, None, deterministic, mask)
         except ValueError as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
+        bare = split_mask(observation, policy.observation_space)[0]
+        return AgentAnswer(action, after, policy.is_vectorized_observation(bare))
 
     def _own_inputs(
         self, observation: dict[str, Any], action_masks: dict[str, np.ndarray] | None
@@ -356,8 +377,10 @@ class MultiAgentPolicy(BasePolicy):
                 "The agents' observations must be of the same environments; they are "
                 f"{', '.join(counts)}."
             )
-        fields = [(agent, self.policies[agent].env_actions.dtype) for agent in actions]
-        joint = np.empty(n_envs, np.dtype(fields))
+        dtype = self.action_dtype
+        if tuple(actions) != self.agents:
+            dtype = np.dtype([(agent, self.policies[agent].env_actions.dtype) for agent in actions])
+        joint = np.empty(n_envs, dtype)
         for agent, own in actions.items():
             joint[agent] = own
         return joint
@@ -414,6 +437,12 @@ def _no_dict(observation: Any) -> str:
     if isinstance(observation, tuple) and len(observation) == 2:
         text += " `env.reset()` returns two dicts, observations and infos; pass the first."
     return text
+
+
+def _under_given_names(actions: dict[str, Any], observation: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Actions by the agents' names in the observation, which may be numbers."""
+    names = {str(name): name for name in observation}
+    return {names.get(agent, agent): action for agent, action in actions.items()}
 
 
 def _own_schedules(overrides: dict[str, dict[str, Any]]) -> dict[str, Schedule]:

@@ -1,0 +1,193 @@
+"""Large teams: work in proportion to the number of agents, and answers that do not depend on it."""
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+
+from sb3_happo import HAPPO, MAPPO
+from sb3_happo.common.agent_policy import AgentPolicy
+
+N_AGENTS = 6
+
+
+class Crowd:
+    """Equal agents; the first one dies in the first step."""
+
+    metadata: dict = {}
+    render_mode = None
+
+    def __init__(self, space=None, masked=False, n_agents=N_AGENTS):
+        self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
+        self.agents = list(self.possible_agents)
+        self.own = spaces.Box(-1, 1, (3,), np.float32)
+        self.actions = space or spaces.Discrete(4)
+        self.masked = masked
+        self.rng = np.random.default_rng(0)
+
+    def observation_space(self, agent):
+        return self.own
+
+    def action_space(self, agent):
+        return self.actions
+
+    def answers(self):
+        infos = {agent: {} for agent in self.agents}
+        if self.masked:
+            infos = {agent: {"action_mask": self.mask()} for agent in self.agents}
+        observations = {}
+        for agent in self.agents:
+            observations[agent] = self.rng.uniform(-1, 1, 3).astype(np.float32)
+        return observations, infos
+
+    def mask(self):
+        mask = self.rng.integers(0, 2, 4).astype(np.int8)
+        mask[self.rng.integers(4)] = 1
+        return mask
+
+    def reset(self, seed=None, options=None):
+        self.agents = list(self.possible_agents)
+        self.steps = 0
+        return self.answers()
+
+    def step(self, actions):
+        self.steps += 1
+        acting, over = self.agents, self.steps == 5
+        self.agents = [] if over else self.possible_agents[1:]
+        self.agents, alive = acting, self.agents
+        observations, infos = self.answers()
+        self.agents = alive
+        terminations = {agent: over or agent == "agent_0" for agent in acting}
+        rewards = {agent: float(observations[agent][0]) for agent in acting}
+        return observations, rewards, terminations, dict.fromkeys(acting, False), infos
+
+    def render(self):
+        pass
+
+    def close(self):
+        pass
+
+
+FORMS = {
+    "plain": ("MlpPolicy", {}, {}),
+    "continuous": ("MlpPolicy", {"space": spaces.Box(-2, 1, (2,), np.float32)}, {}),
+    "nested": (
+        "MlpPolicy",
+        {"space": spaces.Dict(move=spaces.Box(-1, 1, (2,)), word=spaces.Discrete(3, start=1))},
+        {},
+    ),
+    "masked": ("MlpPolicy", {"masked": True}, {}),
+    "lstm": ("MlpLstmPolicy", {}, {}),
+    "gru": ("MlpGruPolicy", {}, {}),
+    "shared": ("MlpPolicy", {}, {"share_parameters": True, "append_agent_id": True}),
+    "pairs": ("MlpLstmPolicy", {}, {"share_parameters": [["agent_0", "agent_2"]]}),
+}
+
+
+def make(form, algorithm=HAPPO, **kwargs):
+    policy, env_kwargs, policy_kwargs = FORMS[form]
+    settings = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0} | kwargs
+    return algorithm(policy, Crowd(**env_kwargs), policy_kwargs=policy_kwargs, **settings)
+
+
+def calls_of_agents(monkeypatch):
+    """Names of the calls of ``AgentPolicy.predict``."""
+    calls = []
+    predict = AgentPolicy.predict
+
+    def counted(self, *args, **kwargs):
+        calls.append(self)
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(AgentPolicy, "predict", counted)
+    return calls
+
+
+def assert_close(one, other):
+    """Compare actions of any nesting."""
+    if isinstance(one, dict):
+        for key in one:
+            assert_close(one[key], other[key])
+    else:
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_team_answers_as_its_agents_do(form, monkeypatch):
+    model = make(form)
+    obs, infos = (env := Crowd(**FORMS[form][1])).reset()
+    state, alone = None, dict.fromkeys(obs)
+    for _ in range(3):
+        masks = {agent: info["action_mask"] for agent, info in infos.items() if info} or None
+        calls = calls_of_agents(monkeypatch)
+        joint, state = model.predict(obs, state, deterministic=True, action_masks=masks)
+        assert not calls
+        for agent, own in obs.items():
+            mask = None if masks is None else masks[agent]
+            single, alone[agent] = model.policies[agent].predict(
+                own, alone[agent], deterministic=True, action_masks=mask
+            )
+            assert_close(joint[agent], single)
+            assert type(joint[agent]) is type(single)
+            assert env.action_space(agent).contains(joint[agent])
+            if alone[agent] is not None:
+                assert_close(list(state[agent]), list(alone[agent]))
+        obs, *_, infos = env.step(joint)
+
+
+@pytest.mark.parametrize("form", ["plain", "masked", "lstm", "shared"])
+def test_batches_and_subsets_are_answered_as_by_the_agents(form):
+    model = make(form)
+    obs = model.env.reset()
+    batch = {key: np.repeat(value, 3, axis=0) for key, value in obs.items()}
+    joint, _ = model.predict(batch, deterministic=True)
+    some = {key: value for key, value in batch.items() if "_1" in key or "_4" in key}
+    part, state = model.predict(some, deterministic=True)
+    assert part.dtype.names == ("agent_1", "agent_4")
+    for agent in part.dtype.names:
+        own, mask = batch[agent], batch.get(f"{agent}/action_mask")
+        single, _ = model.policies[agent].predict(own, deterministic=True, action_masks=mask)
+        np.testing.assert_array_equal(part[agent], single)
+        np.testing.assert_array_equal(joint[agent], single)
+    assert state is None or set(state) == {"agent_1", "agent_4"}
+
+
+def shift(model):
+    for policy in model.policies.values():
+        policy.head.bias.data += th.tensor([0.0, 0.0, 0.0, 100.0])
+
+
+def overwrite(model):
+    with th.no_grad():
+        model.policies["agent_2"].head.bias[3] = 100.0
+
+
+def replace(model):
+    head = th.nn.Linear(128, 4)
+    th.nn.init.constant_(head.bias, 0.0)
+    with th.no_grad():
+        head.bias[3] = 100.0
+    model.policies["agent_2"].head = head
+
+
+def load(model):
+    params = model.get_parameters()
+    for key in params["policy"]:
+        if key.endswith("head.bias") and key.startswith("actors"):
+            params["policy"][key] = th.tensor([0.0, 0.0, 0.0, 100.0])
+    model.set_parameters(params)
+
+
+@pytest.mark.parametrize("algorithm", [HAPPO, MAPPO])
+@pytest.mark.parametrize("change", [shift, overwrite, replace, load])
+def test_predict_follows_every_change_of_the_weights(algorithm, change):
+    model = make("plain", algorithm)
+    obs, _ = Crowd().reset()
+    model.predict(obs)
+    change(model)
+    joint, _ = model.predict(obs, deterministic=True)
+    assert joint["agent_2"] == 3
+    model.learn(32)
+    joint, _ = model.predict(obs, deterministic=True)
+    for agent, own in obs.items():
+        assert joint[agent] == model.policies[agent].predict(own, deterministic=True)[0]

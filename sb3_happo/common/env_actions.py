@@ -1,7 +1,5 @@
 """Raw actions of a policy, and the actions that the environment takes."""
 
-from typing import Any
-
 import numpy as np
 import torch as th
 from gymnasium import spaces

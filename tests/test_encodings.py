@@ -127,7 +127,7 @@ def test_states_of_any_form(state: Any, shape: tuple[int, ...]) -> None:
 ACTIONS: dict[str, spaces.Space] = {
     "discrete": spaces.Discrete(3, start=4),
     "bytes": spaces.Discrete(3, dtype=np.int8),
-    "matrix": spaces.MultiDiscrete(np.array([[2, 3], [3, 4]]), dtype=np.int32),  # type: ignore[arg-type]
+    "matrix": spaces.MultiDiscrete(np.array([[2, 3], [3, 4]]), dtype=np.int32),
     "bits": spaces.MultiBinary((2, 3)),
     "number": spaces.Box(0, 1, (), np.float32),
     "double": spaces.Box(0, 0.1, (2,), np.float64),

@@ -20,7 +20,7 @@ BOX = spaces.Box(-1, 1, (2,), np.float32)
 OBSERVED: dict[str, spaces.Space] = {
     "from five": spaces.Discrete(4, start=5),
     "from below": spaces.Discrete(4, start=-2),
-    "matrix": spaces.MultiDiscrete([[4, 11], [2, 3]]),
+    "matrix": spaces.MultiDiscrete(np.array([[4, 11], [2, 3]])),
     "heads from elsewhere": spaces.MultiDiscrete([3, 4], start=[1, -1]),
     "number": spaces.Box(0, 10, (), np.float32),
     "double number": spaces.Box(0, 10, (), np.float64),
@@ -100,7 +100,7 @@ def test_values_off_their_space_are_refused(space: spaces.Space, value: Any) -> 
     ("space", "value"), [(spaces.Discrete(5), -1), (spaces.MultiDiscrete([3, 4]), [3, 1])]
 )
 def test_the_critic_encodes_no_values_off_their_space(space: Any, value: Any) -> None:
-    with pytest.raises(ValueError, match="agent 'a': .* is not in"):
+    with pytest.raises(ValueError, match=r"agent 'a': .* is not in"):
         FlatObservations([Leaf("a", 0, space)])({"a": np.array(value)}, None)
 
 
@@ -127,7 +127,7 @@ def test_states_of_any_form(state: Any, shape: tuple[int, ...]) -> None:
 ACTIONS: dict[str, spaces.Space] = {
     "discrete": spaces.Discrete(3, start=4),
     "bytes": spaces.Discrete(3, dtype=np.int8),
-    "matrix": spaces.MultiDiscrete([[2, 3], [3, 4]], dtype=np.int32),
+    "matrix": spaces.MultiDiscrete(np.array([[2, 3], [3, 4]]), dtype=np.int32),
     "bits": spaces.MultiBinary((2, 3)),
     "number": spaces.Box(0, 1, (), np.float32),
     "double": spaces.Box(0, 0.1, (2,), np.float64),
@@ -222,5 +222,5 @@ def test_rows_of_agents_are_refused(base_class: str) -> None:
     "id", ["pettingzoo.mpe/simple_spread_v3", "pettingzoo/mpe/simple_spread_v3"]
 )
 def test_ids_of_packages_that_moved(id: str) -> None:
-    with pytest.raises(ImportError, match="pip install mpe2, .* 'mpe2/simple_spread_v3'"):
+    with pytest.raises(ImportError, match=r"pip install mpe2, .* 'mpe2/simple_spread_v3'"):
         make_joint_env(id)

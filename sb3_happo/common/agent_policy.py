@@ -79,7 +79,8 @@ class AgentPolicy(ActorNetwork):
         """
         Action of the agent for its own observation, one or a batch of them.
 
-        :param observation: Own observation, in the form in which the environment returns it; where the agent has action masks also PettingZoo's form
+        :param observation: Own observation, in the form in which the environment returns it; where
+            the agent has action masks also PettingZoo's form
             ``{"observation": ..., "action_mask": ...}``
         :param state: Hidden states that the call for the step before returned (an LSTM's hidden and
             cell state, or a GRU's hidden state), each ``(n_layers, batch, hidden_size)``; None at

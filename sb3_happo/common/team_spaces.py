@@ -107,8 +107,8 @@ class TeamSpaces:
     def is_joint(self, observation: Mapping[Any, Any]) -> bool:
         """
         :param observation: Joint observation, or ``{agent: observation}``
-        :return: True if it has entries of the critic, as those of a ``JointEnv`` have, whose agents'
-            entries are converted already
+        :return: True if it has entries of the critic, as those of a ``JointEnv`` have, in which the
+            agents' entries are converted already
         """
         for key in observation:
             name = str(key)

@@ -304,9 +304,9 @@ class TurnBased(WrappedTeam):
         missing = [name for name in _TURN_ATTRIBUTES if not hasattr(self.env, name)]
         if missing:
             raise TypeError(
-                f"The AECEnv has no {missing} after reset. PettingZoo's AECEnv has {_TURN_ATTRIBUTES}; "
-                "`dones` are those of before PettingZoo 1.22, now split into terminations and "
-                f"truncations. {SEE_CHECKER}"
+                f"The AECEnv has no {missing} after reset, where PettingZoo's has "
+                f"{_TURN_ATTRIBUTES}. `dones` are those of before PettingZoo 1.22, now split into "
+                f"terminations and truncations. {SEE_CHECKER}"
             )
         _step_dead_agents(self.env, self.env)
         return self._observe(), without_none(self.env.infos)

@@ -383,11 +383,11 @@ def _missing(id: str, package: str, error: ImportError) -> ImportError:
             f"the id {moved!r}.{hint}",
             name=error.name,
         )
-    install = _INSTALL.get(package) or error.name
-    if install is None:
+    needed = _INSTALL.get(package) or error.name
+    if needed is None:
         return ImportError(f"The environment {id!r} cannot be imported: {error}", name=error.name)
     return ImportError(
         f"The environment {id!r} needs something that is not installed ({error}): "
-        f"pip install {install}",
+        f"pip install {needed}",
         name=error.name,
     )

@@ -216,8 +216,8 @@ def flatten_mask(space: spaces.Space, mask: Any) -> np.ndarray:
         if flat.size == _n_combinations(space):
             raise ValueError(
                 f"an action mask of shape {np.shape(mask)} over the combinations of the parts of "
-                f"{space}, which the algorithms choose independently; give {size} entries, one for "
-                "each choice of each part"
+                f"{space}, which the algorithms choose independently; it needs {size} entries, "
+                "one for each choice of each part"
             )
         raise ValueError(
             f"an action mask of shape {np.shape(mask)} where {space} needs {size} entries"

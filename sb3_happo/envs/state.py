@@ -89,8 +89,8 @@ class _OneHot:
         if (values < self.low).any() or (values >= self.high).any():
             raise ValueError(
                 f"agent {self.key.partition('/')[0]!r}: the observation {value!r} (entry "
-                f"{self.key!r}) is not in {self.space}; correct the env's observation_space or what "
-                "it returns."
+                f"{self.key!r}) is not in {self.space}; correct the env's observation_space or "
+                "what it returns."
             )
         encoded = np.zeros(self.size, np.float32)
         encoded[values + self.offsets] = 1.0

@@ -87,7 +87,7 @@ def _check_dicts(method: str, names: tuple[str, ...], values: tuple, remedy: str
 def describe(value: Any) -> str:
     """
     :param value: Any value
-    :return: Its kind and size, for errors
+    :return: Kind and size of the value, for errors
     """
     if isinstance(value, tuple):
         return f"a tuple of {len(value)} values"

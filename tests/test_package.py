@@ -163,6 +163,7 @@ ORDER = (
     "common.checks",
     "common.own_rewards",
     "common.multi_agent_algorithm",
+    "common.rollout_state",
     "common.on_policy_algorithm",
     # Algorithms
     "happo.*",

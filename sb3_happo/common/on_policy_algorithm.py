@@ -1,8 +1,7 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
-import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -43,36 +42,18 @@ from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJoint
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
+from sb3_happo.common.rollout_state import CollectorState, RolloutState, warn_of_lost_episodes
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
-from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
+from sb3_happo.vec_env.step_facts import StepFacts, step_facts
 from sb3_happo.vec_env.transitions import TransitionWatch
 
 SelfOnPolicy = TypeVar("SelfOnPolicy", bound="MultiAgentOnPolicyAlgorithm")
 
 
-class CollectorState(NamedTuple):
-    """
-    State of the collection of rollouts between two steps.
-
-    :param obs: Observations that the team answers next, each entry ``(n_envs, ...)``
-    :param episode_starts: True where they begin an episode, ``(n_envs,)``
-    :param active: Active mask of them, ``(n_envs, n_agents)``; None for all agents
-    :param states: Hidden states of the team
-    :param own_values: Values of each agent's last active step in the running episodes,
-        ``(n_envs, n_values)``
-    """
-
-    obs: dict[str, Any]
-    episode_starts: np.ndarray
-    active: np.ndarray | None
-    states: RNNStates
-    own_values: th.Tensor
-
-
-class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
+class MultiAgentOnPolicyAlgorithm(RolloutState, MultiAgentAlgorithm, OnPolicyAlgorithm):
     """
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
@@ -111,9 +92,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int
-    #: Watch of the training environment, and the number of the last step that training has made
-    _watch: TransitionWatch | None = None
-    _last_transition: int | None = None
 
     def __init__(
         self,
@@ -201,33 +179,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         )
         self._reset_collector()
 
-    def _reset_collector(self) -> None:
-        self._last_states = self.policy.initial_states(self.n_envs)
-        self._last_own_values = th.zeros(self.n_envs, self.critic.n_values, device=self.device)
-
-    @property
-    def collector_state(self) -> CollectorState:
-        """
-        :return: State of the collection of rollouts, as :meth:`collect_rollouts` continues it
-        """
-        assert isinstance(self._last_obs, dict), "No previous observation was provided"
-        assert self._last_episode_starts is not None
-        return CollectorState(
-            self._last_obs,
-            self._last_episode_starts,
-            self._last_active,
-            self._last_states,
-            self._last_own_values,
-        )
-
-    @collector_state.setter
-    def collector_state(self, state: CollectorState) -> None:
-        self._last_obs = state.obs
-        self._last_episode_starts = state.episode_starts
-        self._last_active = state.active
-        self._last_states = state.states
-        self._last_own_values = state.own_values
-
     # ---------------------------------------------------------------- rollouts
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
@@ -240,25 +191,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             # The environments were reset
             self._begin_episodes(self._last_obs)
         return result
-
-    def _begin_episodes(self, obs: Any) -> None:
-        """Continue from the observations ``obs`` that a reset of all environments returned."""
-        assert self.env is not None and self._watch is not None
-        self._last_obs = obs
-        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
-        self._last_active = initial_facts(self.env, len(self.agents)).active
-        self._last_transition = self._watch.last
-        self._reset_collector()
-        no_rewards = th.zeros(self.n_envs, 1, device=self.device)
-        self._check_step(self._to_tensors(obs), no_rewards, [])
-
-    def _env_has_moved(self) -> bool:
-        """
-        :return: True if somebody else has reset or stepped the training environment since the last
-            step of the training, so that the last observations are not those of its present state
-        """
-        assert self._watch is not None
-        return self._watch.last != self._last_transition
 
     @torch_threads(1)
     def collect_rollouts(  # type: ignore[override]
@@ -308,7 +240,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
             moved = self._env_has_moved()
             if moved:
-                _warn_of_lost_episodes()
+                warn_of_lost_episodes()
                 facts, infos = cut_off(facts, infos, new_obs)
             state = self._add(rollout_buffer, obs, step, returns, facts, infos, state)
             obs = next_obs
@@ -464,12 +396,3 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
         return [*super()._excluded_save_params(), "_last_states", "_last_own_values", "_watch"]
-
-
-def _warn_of_lost_episodes() -> None:
-    warnings.warn(
-        "The training environment was reset or stepped by something else during learn(), such as a "
-        "callback that evaluates on it. The running episodes are cut off there, as by a time "
-        "limit, and new ones begin. Evaluate on an environment of its own.",
-        stacklevel=3,
-    )

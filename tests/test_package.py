@@ -175,7 +175,9 @@ ORDER = (
     "common.agent_returns",
     "common.checks",
     "common.own_rewards",
+    "common.saved_algorithm",
     "common.multi_agent_algorithm",
+    "common.rollout_state",
     "common.on_policy_algorithm",
     "common.evaluation",
     # Algorithms

@@ -1,8 +1,7 @@
 """Training loop of the on-policy algorithms: rollouts of a team, and the value function."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -14,7 +13,6 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
@@ -44,12 +42,12 @@ from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJoint
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
+from sb3_happo.common.rollout_state import CollectorState, RolloutState, warn_of_lost_episodes
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.envs import check_team_spaces
-from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
-from sb3_happo.vec_env.transitions import TransitionWatch
+from sb3_happo.vec_env.step_facts import StepFacts, step_facts
 
 #: Policies by the names that the constructor accepts
 POLICY_ALIASES: dict[str, type[BasePolicy]] = {
@@ -63,37 +61,9 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
     "CnnGruPolicy": GruJointPolicy,
     "MultiInputGruPolicy": GruJointPolicy,
 }
-# Attributes that are not saved
-_OF_RUNNING_EPISODES = (
-    "_last_states",
-    "_last_own_values",
-    "_agent_returns",
-    "_absent_agents",
-    "_presence_checked",
-    "_watch",
-)
 
 
-class CollectorState(NamedTuple):
-    """
-    State of the collection of rollouts between two steps.
-
-    :param obs: Observations for the team's next decision, each entry ``(n_envs, ...)``
-    :param episode_starts: True where they begin an episode, ``(n_envs,)``
-    :param active: Active mask of them, ``(n_envs, n_agents)``; None for all agents
-    :param states: Hidden states of the team
-    :param own_values: Values of each agent's last active step in the running episodes,
-        ``(n_envs, n_values)``
-    """
-
-    obs: dict[str, Any]
-    episode_starts: np.ndarray
-    active: np.ndarray | None
-    states: RNNStates
-    own_values: th.Tensor
-
-
-class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
+class MultiAgentOnPolicyAlgorithm(RolloutState, MultiAgentAlgorithm, OnPolicyAlgorithm):
     """
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
@@ -122,9 +92,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int
-    #: Watch of the training environment, and the number of the last step that training has made
-    _watch: TransitionWatch | None = None
-    _last_transition: int | None = None
 
     def __init__(
         self,
@@ -210,72 +177,10 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             chunk_length=self.chunk_length,
             **self.rollout_buffer_kwargs,
         )
-        window = self._stats_window_size
-        self._agent_returns = AgentReturns(self.agents, self.n_envs, window)
-        self._presence_checked = False
+        self._make_agent_log()
         self._reset_collector()
-
-    def _reset_collector(self) -> None:
-        self._agent_returns.restart()
-        self._last_states = self.policy.initial_states(self.n_envs)
-        self._last_own_values = th.zeros(self.n_envs, self.critic.n_values, device=self.device)
-
-    @property
-    def collector_state(self) -> CollectorState:
-        """
-        :return: State of the collection of rollouts, as :meth:`collect_rollouts` continues it
-        """
-        assert isinstance(self._last_obs, dict), "No previous observation was provided"
-        assert self._last_episode_starts is not None
-        return CollectorState(
-            self._last_obs,
-            self._last_episode_starts,
-            self._last_active,
-            self._last_states,
-            self._last_own_values,
-        )
-
-    @collector_state.setter
-    def collector_state(self, state: CollectorState) -> None:
-        self._last_obs = state.obs
-        self._last_episode_starts = state.episode_starts
-        self._last_active = state.active
-        self._last_states = state.states
-        self._last_own_values = state.own_values
 
     # ---------------------------------------------------------------- rollouts
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        before, episodes = self._last_obs, self.ep_info_buffer
-        result = super()._setup_learn(*args, **kwargs)
-        if self.ep_info_buffer is not episodes:
-            self._agent_returns.clear()
-        assert self.env is not None
-        if self._watch is None or self._watch.env is not self.env:
-            self._watch = TransitionWatch(self.env)
-        if self._last_obs is not before:
-            # The environments were reset
-            self._begin_episodes(self._last_obs)
-        return result
-
-    def _begin_episodes(self, obs: Any) -> None:
-        """Continue from the observations ``obs`` that a reset of all environments returned."""
-        assert self.env is not None and self._watch is not None
-        self._last_obs = obs
-        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
-        self._last_active = initial_facts(self.env, len(self.agents)).active
-        self._last_transition = self._watch.last
-        self._reset_collector()
-        no_rewards = th.zeros(self.n_envs, 1, device=self.device)
-        self._check_step(self._to_tensors(obs), no_rewards, [])
-
-    def _env_has_moved(self) -> bool:
-        """
-        :return: True if somebody else has reset or stepped the training environment since the last
-            step of the training, so that the last observations are not those of its present state
-        """
-        assert self._watch is not None
-        return self._watch.last != self._last_transition
 
     @torch_threads(1)
     def collect_rollouts(  # type: ignore[override]
@@ -335,7 +240,7 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             self._agent_returns.add(facts.agent_rewards, facts.dones, state.active)
             moved = self._env_has_moved()
             if moved:
-                _warn_of_lost_episodes()
+                warn_of_lost_episodes()
                 facts, infos = cut_off(facts, infos, new_obs)
             state = self._add(rollout_buffer, obs, step, returns, facts, infos, state)
             obs = next_obs
@@ -455,34 +360,6 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             )
         rewards[cut] += self.gamma * values
 
-    def _note_absent_agents(self, present: Sequence[str]) -> None:
-        """
-        Leave agents without a single sample out of the log; warn of those of the first rollout.
-
-        :param present: Agents that were active at some step of the rollout
-        """
-        self._absent_agents = frozenset(self.agents).difference(present)
-        warned, self._presence_checked = self._presence_checked, True
-        if self._absent_agents and not warned:
-            names = ", ".join(repr(agent) for agent in self.agents if agent not in present)
-            warnings.warn(
-                f"No observation of {names} came in the first rollout ({self.n_steps} steps of "
-                f"{self.n_envs} environments). An agent is not trained while it is absent, and its "
-                "figures are left out of the log. If it never takes part, take it out of the list "
-                "of agents, or name the others: JointEnv(env, agents=[...]).",
-                stacklevel=2,
-            )
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """
-        Write the log, with the mean return of each agent's own rewards.
-
-        :param iteration: Number of the present iteration
-        """
-        for agent, value in self._agent_returns.means().items():
-            self.logger.record(f"rollout/{self._log_names[agent]}/ep_rew_mean", value)
-        super().dump_logs(iteration)
-
     # ---------------------------------------------------------------- learning
 
     def _update_critic(self) -> None:
@@ -516,16 +393,3 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             assert callable(self.clip_range_vf)
             clip_range = self.clip_range_vf(self._current_progress_remaining)
         return ValueLoss(self.vf_coef, clip_range, self.use_clipped_value_loss, self.huber_delta)
-
-    def _excluded_save_params(self) -> list[str]:
-        # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
-        return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]
-
-
-def _warn_of_lost_episodes() -> None:
-    warnings.warn(
-        "The training environment was reset or stepped by something else during learn(), such as a "
-        "callback that evaluates on it. The running episodes are cut off there, as by a time "
-        "limit, and new ones begin. Evaluate on an environment of its own.",
-        stacklevel=3,
-    )

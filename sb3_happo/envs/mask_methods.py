@@ -137,8 +137,8 @@ def with_mask_method(team: Team, env: Any) -> Team:
 def find_mask_method(env: Any) -> MaskMethod | None:
     """
     :param env: PettingZoo or Gymnasium environment
-    :return: Method of the environment that returns action masks, of a wrapper or of the environment inside; None
-        if there is none
+    :return: Method that returns action masks, of a wrapper or of the environment inside; None if
+        there is none
     """
     for name in MASK_METHODS:
         method = None

@@ -152,6 +152,7 @@ ORDER = (
     "common.policies",
     # Data and learning
     "common.minibatches",
+    "common.rollout_memory",
     "common.rollout_buffer",
     "common.gradient_step",
     "common.value_learning",

@@ -36,6 +36,7 @@ from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJoint
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
+from sb3_happo.common.rollout_memory import check_memory, describe, rollout_bytes
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import JointStep, RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
@@ -174,6 +175,9 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
         )
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         self._make_log_names()
+        if self.env is not None:
+            # A model that is loaded without an environment may be for `predict` alone
+            self._check_memory()
         buffer_class: Any = self.rollout_buffer_class or MultiAgentRolloutBuffer
         self.rollout_buffer = buffer_class(
             self.n_steps,
@@ -187,6 +191,13 @@ class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm):
             **self.rollout_buffer_kwargs,
         )
         self._reset_collector()
+
+    def _check_memory(self) -> None:
+        """Announce the memory of a rollout, and refuse more than the machine has."""
+        size = (self.policy, self.n_steps, self.n_envs, self.critic.n_values)
+        if self.verbose >= 1:
+            print(f"A rollout takes {describe(rollout_bytes(*size))}")
+        check_memory(*size, self.device)
 
     def _reset_collector(self) -> None:
         self._last_states = self.policy.initial_states(self.n_envs)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
@@ -61,9 +60,7 @@ class LivePolicies(BatchedPolicies):
             x, after = self._remember(x, states)
         networks = [(*owner.body, owner.head) for owner in self._owners]
         for layers in zip(*networks, strict=True):
-            if isinstance(layers[0], ELEMENTWISE):
-                x = layers[0](x)
-            elif len(layers) == 1:
+            if isinstance(layers[0], ELEMENTWISE) or len(layers) == 1:
                 x = layers[0](x)
             else:
                 parts = zip(layers, x.split(self._sizes), strict=True)

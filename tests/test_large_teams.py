@@ -14,10 +14,11 @@ N_AGENTS = 6
 class Crowd:
     """Equal agents; the first one dies in the first step."""
 
-    metadata: dict = {}
+    metadata = None
     render_mode = None
 
     def __init__(self, space=None, masked=False, n_agents=N_AGENTS):
+        self.metadata = {}
         self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
         self.agents = list(self.possible_agents)
         self.own = spaces.Box(-1, 1, (3,), np.float32)
@@ -196,10 +197,10 @@ def test_predict_follows_every_change_of_the_weights(algorithm, change):
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy", "MlpGruPolicy"])
 def test_a_shared_network_takes_one_pass_per_minibatch(policy):
     class Counting(MAPPO):
-        sizes: list = []
+        sizes = ()
 
         def _policy_loss(self, log_prob, batch):
-            self.sizes.append(len(log_prob))
+            self.sizes = (*self.sizes, len(log_prob))
             return super()._policy_loss(log_prob, batch)
 
     kwargs = {"share_parameters": True, "append_agent_id": True}
@@ -242,7 +243,7 @@ def test_memory_of_a_rollout_is_announced_and_bounded(capsys):
     model = HAPPO("MlpPolicy", Crowd(), n_steps=16, batch_size=8, verbose=1)
     assert "A rollout takes 0.0 MB (largest entry" in capsys.readouterr().out
     env = JointEnv(Crowd(n_agents=50), state="agent")
-    with pytest.raises(MemoryError, match="takes .* GB .*'agent_states'.*`n_steps`"):
+    with pytest.raises(MemoryError, match=r"takes .* GB .*'agent_states'.*`n_steps`"):
         HAPPO("MlpPolicy", env, n_steps=10**10, batch_size=None)
     assert model.rollout_buffer.n_rows == 16
 
@@ -268,3 +269,13 @@ def test_steps_with_a_dead_agent_compare_each_agent_a_few_times():
         env.step(dict.fromkeys(env.agents, 0))
         counts.append(Name.n_compared)
     assert counts[1] <= 4.5 * max(counts[0], 1)
+
+
+@pytest.mark.parametrize(("map_size", "n_agents"), [(12, 12), (18, 64)])
+def test_battles_of_magent_train(map_size, n_agents):
+    environments = pytest.importorskip("magent2.environments")
+    env = environments.battle_v4.parallel_env(map_size=map_size, max_cycles=10)
+    model = MAPPO("MlpPolicy", env, n_steps=4, batch_size=4, n_epochs=1, seed=0)
+    assert len(model.agents) >= n_agents
+    model.learn(4)
+    assert model.num_timesteps == 4

@@ -274,8 +274,7 @@ def _act(
     actions = taken.reshape(len(rows), n_envs, *taken.shape[1:])
     states: Sequence[Any] = [None] * len(rows)
     if step.states is not None:
-        # (n_agents, n_envs, n_parts, n_layers, hidden_size)
-        # -> n_agents x n_parts x (n_layers, n_envs, hidden_size)
+        # As `predict` takes them: for each agent n_parts x (n_layers, n_envs, hidden_size)
         states = [tuple(own) for own in step.states.permute(0, 2, 3, 1, 4).cpu().numpy()]
     answers = {}
     for agent, row, own, state in zip(stack.agents, rows, actions, states, strict=True):

@@ -271,7 +271,7 @@ def test_steps_with_a_dead_agent_compare_each_agent_a_few_times():
     assert counts[1] <= 4.5 * max(counts[0], 1)
 
 
-@pytest.mark.parametrize(("map_size", "n_agents"), [(12, 12), (18, 64)])
+@pytest.mark.parametrize(("map_size", "n_agents"), [(20, 24), (42, 128)])
 def test_battles_of_magent_train(map_size, n_agents):
     environments = pytest.importorskip("magent2.environments")
     env = environments.battle_v4.parallel_env(map_size=map_size, max_cycles=10)

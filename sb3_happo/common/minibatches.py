@@ -72,7 +72,7 @@ def join_agents(batches: Sequence[ActorBatch], one_hots: Sequence[th.Tensor | No
     if one_hots[0] is not None:
         pairs = zip(one_hots, batches, strict=True)
         ids = th.cat([own.expand(len(batch[1]), -1) for own, batch in pairs])  # type: ignore[union-attr]
-    joint = ActorBatch(*rows, agent_ids=ids)
+    joint = ActorBatch(*rows)._replace(agent_ids=ids)
     if first.sequences is None:
         return joint
     owners, states, n_sequences = [], [], 0

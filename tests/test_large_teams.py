@@ -5,7 +5,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_happo import HAPPO, MAPPO
+from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.agent_policy import AgentPolicy
 
 N_AGENTS = 6
@@ -14,10 +14,11 @@ N_AGENTS = 6
 class Crowd:
     """Equal agents; the first one dies in the first step."""
 
-    metadata: dict = {}
+    metadata = None
     render_mode = None
 
     def __init__(self, space=None, masked=False, n_agents=N_AGENTS):
+        self.metadata = {}
         self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
         self.agents = list(self.possible_agents)
         self.own = spaces.Box(-1, 1, (3,), np.float32)
@@ -191,3 +192,90 @@ def test_predict_follows_every_change_of_the_weights(algorithm, change):
     joint, _ = model.predict(obs, deterministic=True)
     for agent, own in obs.items():
         assert joint[agent] == model.policies[agent].predict(own, deterministic=True)[0]
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy", "MlpGruPolicy"])
+def test_a_shared_network_takes_one_pass_per_minibatch(policy):
+    class Counting(MAPPO):
+        sizes = ()
+
+        def _policy_loss(self, log_prob, batch):
+            self.sizes = (*self.sizes, len(log_prob))
+            return super()._policy_loss(log_prob, batch)
+
+    kwargs = {"share_parameters": True, "append_agent_id": True}
+    settings = {"n_steps": 8, "batch_size": None, "n_epochs": 2, "seed": 0}
+    model = Counting(policy, Crowd(), policy_kwargs=kwargs, **settings)
+    model.learn(8)
+    # One agent of six is dead after the first step of an episode
+    assert len(model.sizes) == 2
+    assert 5 * 8 < model.sizes[0] < 6 * 8
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
+def test_a_joint_batch_is_evaluated_as_the_agents_are(policy):
+    class Checked(MAPPO):
+        n_checked = 0
+
+        def _actor_terms(self, policy, batch):
+            # Before the first step the policy is that of the collection
+            if not self._n_updates and not self.n_checked:
+                log_prob, _ = policy.evaluate_batch(batch)
+                th.testing.assert_close(log_prob, batch.old_log_prob, rtol=1e-4, atol=1e-4)
+                self.n_checked = len(log_prob)
+            return super()._actor_terms(policy, batch)
+
+    kwargs = {"share_parameters": True, "append_agent_id": True}
+    settings = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0}
+    model = Checked(policy, Crowd(), policy_kwargs=kwargs, **settings)
+    model.learn(16)
+    assert model.n_checked > 16
+
+
+def test_states_that_nobody_reads_are_not_stored():
+    model = make("plain", IPPO)
+    assert "state" not in model.rollout_buffer.observations
+    assert "agent_0" in model.rollout_buffer.observations
+    assert "state" in make("plain", MAPPO).rollout_buffer.observations
+
+
+def test_memory_of_a_rollout_is_announced_and_bounded(capsys):
+    model = HAPPO("MlpPolicy", Crowd(), n_steps=16, batch_size=8, verbose=1)
+    assert "A rollout takes 0.0 MB (largest entry" in capsys.readouterr().out
+    env = JointEnv(Crowd(n_agents=50), state="agent")
+    with pytest.raises(MemoryError, match=r"takes .* GB .*'agent_states'.*`n_steps`"):
+        HAPPO("MlpPolicy", env, n_steps=10**10, batch_size=None)
+    assert model.rollout_buffer.n_rows == 16
+
+
+def test_steps_with_a_dead_agent_compare_each_agent_a_few_times():
+    class Name(str):
+        n_compared = 0
+
+        def __eq__(self, other):
+            Name.n_compared += 1
+            return super().__eq__(other)
+
+        __hash__ = str.__hash__
+
+    counts = []
+    for n_agents in (20, 80):
+        crowd = Crowd(n_agents=n_agents)
+        crowd.possible_agents = [Name(agent) for agent in crowd.possible_agents]
+        env = JointEnv(crowd)
+        env.reset()
+        env.step(dict.fromkeys(env.agents, 0))
+        Name.n_compared = 0
+        env.step(dict.fromkeys(env.agents, 0))
+        counts.append(Name.n_compared)
+    assert counts[1] <= 4.5 * max(counts[0], 1)
+
+
+@pytest.mark.parametrize(("map_size", "n_agents"), [(20, 24), (42, 128)])
+def test_battles_of_magent_train(map_size, n_agents):
+    environments = pytest.importorskip("magent2.environments")
+    env = environments.battle_v4.parallel_env(map_size=map_size, max_cycles=10)
+    model = MAPPO("MlpPolicy", env, n_steps=4, batch_size=4, n_epochs=1, seed=0)
+    assert len(model.agents) >= n_agents
+    model.learn(4)
+    assert model.num_timesteps == 4

@@ -165,6 +165,7 @@ ORDER = (
     "common.policies",
     # Data and learning
     "common.minibatches",
+    "common.rollout_memory",
     "common.rollout_buffer",
     "common.buffers",
     "common.gradient_step",

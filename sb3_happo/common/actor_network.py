@@ -184,12 +184,13 @@ class ActorNetwork(BasePolicy, TeamModel):
             return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
         return self.log_std
 
-    def _features(self, obs: PyTorchObs) -> th.Tensor:
+    def _features(self, obs: PyTorchObs, agent_ids: th.Tensor | None = None) -> th.Tensor:
         assert self.features_extractor is not None
         features = self.extract_features(obs, self.features_extractor)
         if self.one_hot is None:
             return features
-        return th.cat([features, self.one_hot.expand(len(features), -1)], dim=1)
+        ids = self.one_hot.expand(len(features), -1) if agent_ids is None else agent_ids
+        return th.cat([features, ids], dim=1)
 
     def advance_memory(self, obs: PyTorchObs, states: th.Tensor | None = None) -> th.Tensor:
         """
@@ -207,7 +208,10 @@ class ActorNetwork(BasePolicy, TeamModel):
         return self.memory(features, single_steps(states))[1]
 
     def parameters_of_actions(
-        self, obs: PyTorchObs, sequences: Sequences | None = None
+        self,
+        obs: PyTorchObs,
+        sequences: Sequences | None = None,
+        agent_ids: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor | None]:
         """
         Outputs of the network: means, logits or values, by the head.
@@ -217,7 +221,7 @@ class ActorNetwork(BasePolicy, TeamModel):
             an episode
         :return: Outputs ``(batch, n_params)``; and the hidden states after each sequence, or None
         """
-        features = self._features(obs)
+        features = self._features(obs, agent_ids)
         states = None
         if self.memory is not None:
             if sequences is None:
@@ -230,6 +234,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         obs: PyTorchObs,
         action_masks: th.Tensor | None = None,
         sequences: Sequences | None = None,
+        agent_ids: th.Tensor | None = None,
     ) -> Distribution:
         """
         Distribution over raw actions.
@@ -240,7 +245,7 @@ class ActorNetwork(BasePolicy, TeamModel):
             an episode
         :return: Distribution with SB3's interface; a new one per call, for thread safety
         """
-        params, _ = self.parameters_of_actions(obs, sequences)
+        params, _ = self.parameters_of_actions(obs, sequences, agent_ids)
         return self.action_head.distribution(params, self.effective_log_std(), action_masks)
 
     def batch_distribution(self, batch: ActorBatch) -> Distribution:
@@ -248,7 +253,9 @@ class ActorNetwork(BasePolicy, TeamModel):
         :param batch: Rows of a rollout
         :return: Distribution over their raw actions
         """
-        return self.get_distribution(batch.observations, batch.action_masks, batch.sequences)
+        return self.get_distribution(
+            batch.observations, batch.action_masks, batch.sequences, batch.agent_ids
+        )
 
     def log_prob(self, distribution: Distribution, actions: th.Tensor) -> th.Tensor:
         """
@@ -266,6 +273,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         actions: th.Tensor,
         action_masks: th.Tensor | None = None,
         sequences: Sequences | None = None,
+        agent_ids: th.Tensor | None = None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         :param obs: Own observations, ``(batch, ...)``
@@ -275,7 +283,7 @@ class ActorNetwork(BasePolicy, TeamModel):
             an episode
         :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``
         """
-        distribution = self.get_distribution(obs, action_masks, sequences)
+        distribution = self.get_distribution(obs, action_masks, sequences, agent_ids)
         entropy = distribution.entropy()
         assert entropy is not None
         return self.log_prob(distribution, actions), entropy
@@ -285,8 +293,13 @@ class ActorNetwork(BasePolicy, TeamModel):
         :param batch: Rows of a rollout
         :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``
         """
-        masks, sequences = batch.action_masks, batch.sequences
-        return self.evaluate_actions(batch.observations, batch.actions, masks, sequences)
+        return self.evaluate_actions(
+            batch.observations,
+            batch.actions,
+            batch.action_masks,
+            batch.sequences,
+            batch.agent_ids,
+        )
 
     def rsample(
         self, obs: PyTorchObs, action_masks: th.Tensor | None = None, temperature: float = 1.0

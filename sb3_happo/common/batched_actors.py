@@ -363,7 +363,7 @@ class BatchedActors:
             masks = [self.policy.action_masks(obs, agent) for agent in agents]
         own = [obs[agent] for agent in agents]
         before = [states[agent] for agent in agents] if stack.memory is not None else []
-        joint = stack(own, masks, before)  # type: ignore[arg-type]
+        joint = stack(own, masks, before)
         step.actions.update(zip(agents, joint.actions.unbind(), strict=True))
         step.log_probs.update(zip(agents, joint.log_probs.unbind(), strict=True))
         if joint.states is not None:

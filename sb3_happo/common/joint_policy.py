@@ -9,7 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extractor
-from sb3_happo.common.networks import NetArch, NetworkOptions, TeamModel
+from sb3_happo.common.net_arch import NetArch
+from sb3_happo.common.networks import NetworkOptions, TeamModel
 from sb3_happo.common.recurrent import RecurrentKind, select_states
 from sb3_happo.common.state_critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
 from sb3_happo.common.type_aliases import ActorsStep, JointStep, RNNStates

@@ -1,13 +1,13 @@
 """Rows, sequences and minibatches of rollouts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
-from sb3_happo.common.recurrent import owners_of, select
+from sb3_happo.common.recurrent import owners_of, pack, select
 from sb3_happo.common.type_aliases import ActorBatch, Sequences
 
 
@@ -51,6 +51,48 @@ def select_rows(batch: Any, rows: th.Tensor | slice | None) -> Any:
         return part[rows]
 
     return type(batch)(*map(select_part, batch))
+
+
+def join_agents(batches: Sequence[ActorBatch], one_hots: Sequence[th.Tensor | None]) -> ActorBatch:
+    """
+    Samples of several agents that share one network, as one batch.
+
+    :param batches: Samples of each agent, at least one agent
+    :param one_hots: Index of each agent among those that share the network, ``(n_agents,)``; None
+        for agents without
+    :return: All samples, one agent's after the other's; with sequences in packed order
+    """
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    rows: list[Any] = []
+    for parts in zip(*(batch[:6] for batch in batches), strict=True):
+        rows.append(_join_parts(parts))
+    ids = None
+    if one_hots[0] is not None:
+        pairs = zip(one_hots, batches, strict=True)
+        ids = th.cat([own.expand(len(batch[1]), -1) for own, batch in pairs])  # type: ignore[union-attr]
+    joint = ActorBatch(*rows)._replace(agent_ids=ids)
+    if first.sequences is None:
+        return joint
+    owners, states, n_sequences = [], [], 0
+    for batch in batches:
+        assert batch.sequences is not None
+        owners.append(owners_of(batch.sequences) + n_sequences)
+        states.append(batch.sequences.states)
+        n_sequences += len(batch.sequences.states)
+    order, batch_sizes, present = pack(th.cat(owners))
+    sequences = Sequences(batch_sizes, th.cat(states)[present])
+    return select_rows(joint, order)._replace(sequences=sequences)
+
+
+def _join_parts(parts: Sequence[Any]) -> Any:
+    """Rows of one entry of several batches: tensors, dicts of tensors, or None."""
+    if parts[0] is None:
+        return None
+    if isinstance(parts[0], dict):
+        return {key: th.cat([part[key] for part in parts]) for key in parts[0]}
+    return th.cat(list(parts))
 
 
 def divide_sequences(batch: Any, parts: th.Tensor) -> Iterator[Any]:

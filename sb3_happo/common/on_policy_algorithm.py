@@ -7,7 +7,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
@@ -39,9 +38,9 @@ from sb3_happo.common.hyperparameters import (
     scheduled,
 )
 from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.recurrent import reset_states, select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
+from sb3_happo.common.rollout_memory import check_memory, describe, rollout_bytes
 from sb3_happo.common.rollout_state import CollectorState, RolloutState, warn_of_lost_episodes
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.type_aliases import JointStep, RNNStates
@@ -63,7 +62,7 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
 }
 
 
-class MultiAgentOnPolicyAlgorithm(RolloutState, MultiAgentAlgorithm, OnPolicyAlgorithm):
+class MultiAgentOnPolicyAlgorithm(RolloutState):
     """
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
@@ -165,6 +164,9 @@ class MultiAgentOnPolicyAlgorithm(RolloutState, MultiAgentAlgorithm, OnPolicyAlg
         )
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         self._make_log_names()
+        if self.env is not None:
+            # A model that is loaded without an environment may be for `predict` alone
+            self._check_memory()
         buffer_class: Any = self.rollout_buffer_class or MultiAgentRolloutBuffer
         self.rollout_buffer = buffer_class(
             self.n_steps,
@@ -179,6 +181,13 @@ class MultiAgentOnPolicyAlgorithm(RolloutState, MultiAgentAlgorithm, OnPolicyAlg
         )
         self._make_agent_log()
         self._reset_collector()
+
+    def _check_memory(self) -> None:
+        """Announce the memory of a rollout, and refuse more than the machine has."""
+        size = (self.policy, self.n_steps, self.n_envs, self.critic.n_values)
+        if self.verbose >= 1:
+            print(f"A rollout takes {describe(rollout_bytes(*size))}")
+        check_memory(*size, self.device)
 
     # ---------------------------------------------------------------- rollouts
 

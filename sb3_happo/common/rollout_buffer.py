@@ -5,23 +5,14 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_happo.common.formulas import generalised_advantages
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.minibatches import TeamBatch, select_rows
 from sb3_happo.common.recurrent import pack
+from sb3_happo.common.rollout_memory import storage_dtype, stored_keys
 from sb3_happo.common.state_critics import MEMORIES
 from sb3_happo.common.type_aliases import ActorBatch, CriticBatch, JointStep, RNNStates, Sequences
-from sb3_happo.envs.spaces import is_flag
-
-_DTYPES = {np.dtype(np.uint8): th.uint8, np.dtype(np.int8): th.int8, np.dtype(np.int64): th.int64}
-
-
-def _storage_dtype(key: str, space: spaces.Space) -> th.dtype:
-    # VecNormalize turns whole numbers into fractions, and does not change the space's dtype
-    quantity = isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
-    return th.float32 if quantity else _DTYPES.get(np.dtype(space.dtype), th.float32)
 
 
 class FlatRows(Mapping[str, th.Tensor]):
@@ -90,8 +81,9 @@ class MultiAgentRolloutBuffer:
         self._columns = {agent: column for column, agent in enumerate(policy.agents)}
 
         self.observations: dict[str, th.Tensor] = {}
-        for key, space in self.observation_space.spaces.items():
-            dtype = _storage_dtype(key, space)
+        for key in stored_keys(policy):
+            space = self.observation_space.spaces[key]
+            dtype = storage_dtype(key, space)
             self.observations[key] = self._zeros(*(space.shape or ()), dtype=dtype)
         if policy.agents_read_by_critic:
             memories = policy.critic_observation({}, policy.initial_states(1).pi)[MEMORIES]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.joint_policy import JointPolicy
@@ -45,13 +46,13 @@ class CollectorState(NamedTuple):
     own_values: th.Tensor
 
 
-class RolloutState(MultiAgentAlgorithm):
+class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
     """
     State from which an on-policy algorithm continues to collect rollouts. It begins anew if
     somebody else has reset or stepped the training environment.
     """
 
-    policy: JointPolicy
+    policy: JointPolicy  # type: ignore[assignment]
     _last_active: np.ndarray | None
     #: Watch of the training environment, and the number of the last step that training has made
     _watch: TransitionWatch | None = None

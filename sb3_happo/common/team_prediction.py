@@ -134,7 +134,7 @@ class WeightWatch:
             for members in (module._modules, module._parameters):
                 for name, part in members.items():
                     for places, value in zip(self._places, (members, name, part), strict=True):
-                        places.append(value)  # type: ignore[attr-defined]
+                        places.append(value)
             self._params += [param for param in module._parameters.values() if param is not None]
         self._numbers: list[np.ndarray] = []
         for param in self._params:
@@ -274,8 +274,7 @@ def _act(
     actions = taken.reshape(len(rows), n_envs, *taken.shape[1:])
     states: Sequence[Any] = [None] * len(rows)
     if step.states is not None:
-        # (n_agents, n_envs, n_parts, n_layers, hidden_size)
-        # -> n_agents x n_parts x (n_layers, n_envs, hidden_size)
+        # As `predict` takes them: for each agent n_parts x (n_layers, n_envs, hidden_size)
         states = [tuple(own) for own in step.states.permute(0, 2, 3, 1, 4).cpu().numpy()]
     answers = {}
     for agent, row, own, state in zip(stack.agents, rows, actions, states, strict=True):
@@ -362,11 +361,11 @@ def _joined_masks(
         fits = type(mask) is np.ndarray and mask.size == own.size and mask.shape[-1] == n_choices
         if not fits:
             raise ValueError("A mask is missing or of another shape.")
-        own[:] = np.reshape(mask, own.shape) != 0
-    joint = joint.reshape(-1, n_choices)
-    if len(policy.masks.rows_without_choice(joint)):
+        own[:] = np.reshape(np.asarray(mask), own.shape) != 0
+    flat = joint.reshape(-1, n_choices)
+    if len(policy.masks.rows_without_choice(flat)):
         raise ValueError("A mask allows nothing.")
-    return joint
+    return flat
 
 
 def _joined_states(

@@ -99,6 +99,8 @@ class ActorBatch(NamedTuple):
     :param factor: Product of the probability ratios of the agents updated before, ``(batch,)``
     :param rows: Indices of the rows in the rollout, ``(batch,)``; None for all rows in order
     :param sequences: Division of the rows into sequences; None for a feed-forward policy
+    :param agent_ids: One-hot index of the agent of each row, ``(batch, n_agents)``, where the rows
+        of several agents with one network are side by side; None for rows of one agent
     """
 
     observations: PyTorchObs
@@ -109,6 +111,7 @@ class ActorBatch(NamedTuple):
     factor: th.Tensor
     rows: th.Tensor | None = None
     sequences: Sequences | None = None
+    agent_ids: th.Tensor | None = None
 
 
 class CriticBatch(NamedTuple):

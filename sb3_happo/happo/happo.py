@@ -25,7 +25,7 @@ from sb3_happo.common.hyperparameters import (
     optional,
     scheduled,
 )
-from sb3_happo.common.minibatches import joint_minibatches
+from sb3_happo.common.minibatches import join_agents, joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.trust_region import flat_gradient
@@ -281,8 +281,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         logs: list[th.Tensor] = []
         for batch in joint_minibatches(data, self.batch_size, self.n_epochs):
             if self.normalize_advantage in (True, "minibatch"):
-                batch = {agent: normalize_advantages(rows) for agent, rows in batch.items()}
-            n_rows = sum(len(rows.advantages) for rows in batch.values())
+                batch = normalize_each(batch)
+            # One batch for the network: a pass per agent would take ten times as long in a crowd
+            one_hots = [self.policies[agent].one_hot for agent in batch]
+            joint = join_agents(list(batch.values()), one_hots)
+            n_rows = len(joint.advantages)
 
             def loss_of(
                 agent: str, rows: ActorBatch, n_rows: int = n_rows
@@ -293,7 +296,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
             step = gradient_step(
                 loss_of,
-                batch,
+                {next(iter(batch)): joint},
                 self.policies[leader].optimizer,
                 self.max_grad_norm,
                 f"agent {', '.join(map(repr, data))}",
@@ -384,3 +387,20 @@ def normalize_advantages(batch: ActorBatch) -> ActorBatch:
     :return: Samples with advantages of mean 0 and standard deviation 1; a single row is unchanged
     """
     return batch._replace(advantages=normalize(batch.advantages))
+
+
+def normalize_each(batch: dict[str, ActorBatch]) -> dict[str, ActorBatch]:
+    """
+    Normalise the advantages of each agent by itself.
+
+    :param batch: Samples by agent
+    :return: Samples as of :func:`normalize_advantages`, found at once if the agents have as many
+    """
+    sizes = {len(rows.advantages) for rows in batch.values()}
+    if len(batch) == 1 or len(sizes) > 1 or min(sizes) < 2:
+        return {agent: normalize_advantages(rows) for agent, rows in batch.items()}
+    joint = th.stack([rows.advantages for rows in batch.values()])  # (n_agents, batch)
+    means, deviations = joint.mean(dim=1, keepdim=True), joint.std(dim=1, keepdim=True)
+    normal = ((joint - means) / (deviations + 1e-8)).unbind()
+    pairs = zip(batch.items(), normal, strict=True)
+    return {agent: rows._replace(advantages=advantages) for (agent, rows), advantages in pairs}

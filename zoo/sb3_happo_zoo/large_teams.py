@@ -48,10 +48,10 @@ class Crowd:
     :param length: Steps of an episode, which a time limit ends
     """
 
-    metadata: dict[str, Any] = {}
     render_mode = None
 
     def __init__(self, n_agents: int, n_dead: int = 0, length: int = 25) -> None:
+        self.metadata: dict[str, Any] = {}
         self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
         self.agents = list(self.possible_agents)
         self._observation_space = spaces.Box(-1, 1, (N_INPUTS,), np.float32)
@@ -87,7 +87,9 @@ class Crowd:
         """
         self.agents = list(self.possible_agents)
         self._steps = 0
-        return {agent: self._rows[agent] for agent in self.agents}, dict.fromkeys(self.agents, {})
+        return {agent: self._rows[agent] for agent in self.agents}, {
+            agent: {} for agent in self.agents
+        }
 
     def step(self, actions: dict[str, Any]) -> tuple[dict[str, Any], ...]:
         """
@@ -106,7 +108,7 @@ class Crowd:
         truncations = dict.fromkeys(acting, over)
         if over:
             self.agents = []
-        return observations, rewards, terminations, truncations, dict.fromkeys(acting, {})
+        return observations, rewards, terminations, truncations, {agent: {} for agent in acting}
 
     def render(self) -> None:
         """Nothing to show."""
@@ -203,7 +205,8 @@ def shared_pass(n_agents: int) -> float:
     """
     model = filled(MAPPO, n_agents)
     data = update_data(model)
-    return milliseconds(lambda: model._update_actors(data))
+    actors: Any = model._update_actors  # type: ignore[attr-defined]
+    return milliseconds(lambda: actors(data))
 
 
 def rollout_megabytes(algorithm: type[MultiAgentOnPolicyAlgorithm], n_agents: int) -> float:
@@ -236,7 +239,8 @@ def measure_team(n_agents: int) -> dict[str, float]:
     figures["pass of MAPPO's shared network"] = shared_pass(n_agents)
     one = filled(HAPPO, 1, n_agents * N_ROWS)
     data = update_data(one)
-    figures["pass of one agent with as many rows"] = milliseconds(lambda: one._update_actors(data))
+    actors: Any = one._update_actors  # type: ignore[attr-defined]
+    figures["pass of one agent with as many rows"] = milliseconds(lambda: actors(data))
     for algorithm in (HAPPO, IPPO):
         name = f"rollout of 1,024 steps, {algorithm.__name__}"
         figures[name] = rollout_megabytes(algorithm, n_agents)

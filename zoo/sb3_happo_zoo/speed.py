@@ -6,6 +6,7 @@ measured in one run, since the speed of a machine changes with its load.
     python zoo/speed.py --env envpool/HalfCheetah-2x3-v1 --raw-env mamujoco/HalfCheetah-2x3-v1
     python zoo/speed.py --env mpe2/simple_spread_v3 --algo mappo -P n_epochs:10 --json speed.json
     python zoo/speed.py --inference 2 4 8 16
+    python zoo/speed.py --agents 16 64 256 1024
     taskset -c 0 python zoo/speed.py --env vmas/navigation
 
 The settings are those with which HARL tuned its HAPPO, unless ``--settings`` names another file of
@@ -49,6 +50,7 @@ from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.cli import StoreHyperparams, algorithm, command_line, usage_errors
 from sb3_happo_zoo.entries import evaluated, read_entry
+from sb3_happo_zoo.large_teams import measure_large_teams, table
 from sb3_happo_zoo.vec_envs import FASTEST
 from sb3_happo_zoo.versions import versions
 
@@ -694,6 +696,13 @@ def make_parser() -> argparse.ArgumentParser:
         help="only measure decisions of N equal agents",
     )
     parser.add_argument(
+        "--agents",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="only measure the cost of large teams of N equal agents",
+    )
+    parser.add_argument(
         "--json",
         help="file to which the measurements are appended as one line of JSON; - prints the line",
     )
@@ -713,6 +722,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.inference:
         run = measure_inference(args.inference)
         print("\n".join(f"{n:4} agents {value:8.1f} us" for n, value in run.items()))
+    elif args.agents:
+        run = measure_large_teams(args.agents)
+        print(table(run))
     elif args.env is None:
         parser.error("--env is needed")
     else:

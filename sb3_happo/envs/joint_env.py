@@ -50,10 +50,9 @@ class JointEnv(gym.Env):
     agents' own spaces, in that order. ``observation_space`` is a flat Dict: ``"<agent>"``, or
     ``"<agent>/<key>"`` for each part of an agent's Dict or Tuple observation;
     ``"<agent>/action_mask"`` if the env gives masks, in the observation, in the info or by a method
-    ``action_masks`` (sb3-contrib's protocol and ``ActionMasker``; for teams ``{agent: mask}``, or
-    ``action_masks(agent)``, ``action_mask(agent)``) (1 where a choice is legal; the heads of
-    MultiDiscrete and of nested actions one after the other); and the critic's ``"state"``. float64
-    becomes float32, and observations that SB3's features extractors do not take are converted: see
+    (see :mod:`sb3_happo.envs.mask_methods`; 1 where a choice is legal, the heads of MultiDiscrete
+    and of nested actions one after the other); and the critic's ``"state"``. float64 becomes
+    float32, and observations that SB3's features extractors do not take are converted: see
     :mod:`sb3_happo.envs.encodings`.
 
     **Actions** are a dict ``{agent: action}``, or one row of an array of dtype

@@ -1,4 +1,7 @@
-"""Action masks that a method of the environment returns: sb3-contrib's ``action_masks()``."""
+"""
+Action masks that a method of the environment returns: sb3-contrib's ``action_masks()`` and its
+``ActionMasker``; for teams ``{agent: mask}``, ``action_masks(agent)`` or ``action_mask(agent)``.
+"""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence

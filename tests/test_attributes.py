@@ -65,7 +65,8 @@ def team() -> gym.Env:
 
 
 def reward(env: VecEnv) -> list[float]:
-    return env.step([{"a": 0, "b": 0}] * env.num_envs)[1].tolist()
+    actions: Any = [{"a": 0, "b": 0}] * env.num_envs
+    return env.step(actions)[1].tolist()
 
 
 @pytest.mark.parametrize("cls", [JointDummyVecEnv, JointSubprocVecEnv])
@@ -126,7 +127,8 @@ def test_teams_of_one(make: Callable[[], VecEnv]) -> None:
     env.reset()
     env.set_attr("wage", 3.0)
     assert env.get_attr("wage") == [3.0]
-    assert env.step([{"agent_0": 0}])[1].tolist() == [3.0]
+    actions: Any = [{"agent_0": 0}]
+    assert env.step(actions)[1].tolist() == [3.0]
     assert env.env_is_wrapped(TimeLimit) == [True]
     assert env.get_attr("_max_episode_steps") == [9]
 

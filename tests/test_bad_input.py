@@ -138,7 +138,9 @@ def test_keys_that_collide_with_the_state() -> None:
 )
 def test_observations_of_no_or_two_dimensions(space: spaces.Space) -> None:
     model = small(HAPPO, one_agent(spaces.Discrete(2), space)).learn(16)
-    assert len(model.observation_space["arm"].shape) == 1
+    assert isinstance(model.observation_space, spaces.Dict)
+    shape = model.observation_space["arm"].shape
+    assert shape is not None and len(shape) == 1
 
 
 # ---------------------------------------------------------------- what the environment returns

@@ -58,7 +58,7 @@ def test_agents_and_keys_of_any_name(names: list[Any], kind: str, tmp_path: Path
     model.save(tmp_path / "model.zip")
     loaded = algorithm.load(tmp_path / "model.zip", env=env)
     assert loaded.predict(observations, deterministic=True)[0] == actions
-    model.policies[names[1]].save(tmp_path / "agent.zip")  # type: ignore[index]
+    model.policies[names[1]].save(tmp_path / "agent.zip")
     alone = AgentPolicy.load(tmp_path / "agent.zip")
     action, _ = alone.predict(observations[names[1]], deterministic=True)
     assert action == actions[names[1]]
@@ -173,9 +173,10 @@ def test_policies_of_agents_that_are_numbers() -> None:
         assert agent in model.policies and str(agent) in model.policies
         assert policy.predict(observations[agent], deterministic=True)[0] == actions[agent]
     assert list(model.policies) == ["0", "1"]
-    assert 2 not in model.policies and model.policies.get(2) is None
+    missing: Any = 2
+    assert missing not in model.policies and model.policies.get(missing) is None
     with pytest.raises(KeyError, match=r"no agent 2\. There are '0', '1'"):
-        model.policies[2]  # type: ignore[index]
+        model.policies[missing]
     with pytest.raises(KeyError, match="Did you mean 'agent_"):
         small(HAPPO, MatrixGame()).policies["agent_O"]
 

@@ -206,7 +206,8 @@ def test_settings_of_numpy_train_like_pythons(algorithm: type[HAPPO]) -> None:
 
 def test_numbers_of_numpy_at_other_places(tmp_path: Path) -> None:
     """Copies and seeds of environments, loaded models, evaluation, and the checker."""
-    two, one, zero = np.int64(2), np.uint8(1), np.array(0)
+    two, one = np.int64(2), np.uint8(1)
+    zero: Any = np.array(0)
     venv = make_joint_vec_env(alike_team, n_envs=two, seed=one, start_index=zero)
     first, same_seed = venv.reset(), make_joint_vec_env(alike_team, n_envs=2, seed=1).reset()
     assert isinstance(first, dict) and isinstance(same_seed, dict)

@@ -1,5 +1,8 @@
 """Large teams: work in proportion to the number of agents, and answers that do not depend on it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -7,6 +10,7 @@ from gymnasium import spaces
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.type_aliases import ActorBatch
 
 N_AGENTS = 6
 
@@ -14,10 +18,12 @@ N_AGENTS = 6
 class Crowd:
     """Equal agents; the first one dies in the first step."""
 
-    metadata = None
+    metadata: Any = None
     render_mode = None
 
-    def __init__(self, space=None, masked=False, n_agents=N_AGENTS):
+    def __init__(
+        self, space: spaces.Space | None = None, masked: bool = False, n_agents: int = N_AGENTS
+    ) -> None:
         self.metadata = {}
         self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
         self.agents = list(self.possible_agents)
@@ -26,14 +32,14 @@ class Crowd:
         self.masked = masked
         self.rng = np.random.default_rng(0)
 
-    def observation_space(self, agent):
+    def observation_space(self, agent: str) -> spaces.Space:
         return self.own
 
-    def action_space(self, agent):
+    def action_space(self, agent: str) -> spaces.Space:
         return self.actions
 
-    def answers(self):
-        infos = {agent: {} for agent in self.agents}
+    def answers(self) -> tuple[dict, dict]:
+        infos: dict[str, dict[str, np.ndarray]] = {agent: {} for agent in self.agents}
         if self.masked:
             infos = {agent: {"action_mask": self.mask()} for agent in self.agents}
         observations = {}
@@ -41,17 +47,17 @@ class Crowd:
             observations[agent] = self.rng.uniform(-1, 1, 3).astype(np.float32)
         return observations, infos
 
-    def mask(self):
+    def mask(self) -> np.ndarray:
         mask = self.rng.integers(0, 2, 4).astype(np.int8)
         mask[self.rng.integers(4)] = 1
         return mask
 
-    def reset(self, seed=None, options=None):
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[dict, dict]:
         self.agents = list(self.possible_agents)
         self.steps = 0
         return self.answers()
 
-    def step(self, actions):
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
         self.steps += 1
         acting, over = self.agents, self.steps == 5
         self.agents = [] if over else self.possible_agents[1:]
@@ -62,14 +68,14 @@ class Crowd:
         rewards = {agent: float(observations[agent][0]) for agent in acting}
         return observations, rewards, terminations, dict.fromkeys(acting, False), infos
 
-    def render(self):
+    def render(self) -> None:
         pass
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
-FORMS = {
+FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "plain": ("MlpPolicy", {}, {}),
     "continuous": ("MlpPolicy", {"space": spaces.Box(-2, 1, (2,), np.float32)}, {}),
     "nested": (
@@ -85,18 +91,18 @@ FORMS = {
 }
 
 
-def make(form, algorithm=HAPPO, **kwargs):
+def make(form: str, algorithm: type[HAPPO] = HAPPO, **kwargs: Any) -> HAPPO:
     policy, env_kwargs, policy_kwargs = FORMS[form]
-    settings = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0} | kwargs
+    settings: dict[str, Any] = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0} | kwargs
     return algorithm(policy, Crowd(**env_kwargs), policy_kwargs=policy_kwargs, **settings)
 
 
-def calls_of_agents(monkeypatch):
-    """Names of the calls of ``AgentPolicy.predict``."""
-    calls = []
+def calls_of_agents(monkeypatch: pytest.MonkeyPatch) -> list[AgentPolicy]:
+    """The policies whose ``predict`` is called from now on, in order."""
+    calls: list[AgentPolicy] = []
     predict = AgentPolicy.predict
 
-    def counted(self, *args, **kwargs):
+    def counted(self: AgentPolicy, *args: Any, **kwargs: Any) -> Any:
         calls.append(self)
         return predict(self, *args, **kwargs)
 
@@ -104,7 +110,7 @@ def calls_of_agents(monkeypatch):
     return calls
 
 
-def assert_close(one, other):
+def assert_close(one: Any, other: Any) -> None:
     """Compare actions of any nesting."""
     if isinstance(one, dict):
         for key in one:
@@ -114,10 +120,11 @@ def assert_close(one, other):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_team_answers_as_its_agents_do(form, monkeypatch):
+def test_a_team_answers_as_its_agents_do(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(form)
     obs, infos = (env := Crowd(**FORMS[form][1])).reset()
-    state, alone = None, dict.fromkeys(obs)
+    state: Any = None
+    alone: dict[str, Any] = dict.fromkeys(obs)
     for _ in range(3):
         masks = {agent: info["action_mask"] for agent, info in infos.items() if info} or None
         calls = calls_of_agents(monkeypatch)
@@ -137,9 +144,11 @@ def test_a_team_answers_as_its_agents_do(form, monkeypatch):
 
 
 @pytest.mark.parametrize("form", ["plain", "masked", "lstm", "shared"])
-def test_batches_and_subsets_are_answered_as_by_the_agents(form):
+def test_batches_and_subsets_are_answered_as_by_the_agents(form: str) -> None:
     model = make(form)
+    assert model.env is not None
     obs = model.env.reset()
+    assert isinstance(obs, dict)
     batch = {key: np.repeat(value, 3, axis=0) for key, value in obs.items()}
     joint, _ = model.predict(batch, deterministic=True)
     some = {key: value for key, value in batch.items() if "_1" in key or "_4" in key}
@@ -153,17 +162,17 @@ def test_batches_and_subsets_are_answered_as_by_the_agents(form):
     assert state is None or set(state) == {"agent_1", "agent_4"}
 
 
-def shift(model):
+def shift(model: HAPPO) -> None:
     for policy in model.policies.values():
         policy.head.bias.data += th.tensor([0.0, 0.0, 0.0, 100.0])
 
 
-def overwrite(model):
+def overwrite(model: HAPPO) -> None:
     with th.no_grad():
         model.policies["agent_2"].head.bias[3] = 100.0
 
 
-def replace(model):
+def replace(model: HAPPO) -> None:
     head = th.nn.Linear(128, 4)
     th.nn.init.constant_(head.bias, 0.0)
     with th.no_grad():
@@ -171,7 +180,7 @@ def replace(model):
     model.policies["agent_2"].head = head
 
 
-def load(model):
+def load(model: HAPPO) -> None:
     params = model.get_parameters()
     for key in params["policy"]:
         if key.endswith("head.bias") and key.startswith("actors"):
@@ -181,7 +190,9 @@ def load(model):
 
 @pytest.mark.parametrize("algorithm", [HAPPO, MAPPO])
 @pytest.mark.parametrize("change", [shift, overwrite, replace, load])
-def test_predict_follows_every_change_of_the_weights(algorithm, change):
+def test_predict_follows_every_change_of_the_weights(
+    algorithm: type[HAPPO], change: Callable[[HAPPO], None]
+) -> None:
     model = make("plain", algorithm)
     obs, _ = Crowd().reset()
     model.predict(obs)
@@ -195,16 +206,16 @@ def test_predict_follows_every_change_of_the_weights(algorithm, change):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy", "MlpGruPolicy"])
-def test_a_shared_network_takes_one_pass_per_minibatch(policy):
+def test_a_shared_network_takes_one_pass_per_minibatch(policy: str) -> None:
     class Counting(MAPPO):
-        sizes = ()
+        sizes: tuple[int, ...] = ()
 
-        def _policy_loss(self, log_prob, batch):
+        def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
             self.sizes = (*self.sizes, len(log_prob))
             return super()._policy_loss(log_prob, batch)
 
     kwargs = {"share_parameters": True, "append_agent_id": True}
-    settings = {"n_steps": 8, "batch_size": None, "n_epochs": 2, "seed": 0}
+    settings: dict[str, Any] = {"n_steps": 8, "batch_size": None, "n_epochs": 2, "seed": 0}
     model = Counting(policy, Crowd(), policy_kwargs=kwargs, **settings)
     model.learn(8)
     # One agent of six is dead after the first step of an episode
@@ -213,11 +224,11 @@ def test_a_shared_network_takes_one_pass_per_minibatch(policy):
 
 
 @pytest.mark.parametrize("policy", ["MlpPolicy", "MlpLstmPolicy"])
-def test_a_joint_batch_is_evaluated_as_the_agents_are(policy):
+def test_a_joint_batch_is_evaluated_as_the_agents_are(policy: str) -> None:
     class Checked(MAPPO):
         n_checked = 0
 
-        def _actor_terms(self, policy, batch):
+        def _actor_terms(self, policy: AgentPolicy, batch: ActorBatch) -> th.Tensor:
             # Before the first step the policy is that of the collection
             if not self._n_updates and not self.n_checked:
                 log_prob, _ = policy.evaluate_batch(batch)
@@ -226,20 +237,20 @@ def test_a_joint_batch_is_evaluated_as_the_agents_are(policy):
             return super()._actor_terms(policy, batch)
 
     kwargs = {"share_parameters": True, "append_agent_id": True}
-    settings = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0}
+    settings: dict[str, Any] = {"n_steps": 16, "batch_size": 8, "n_epochs": 1, "seed": 0}
     model = Checked(policy, Crowd(), policy_kwargs=kwargs, **settings)
     model.learn(16)
     assert model.n_checked > 16
 
 
-def test_states_that_nobody_reads_are_not_stored():
+def test_states_that_nobody_reads_are_not_stored() -> None:
     model = make("plain", IPPO)
     assert "state" not in model.rollout_buffer.observations
     assert "agent_0" in model.rollout_buffer.observations
     assert "state" in make("plain", MAPPO).rollout_buffer.observations
 
 
-def test_memory_of_a_rollout_is_announced_and_bounded(capsys):
+def test_memory_of_a_rollout_is_announced_and_bounded(capsys: pytest.CaptureFixture) -> None:
     model = HAPPO("MlpPolicy", Crowd(), n_steps=16, batch_size=8, verbose=1)
     assert "A rollout takes 0.0 MB (largest entry" in capsys.readouterr().out
     env = JointEnv(Crowd(n_agents=50), state="agent")
@@ -248,11 +259,11 @@ def test_memory_of_a_rollout_is_announced_and_bounded(capsys):
     assert model.rollout_buffer.n_rows == 16
 
 
-def test_steps_with_a_dead_agent_compare_each_agent_a_few_times():
+def test_steps_with_a_dead_agent_compare_each_agent_a_few_times() -> None:
     class Name(str):
         n_compared = 0
 
-        def __eq__(self, other):
+        def __eq__(self, other: object) -> bool:
             Name.n_compared += 1
             return super().__eq__(other)
 
@@ -272,7 +283,7 @@ def test_steps_with_a_dead_agent_compare_each_agent_a_few_times():
 
 
 @pytest.mark.parametrize(("map_size", "n_agents"), [(20, 24), (42, 128)])
-def test_battles_of_magent_train(map_size, n_agents):
+def test_battles_of_magent_train(map_size: int, n_agents: int) -> None:
     environments = pytest.importorskip("magent2.environments")
     env = environments.battle_v4.parallel_env(map_size=map_size, max_cycles=10)
     model = MAPPO("MlpPolicy", env, n_steps=4, batch_size=4, n_epochs=1, seed=0)

@@ -18,7 +18,7 @@ from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv
 class OneLegal(gym.Env):
     """One action is legal at a time; illegal ones raise. Without a method that tells it."""
 
-    observation_space = spaces.Box(-1.0, 1.0, (2,))
+    observation_space: spaces.Space = spaces.Box(-1.0, 1.0, (2,))
     action_space = spaces.Discrete(9)
 
     def look(self) -> np.ndarray:
@@ -134,7 +134,9 @@ def test_masks_are_heeded(make: Callable[[], Any]) -> None:
     model = HAPPO("MlpPolicy", make(), n_steps=16, batch_size=8, n_epochs=1, seed=0).learn(16)
     for agent, policy in model.policies.items():
         assert policy.masked, agent
-    model.get_env().close()
+    venv = model.get_env()
+    assert venv is not None
+    venv.close()
 
 
 def test_a_mask_in_the_observation_comes_first() -> None:

@@ -51,20 +51,27 @@ def small(env: Any) -> HAPPO:
     return model.learn(16)
 
 
+def venv_of(model: HAPPO) -> VecEnv:
+    """The environment that the model trains in."""
+    venv = model.get_env()
+    assert venv is not None
+    return venv
+
+
 def reset(model: HAPPO, env: Any) -> None:
-    model.get_env().reset()
+    venv_of(model).reset()
 
 
 def reset_inside(model: HAPPO, env: Any) -> None:
-    model.get_env().unwrapped.reset()
+    venv_of(model).unwrapped.reset()
 
 
 def reset_one(model: HAPPO, env: Any) -> None:
-    model.get_env().env_method("reset", indices=0)
+    venv_of(model).env_method("reset", indices=0)
 
 
 def evaluate(model: HAPPO, env: Any) -> None:
-    evaluate_policy(model, model.get_env(), n_eval_episodes=1, warn=False)
+    evaluate_policy(model, venv_of(model), n_eval_episodes=1, warn=False)
 
 
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -85,7 +92,7 @@ def test_between_learns(name: str) -> None:
         move(model, env)
         model.learn(16, reset_num_timesteps=False)
         assert model.rollout_buffer.episode_starts[0].all()
-    model.get_env().close()
+    venv_of(model).close()
 
 
 @pytest.mark.parametrize("wrap", [lambda env: env, JointEnv])
@@ -113,13 +120,17 @@ class Mover(BaseCallback):
         super().__init__()
         self.move, self.at = move, at
 
+    def _move(self) -> None:
+        assert isinstance(self.model, HAPPO)
+        self.move(self.model, None)
+
     def _on_rollout_start(self) -> None:
         if self.at == 0:
-            self.move(self.model, None)
+            self._move()
 
     def _on_step(self) -> bool:
         if self.at == self.locals["n_steps"] + 1:
-            self.move(self.model, None)
+            self._move()
         return True
 
 

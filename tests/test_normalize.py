@@ -77,8 +77,9 @@ def play(env: VecEnv, n_steps: int) -> list[dict[str, np.ndarray]]:
     :return: Observations
     """
     seen: list[Any] = [env.reset()]
+    actions: Any = [{"gardener": 0, "inspector": 0}] * env.num_envs
     for _ in range(n_steps):
-        seen.append(env.step([{"gardener": 0, "inspector": 0}] * env.num_envs)[0])
+        seen.append(env.step(actions)[0])
     return seen
 
 
@@ -158,7 +159,8 @@ def test_state_of_turn_based_game_shows_waiting_agents() -> None:
     for normalizer in (env, plain):
         normalizer.reset()
         for choice in range(4):
-            normalizer.step([{"player_1": choice, "player_2": choice}])
+            actions: Any = [{"player_1": choice, "player_2": choice}]
+            normalizer.step(actions)
     # Both players are alive, so that the state shows both
     np.testing.assert_array_equal(env.obs_rms["state"].mean, plain.obs_rms["state"].mean)
 
@@ -168,10 +170,11 @@ def test_equals_vecnormalize_without_absent_agents() -> None:
         return cls(make_joint_vec_env("mpe2/simple_spread_v3", 2, seed=0))
 
     ours, plain = make(VecNormalizeTeam), make(VecNormalize)
-    action = dict.fromkeys(ours.action_space.spaces, 1)
-    pairs = [(ours.reset(), plain.reset())]
+    assert isinstance(ours.action_space, spaces.Dict)
+    actions: Any = [dict.fromkeys(ours.action_space.spaces, 1)] * 2
+    pairs: list[tuple[Any, Any]] = [(ours.reset(), plain.reset())]
     for _ in range(30):
-        mine, theirs = ours.step([action] * 2), plain.step([action] * 2)
+        mine, theirs = ours.step(actions), plain.step(actions)
         pairs.append((mine[0], theirs[0]))
         np.testing.assert_array_equal(mine[1], theirs[1])
         for one, other in zip(mine[3], theirs[3], strict=True):
@@ -187,6 +190,7 @@ def test_there_and_back() -> None:
     env = VecNormalizeTeam(shift_vec_env())
     obs = play(env, 13)[-1]
     original = env.get_original_obs()
+    assert isinstance(original, dict)
     assert not original["inspector"].any()
     again, back = env.normalize_obs(original), env.unnormalize_obs(obs)
     for key in KEYS:
@@ -208,8 +212,9 @@ def test_terminal_observation_keeps_zeros() -> None:
 
     env = VecNormalizeTeam(make_joint_vec_env(Short, 1, seed=0))
     env.reset()
+    actions: Any = [{"gardener": 0, "inspector": 0}]
     for _ in range(100):
-        infos = env.step([{"gardener": 0, "inspector": 0}])[3]
+        infos = env.step(actions)[3]
     last = infos[0]["terminal_observation"]
     assert not last["inspector"].any() and not last["state"][2:].any()
     assert last["gardener"].any() and np.abs(last["state"]).max() < 10

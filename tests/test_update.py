@@ -209,7 +209,9 @@ def test_counter_example_of_proposition_1() -> None:
         seed=0,
     ).learn(3_000)
     games = make_joint_vec_env(env_fn, 200)
-    actions, _ = model.predict(games.reset())
+    observations = games.reset()
+    assert isinstance(observations, dict)
+    actions, _ = model.predict(observations)
     rewards = games.step(actions)[1]
     assert rewards.mean() >= 0.95
 

@@ -238,8 +238,9 @@ def test_misspelt_attributes(folder: Path) -> None:
         "critic_lerning_rate": "critic_learning_rate",
         "stats_window": "stats_window_size",
     }.items():
+        wrong: dict[str, Any] = {name: 1}
         with pytest.raises(ValueError, match=f"HAPPO.load knows no '{name}'.*'{nearest}'"):
-            HAPPO.load(folder / "HAPPO.zip", env=alike_team(), **{name: 1})
+            HAPPO.load(folder / "HAPPO.zip", env=alike_team(), **wrong)
     with pytest.raises(ValueError, match=r"knows no 'x'\. There are .*batch_size"):
         HAPPO.load(folder / "HAPPO.zip", x=1)
     model = HAPPO.load(

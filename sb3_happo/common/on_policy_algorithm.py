@@ -87,7 +87,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         "huber_delta": optional(POSITIVE),
         "chunk_length": optional(COUNT),
     }
-    policy: JointPolicy  # type: ignore[assignment]
+    policy: JointPolicy
     rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int

@@ -151,7 +151,8 @@ def test_integer_names_of_agents_in_arguments() -> None:
     model = small(HAPPO, env, policy_kwargs=dict(share_parameters=[[0, 1]]))
     assert model.policy.groups == [("0", "1")]
     model = small(HAPPO, env, policy_kwargs=dict(agent_kwargs={0: dict(net_arch=[7])}))
-    assert model.policies["0"].net_arch == [7] and model.policies["1"].net_arch != [7]
+    assert model.policies["0"].options.net_arch == [7]
+    assert model.policies["1"].options.net_arch != [7]
     masked = RandomMasks({0: spaces.Discrete(2), 1: spaces.Discrete(2)})
     model = small(HAPPO, masked)
     obs, infos = masked.reset(seed=0)

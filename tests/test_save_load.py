@@ -204,7 +204,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
         "normalize_value",
     ]:
         assert getattr(loaded, name) == getattr(model, name), name
-    assert loaded.policies["agent_1"].net_arch == [8]
+    assert loaded.policies["agent_1"].options.net_arch == [8]
     assert loaded.policy.lr_schedules["agent_1"](1.0) == 1e-4
 
 

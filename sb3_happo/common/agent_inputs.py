@@ -9,6 +9,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_happo.common.distributions import ActionLeaf, starts_of_choices
+from sb3_happo.envs.encodings import own_space
 from sb3_happo.envs.spaces import ACTION_MASK, flatten_mask
 
 
@@ -90,6 +91,9 @@ def as_arrays(observation: Any, observation_space: spaces.Space) -> Any:
                 f"{list(observation_space.spaces)}."
             )
         return parts
+    if isinstance(own_space(observation_space), (spaces.Dict, spaces.Tuple)):
+        # A space without entries, which a constant stands for
+        return observation
     if isinstance(observation, dict):
         raise ValueError(
             f"The observation is a dict with the keys {list(observation)}, and its space is "

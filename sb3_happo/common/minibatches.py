@@ -70,8 +70,11 @@ def join_agents(batches: Sequence[ActorBatch], one_hots: Sequence[th.Tensor | No
         rows.append(_join_parts(parts))
     ids = None
     if one_hots[0] is not None:
-        pairs = zip(one_hots, batches, strict=True)
-        ids = th.cat([own.expand(len(batch[1]), -1) for own, batch in pairs])  # type: ignore[union-attr]
+        expanded = []
+        for own, batch in zip(one_hots, batches, strict=True):
+            assert own is not None
+            expanded.append(own.expand(len(batch[1]), -1))
+        ids = th.cat(expanded)
     joint = ActorBatch(*rows)._replace(agent_ids=ids)
     if first.sequences is None:
         return joint

@@ -257,9 +257,8 @@ class MultiAgentPolicy(BasePolicy):
         """
         Actions of the agents whose observations are given. State and critic are not needed.
 
-        Agents whose spaces and networks have the same form act in one call, with the answers that
-        each would give alone. Samples of theirs are drawn together, so that a seed gives other
-        samples than calls of each agent's own ``predict``.
+        Agents of one form act in one call, with the answers that each would give alone. Their
+        samples are drawn together: a seed gives other samples than each agent's own ``predict``.
 
         :param observation: ``{agent: observation}`` in the environment's own form, or the
             observation of a ``JointEnv`` or of a vectorised one; for a team of one also its agent's
@@ -352,13 +351,14 @@ class MultiAgentPolicy(BasePolicy):
         :return: Observation without mask
         """
         own_space = self.policies[agent].observation_space
-        own, mask = split_mask(observation, own_space)
-        if mask is not None:
-            masks[agent] = mask
         try:
-            return encode_observation(own_space, own)
+            own, mask = split_mask(observation, own_space)
+            encoded = encode_observation(own_space, own)
         except ValueError as error:
             raise ValueError(f"agent {agent!r}: {error}") from error
+        if mask is not None:
+            masks[agent] = mask
+        return encoded
 
     def _join(self, actions: dict[str, Any], batched: set[str]) -> np.ndarray | None:
         """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""

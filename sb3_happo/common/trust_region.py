@@ -7,8 +7,26 @@ https://arxiv.org/abs/2109.11251.
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch as th
+
+
+class TrustRegionStep(NamedTuple):
+    """
+    Result of a trust-region step.
+
+    :param objective: Objective at the parameters that were kept
+    :param kl: Mean KL divergence of the policy from the one at collection
+    :param fraction: Fraction of the natural step that was taken, 0 if none
+    :param finite: False if the natural step, or the objective or divergence of a shortened one,
+        was NaN or infinite
+    """
+
+    objective: float
+    kl: float
+    fraction: float
+    finite: bool
 
 
 def flatten(tensors: Sequence[th.Tensor]) -> th.Tensor:

@@ -1,7 +1,7 @@
 """HATRPO: Heterogeneous-Agent Trust Region Policy Optimisation."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import Distribution
@@ -12,6 +12,7 @@ from sb3_happo.common.formulas import surrogate
 from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.recurrent import twice_differentiable
 from sb3_happo.common.trust_region import (
+    TrustRegionStep,
     flat_gradient,
     hessian_vector_product,
     line_search,
@@ -20,23 +21,6 @@ from sb3_happo.common.trust_region import (
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.common.warn_once import warn_once
 from sb3_happo.happo.happo import HAPPO, normalize_advantages
-
-
-class TrustRegionStep(NamedTuple):
-    """
-    Result of a trust-region step.
-
-    :param objective: Objective at the parameters that were kept
-    :param kl: Mean KL divergence of the policy from the one at collection
-    :param fraction: Fraction of the natural step that was taken, 0 if none
-    :param finite: False if the natural step, or the objective or divergence of a shortened one,
-        was NaN or infinite
-    """
-
-    objective: float
-    kl: float
-    fraction: float
-    finite: bool
 
 
 class HATRPO(HAPPO):
@@ -128,11 +112,8 @@ class HATRPO(HAPPO):
                 "Lower `target_kl`, raise `cg_damping`, or normalise observations and rewards "
                 "(VecNormalize). Further cases are left out without a warning.",
             )
-        figures = {
-            "policy_objective": result.objective,
-            "kl": result.kl,
-            "step_fraction": result.fraction,
-        }
+        figures = {"policy_objective": result.objective, "kl": result.kl}
+        figures["step_fraction"] = result.fraction
         for agent in data:
             self._log_agent(agent, figures)
 

@@ -98,7 +98,7 @@ NAMES = [f"{algorithm.__name__}/{case}" for algorithm in ALGORITHMS for case in 
 
 def machine() -> str:
     """
-    :return: What decides the last bits of a result: PyTorch's version and the processor
+    :return: Versions and processor, which decide the last bits of a result
     """
     processor = platform.machine()
     cpuinfo = Path("/proc/cpuinfo")

@@ -148,7 +148,9 @@ class WeightWatch:
         """Values that change with the weights."""
         values: list[Any] = [param._version for param in self._params]
         values += [param.data_ptr() for param in self._params]
-        values += [part.tobytes() for part in self._numbers]
+        if self._numbers:
+            # One copy of all numbers; bytes, for NaN differs from itself
+            values.append(np.concatenate(self._numbers).tobytes())
         return values
 
     def unchanged(self) -> bool:

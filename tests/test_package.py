@@ -113,6 +113,7 @@ ORDER = (
     "envs.state_choice",
     "envs.observation_layout",
     "envs.joint_env",
+    "envs.games.*",
     "envs.make",
     "envs",
     "envs.checker.*",

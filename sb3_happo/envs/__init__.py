@@ -1,7 +1,7 @@
 """Environments: any multi-agent env as one Gymnasium env."""
 
 from sb3_happo.envs.joint_env import JointEnv, as_joint_env
-from sb3_happo.envs.make import make_joint_env, register_mamujoco
+from sb3_happo.envs.make import make_joint_env, register_games, register_mamujoco
 from sb3_happo.envs.space_checks import (
     check_action_spaces,
     check_observation_spaces,
@@ -20,4 +20,5 @@ __all__ = [
     "make_joint_env",
 ]
 
+register_games()
 register_mamujoco()

@@ -13,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 
+from sb3_happo.envs.games import GAMES, NAMESPACE, game_class
 from sb3_happo.envs.joint_env import as_joint_env
 from sb3_happo.suggestions import did_you_mean
 
@@ -155,6 +156,49 @@ def make_joint_mamujoco(joint_kwargs: dict[str, Any] | None = None, **kwargs: An
     return as_joint_env(make_mamujoco(**kwargs), **(joint_kwargs or {}))
 
 
+# ---------------------------------------------------------------- games with known answers
+
+_GAME_ENTRY_POINT = "sb3_happo.envs.make:make_joint_game"
+
+
+def register_games() -> None:
+    """Register the games of :mod:`sb3_happo.envs.games` with Gymnasium, as ``"games/climbing"``."""
+    for name in GAMES:
+        id = f"{NAMESPACE}/{name}"
+        if id not in gym.registry:
+            gym.register(
+                id,
+                entry_point=_GAME_ENTRY_POINT,
+                order_enforce=False,  # wrappers cost time
+                disable_env_checker=True,
+                kwargs={"game": name},
+            )
+
+
+def make_game(game: str, **env_kwargs: Any) -> Any:
+    """
+    Make a game with a known answer.
+
+    :param game: Name of the game, the part of its id after the slash
+    :param env_kwargs: Keyword arguments of its class
+    :return: PettingZoo env
+    :raises TypeError: If an argument is unknown; the error names the nearest one
+    """
+    make = game_class(game)
+    return _call(make, env_kwargs, lambda: [make])
+
+
+def make_joint_game(joint_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> gym.Env:
+    """
+    Make a joint environment of a game, as ``gymnasium.make`` does.
+
+    :param joint_kwargs: Keyword arguments of :class:`~sb3_happo.envs.JointEnv`
+    :param kwargs: Keyword arguments of :func:`make_game`
+    :return: Joint environment
+    """
+    return as_joint_env(make_game(**kwargs), **(joint_kwargs or {}))
+
+
 # ---------------------------------------------------------------- any id
 
 
@@ -182,6 +226,7 @@ def make_joint_env(
       ``continuous_actions=True``, and so on.
     * ``"mamujoco/HalfCheetah-2x3-v1"`` and the like are multi-agent MuJoCo; ``agent_obsk`` and the
       rest are keyword arguments.
+    * ``"games/climbing"`` and the like are the games of :mod:`sb3_happo.envs.games`.
     * Any other id that Gymnasium knows: ``"CartPole-v1"`` gives a team of one,
       ``"lbforaging:Foraging-8x8-2p-2f-coop-v3"`` imports ``lbforaging`` first.
 
@@ -234,6 +279,8 @@ def make_env(id: str, **env_kwargs: Any) -> Any:
         return _make_from_module(id, id, env_kwargs)
     if spec.namespace == _MAMUJOCO:
         return make_mamujoco(**spec.kwargs, **env_kwargs)
+    if spec.entry_point == _GAME_ENTRY_POINT:
+        return make_game(**spec.kwargs, **env_kwargs)
     make = partial(gym.make, spec, disable_env_checker=True)
     return _call(
         make, env_kwargs, lambda: [gym.envs.registration.load_env_creator(spec.entry_point)]
@@ -331,7 +378,7 @@ def _unresolved(id: str, package: str) -> ValueError:
         if family != package:
             ids += _module_ids(family)
     hint = _nearest_ids(id, [*ids, *_vectorised_ids()])
-    if package and not own and package != _MAMUJOCO:
+    if package and not own and package not in (_MAMUJOCO, NAMESPACE):
         install = "install the package that has it"
         if package in _INSTALL:
             install = f"pip install {_INSTALL[package]}"

@@ -1,0 +1,36 @@
+"""
+Games with known answers, PettingZoo environments with the ids ``"games/<name>"``.
+
+Each docstring states the optimum or the equilibrium and where it comes from. They are small enough
+to be solved in seconds, and serve as tests of algorithms and as teaching material.
+"""
+
+from sb3_happo.envs.games.catalogue import GAMES, NAMESPACE, game_class
+from sb3_happo.envs.games.game import Game
+from sb3_happo.envs.games.lq_team import LQTeam
+from sb3_happo.envs.games.matrix import (
+    Climbing,
+    Halves,
+    MatchingPennies,
+    MatrixGame,
+    Penalty,
+    Qtran,
+    RockPaperScissors,
+)
+from sb3_happo.envs.games.two_step import TwoStep
+
+__all__ = [
+    "GAMES",
+    "NAMESPACE",
+    "Climbing",
+    "Game",
+    "Halves",
+    "LQTeam",
+    "MatchingPennies",
+    "MatrixGame",
+    "Penalty",
+    "Qtran",
+    "RockPaperScissors",
+    "TwoStep",
+    "game_class",
+]

@@ -1,0 +1,31 @@
+"""Catalogue of the games: the ids ``"games/<name>"`` and the classes behind them."""
+
+import importlib
+
+from sb3_happo.envs.games.game import Game
+
+#: Namespace of the ids
+NAMESPACE = "games"
+
+#: Place of each game's class, ``"module:class"``, by the name in its id
+GAMES: dict[str, str] = {
+    "climbing": "sb3_happo.envs.games.matrix:Climbing",
+    "halves": "sb3_happo.envs.games.matrix:Halves",
+    "lq_team": "sb3_happo.envs.games.lq_team:LQTeam",
+    "matching_pennies": "sb3_happo.envs.games.matrix:MatchingPennies",
+    "matrix": "sb3_happo.envs.games.matrix:MatrixGame",
+    "penalty": "sb3_happo.envs.games.matrix:Penalty",
+    "qtran": "sb3_happo.envs.games.matrix:Qtran",
+    "rock_paper_scissors": "sb3_happo.envs.games.matrix:RockPaperScissors",
+    "two_step": "sb3_happo.envs.games.two_step:TwoStep",
+}
+
+
+def game_class(name: str) -> type[Game]:
+    """
+    :param name: Name of a game, one of ``GAMES``
+    :return: Class of the game
+    """
+    module, _, class_name = GAMES[name].partition(":")
+    game: type[Game] = getattr(importlib.import_module(module), class_name)
+    return game

@@ -14,20 +14,31 @@ from sb3_happo.envs.games import (
     GAMES,
     Climbing,
     Game,
+    GaussianSqueeze,
     Halves,
+    Ising,
+    Levers,
     LQTeam,
     MatchingPennies,
     MatrixGame,
     Penalty,
     Qtran,
+    Recall,
+    Relay,
     RockPaperScissors,
+    Tennis,
     TwoStep,
     game_class,
 )
-from sb3_happo.vec_env import JointSubprocVecEnv
+from sb3_happo.vec_env import JointDummyVecEnv
 
 # Arguments without which a game cannot be made, or with which it is small
-ARGUMENTS: dict[str, dict[str, Any]] = {"matrix": {"payoffs": [[1, 2, 0], [3, 4, -1]]}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "gaussian_squeeze": {"n_agents": 8},
+    "ising": {"size": 4, "length": 10, "checkerboard": True},
+    "levers": {"n_levers": 3, "pool": 7},
+    "matrix": {"payoffs": [[1, 2, 0], [3, 4, -1]]},
+}
 
 
 def make(name: str, **kwargs: Any) -> Game:
@@ -67,6 +78,16 @@ def pure_equilibria(payoffs: np.ndarray) -> list[float]:
 # ---------------------------------------------------------------- interface
 
 
+def legal_actions(game: Game, observations: dict[str, Any]) -> dict[str, Any]:
+    """Random actions of all agents that keep to the masks."""
+    actions = {}
+    for agent in game.agents:
+        own = observations[agent]
+        mask = own["action_mask"] if isinstance(own, dict) else None
+        actions[agent] = game.action_space(agent).sample(mask)
+    return actions
+
+
 def random_episodes(game: Game, seed: int, n_steps: int = 60) -> list[Any]:
     """Everything that random play returns, resets included."""
     for space in game.action_spaces.values():
@@ -75,13 +96,7 @@ def random_episodes(game: Game, seed: int, n_steps: int = 60) -> list[Any]:
     for _ in range(n_steps):
         if not game.agents:
             record.append(game.reset())
-        observations = record[-1][0]
-        actions = {}
-        for agent in game.agents:
-            own = observations[agent]
-            mask = own["action_mask"] if isinstance(own, dict) else None
-            actions[agent] = game.action_space(agent).sample(mask)
-        record.append(game.step(actions))
+        record.append(game.step(legal_actions(game, record[-1][0])))
     return record
 
 
@@ -117,14 +132,14 @@ def test_seeds_repeat_and_instances_are_apart(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(GAMES))
 def test_every_game_renders(name: str) -> None:
     game = make(name, render_mode="rgb_array")
-    game.reset(seed=0)
+    observations, _ = game.reset(seed=0)
     before = game.render()
     assert before is not None and before.dtype == np.uint8 and before.shape[2] == 3
     shown = [before]
     for _ in range(12):
         if not game.agents:
-            game.reset()
-        game.step({agent: game.action_space(agent).sample(None) for agent in game.agents})
+            observations, _ = game.reset()
+        observations = game.step(legal_actions(game, observations))[0]
         frame = game.render()
         assert frame is not None and frame.shape == before.shape
         shown.append(frame)
@@ -145,7 +160,7 @@ def test_ids_work_everywhere() -> None:
     settings: dict[str, Any] = dict(n_steps=8, batch_size=8, device="cpu")
     HAPPO("MlpPolicy", "games/climbing", **settings).learn(8)
     env = make_joint_vec_env(
-        "games/penalty", 2, env_kwargs={"k": -30}, vec_env_cls=JointSubprocVecEnv
+        "games/penalty", 2, env_kwargs={"k": -30}, vec_env_cls=JointDummyVecEnv
     )
     assert env.get_attr("k") == [-30.0, -30.0]
     env.close()
@@ -380,3 +395,257 @@ def test_lq_team() -> None:
             LQTeam(**{name: value})
     with pytest.raises(ValueError, match="costs is empty"):
         LQTeam([])
+
+
+# ---------------------------------------------------------------- levers
+
+
+def test_levers_by_enumeration() -> None:
+    """All draws of three numbers out of seven, and all fixed levers for each number."""
+    game = Levers(n_levers=3, pool=7)
+    draws = list(itertools.combinations(range(7), 3))
+    best = 0.0
+    for levers in itertools.product(range(3), repeat=7):
+        pulled = [game.payoff(len({levers[number] for number in draw})) for draw in draws]
+        best = max(best, sum(pulled) / len(pulled))
+    assert best == pytest.approx(game.best_without_messages())
+    random = [game.payoff(len(set(pulled))) for pulled in itertools.product(range(3), repeat=3)]
+    assert np.mean(random) == pytest.approx(game.random_play())
+
+    for actions, reward in [((0, 1, 2), 1.0), ((2, 2, 0), 0.5), ((1, 1, 1), 0.0)]:
+        assert play(game, actions) == [dict.fromkeys(game.possible_agents, reward)]
+    share = Levers(n_levers=3, pool=7, reward="share")
+    assert play(share, (2, 2, 0))[0]["agent_1"] == pytest.approx(2 / 3)
+
+
+def test_levers_of_the_paper() -> None:
+    game = Levers()
+    assert game.random_play() == pytest.approx(0.5904, abs=1e-4)
+    assert game.best_without_messages() == pytest.approx(0.5925, abs=1e-4)
+    share = Levers(reward="share")
+    assert share.random_play() == pytest.approx(0.6723, abs=1e-4)
+    assert share.best_without_messages() == pytest.approx(0.6740, abs=1e-4)
+    seen: set[int] = set()
+    numbers: list[int] = []
+    for seed in range(200):
+        observations, _ = game.reset(seed=seed)
+        numbers = [int(own) for own in observations.values()]
+        assert len(set(numbers)) == 5, "each number once"
+        seen.update(numbers)
+    assert min(seen) < 10 and max(seen) >= 490
+    # Agents who know all numbers sort them
+    ranks = np.argsort(np.argsort(numbers))
+    rewards = game.step(dict(zip(game.possible_agents, ranks, strict=True)))[1]
+    assert set(rewards.values()) == {1.0} == {game.optimum}
+    with pytest.raises(ValueError, match="pool must be an integer of at least 5"):
+        Levers(pool=4)
+    with pytest.raises(ValueError, match="reward must be"):
+        Levers(reward="sum")
+
+
+# ---------------------------------------------------------------- squeeze
+
+
+def test_gaussian_squeeze() -> None:
+    game = GaussianSqueeze()
+    # The derivative of G vanishes at x = (mu + sqrt(mu^2 + 2 sigma^2)) / 2, which is 444.9
+    assert round((400 + np.sqrt(400**2 + 2 * 200**2)) / 2) == game.best_sum == 445
+    assert game.optimum == pytest.approx(423.03, abs=0.005)
+    numbers = [1] * 445 + [0] * 55
+    assert play(game, tuple(numbers))[0]["agent_7"] == pytest.approx(423.03, abs=0.005)
+    assert play(game, (4,) * 250 + (5,) * 250)[0]["agent_0"] == pytest.approx(0, abs=1e-9)
+    small = GaussianSqueeze(3, n_choices=3, mu=2, sigma=1)
+    returns = {}
+    for actions in itertools.product(range(3), repeat=3):
+        returns[actions] = play(small, actions)[0]["agent_0"]
+    assert max(returns.values()) == pytest.approx(small.optimum)
+    assert {sum(one) for one in returns if returns[one] == small.optimum} == {small.best_sum}
+    with pytest.raises(ValueError, match="sigma must be above 0"):
+        GaussianSqueeze(sigma=0)
+
+
+# ---------------------------------------------------------------- Ising lattice
+
+
+def test_ising_by_enumeration() -> None:
+    """
+    All 512 states of 3 x 3 spins: the optimum, and the heat bath. The choices' softmax at
+    temperature T must be the Boltzmann distribution of one spin, the others fixed, at 2 T.
+    """
+    game = Ising(3)
+    states = list(itertools.product((0, 1), repeat=9))
+    team = {}
+    for state in states:
+        team[state] = list(play(game, state)[0].values())
+        assert game.spins.ravel().tolist() == [2 * one - 1 for one in state]
+    totals = {state: sum(rewards) for state, rewards in team.items()}
+    best = max(totals.values())
+    assert best / 9 == 2 == game.optimum / game.length
+    assert [state for state in states if totals[state] == best] == [(0,) * 9, (1,) * 9]
+
+    temperature = 0.9
+    for state in states[::7]:
+        for site in range(9):
+            down, up = ((*state[:site], one, *state[site + 1 :]) for one in (0, 1))
+            gain = (team[up][site] - team[down][site]) / temperature
+            # The sum of the rewards has half of s_i s_j twice for each pair: minus the energy
+            boltzmann = (totals[up] - totals[down]) / (2 * temperature)
+            assert gain == pytest.approx(boltzmann)
+
+
+def test_ising_follows_onsager() -> None:
+    """Heat-bath play of the game itself, in checkerboard order, from an aligned start."""
+    assert pytest.approx(1.1346, abs=1e-4) == Ising.CRITICAL_TEMPERATURE
+    for temperature, exact in [(0.9, 0.957), (1.0, 0.911), (1.1, 0.785), (1.2, 0.0)]:
+        assert Ising.exact_magnetization(temperature) == pytest.approx(exact, abs=1e-3)
+    assert Ising.exact_magnetization(0.001) == 1
+
+    game = Ising(20, length=200, checkerboard=True)
+    rng = np.random.default_rng(0)
+    for temperature, low, high in [(0.9, 0.94, 0.975), (2.0, 0.0, 0.15)]:
+        observations, _ = game.reset(seed=1)
+        probabilities = np.ones(400)  # the first two steps align all spins
+        measured = []
+        while game.agents:
+            legal = np.stack([own["action_mask"] for own in observations.values()])
+            chosen = rng.random(400) < probabilities
+            actions = np.where(legal.all(axis=1), chosen, legal[:, 1]).astype(int)
+            observations = game.step(dict(zip(game.agents, actions, strict=True)))[0]
+            measured.append(game.magnetization)
+            if len(measured) >= 2:
+                fields = np.stack([own["observation"] for own in observations.values()])
+                probabilities = 1 / (1 + np.exp(-fields.sum(axis=1) / temperature))
+        assert measured[1] == 1
+        assert low < np.mean(measured[80:]) < high
+
+
+def test_ising_neighbours_and_phases() -> None:
+    game = Ising(4, observe_neighbors=False)
+    assert game.neighbors[0].tolist() == [12, 4, 3, 1]
+    counts = np.bincount(game.neighbors.ravel())
+    assert (counts == 4).all() and not (game.neighbors == np.arange(16)[:, None]).any()
+    observations, _ = game.reset(seed=0)
+    assert observations["agent_0"].tolist() == [1]
+    checks = np.indices((4, 4)).sum(axis=0).ravel() % 2
+    game.step(dict(zip(game.agents, checks, strict=True)))
+    assert game.magnetization == 0 and game.staggered_magnetization == 1
+    with pytest.raises(ValueError, match="even size"):
+        Ising(5, checkerboard=True)
+    turns = Ising(4, checkerboard=True)
+    turns.reset(seed=0)
+    flipped = (turns.spins.ravel() < 0).astype(int)
+    with pytest.raises(ValueError, match="'agent_1' is not on turn"):
+        turns.step(dict(zip(turns.agents, flipped, strict=True)))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def test_recall_by_enumeration() -> None:
+    """All policies of one agent that map an observation to an action, and one with a memory."""
+    game = Recall(1, n_cues=3, delay=2)
+    cues: dict[int, int] = {}
+    for seed in range(30):
+        cues.setdefault(int(game.reset(seed=seed)[0]["agent_0"].argmax()), seed)
+    assert sorted(cues) == [0, 1, 2]
+
+    def expected(policy: Any) -> float:
+        total = 0.0
+        for seed in cues.values():
+            observations, _ = game.reset(seed=seed)
+            memory = tuple(observations["agent_0"])
+            while game.agents:
+                action = policy(tuple(observations["agent_0"]), memory)
+                observations, rewards, *_ = game.step({"agent_0": action})
+                total += rewards["agent_0"]
+        return total / len(cues)
+
+    seen = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]
+    best = 0.0
+    for actions in itertools.product(range(3), repeat=4):
+        table = dict(zip(seen, actions, strict=True))
+        best = max(best, expected(lambda own, memory, table=table: table[own]))
+    assert best == pytest.approx(game.best_without_memory) == pytest.approx(1 / 3)
+    assert expected(lambda own, memory: int(np.argmax(memory))) == 1 == game.optimum
+
+    team = Recall(4, delay=3)
+    observations, _ = team.reset(seed=0)
+    answers = {agent: int(own.argmax()) for agent, own in observations.items()}
+    answers["agent_2"] = 1 - answers["agent_2"]
+    paid = [team.step(answers)[1]["agent_0"] for _ in range(4)]
+    assert paid == [0, 0, 0, 0.75] and not team.agents
+
+
+def test_relay_passes_one_message() -> None:
+    game = Relay()
+    assert game.optimum == 1 and game.delay == 10
+    for seed, inverted in itertools.product(range(4), (False, True)):
+        observations, _ = game.reset(seed=seed)
+        cue = int(observations["scout"].argmax())
+        assert not observations["runner"].any()
+        observations = game.step({"scout": cue ^ inverted, "runner": 0})[0]
+        message = int(observations["runner"].argmax())
+        assert not observations["scout"].any() and message == cue ^ inverted
+        rewards: dict[str, float] = {}
+        for _ in range(10):
+            assert game.agents
+            observations, rewards, *_ = game.step({"scout": 0, "runner": message ^ inverted})
+            assert not any(own.any() for own in observations.values())
+        assert rewards == {"scout": 1.0, "runner": 1.0} and not game.agents
+
+
+# ---------------------------------------------------------------- tennis
+
+
+def tennis_scores(game: Tennis, policy: Any, n_episodes: int) -> list[float]:
+    """Scores of episodes in which both agents act by one policy."""
+    scores = []
+    for seed in range(n_episodes):
+        observations, _ = game.reset(seed=seed)
+        infos: dict[str, Any] = {}
+        while game.agents:
+            actions = {agent: policy(own) for agent, own in observations.items()}
+            observations, *_, infos = game.step(actions)
+        scores.append(infos["left"]["score"])
+    return scores
+
+
+def test_tennis_is_won_by_who_follows_the_ball() -> None:
+    game = Tennis()
+    assert tennis_scores(game, Tennis.follow, 4) == pytest.approx([1.0] * 4)
+    assert game.optimum == pytest.approx(1.0)
+    assert tennis_scores(Tennis(7), Tennis.follow, 3) == pytest.approx([0.4] * 3)
+    assert Tennis(7).optimum == pytest.approx(0.4)
+    rng = np.random.default_rng(0)
+    assert np.mean(tennis_scores(game, lambda own: rng.uniform(-1, 1, 2), 40)) < 0.1
+
+
+def test_tennis_pays_returns_and_misses() -> None:
+    game = Tennis()
+    observations, _ = game.reset(seed=0)
+    own = observations["left"]
+    assert own.shape == (24,) and np.array_equal(own[:8], own[16:]), "three equal frames"
+    # The court is seen from the own side: the ball above the net, its velocity mirrored
+    assert own[4] == 0 and own[6] == -observations["right"][6]
+    totals = {"left": 0.0, "right": 0.0}
+    terminations: dict[str, bool] = {}
+    while game.agents:  # rackets stay away from the ball
+        actions = dict.fromkeys(game.agents, np.array([1.0, 1.0]))
+        observations, rewards, terminations, *_ = game.step(actions)
+        assert np.array_equal(observations["left"][:8], own[8:16]), "frames move up"
+        own = observations["left"]
+        for agent, reward in rewards.items():
+            totals[agent] += reward
+    assert terminations == {"left": True, "right": True}
+    assert min(totals.values()) == pytest.approx(-0.01)
+
+
+def test_the_score_is_in_the_info_at_the_end() -> None:
+    env = make_joint_env("games/tennis")
+    observation, info = env.reset(seed=1)
+    ended = False
+    while not ended:
+        assert "score" not in info
+        actions = {agent: Tennis.follow(observation[agent]) for agent in ("left", "right")}
+        observation, _, ended, _, info = env.step(actions)
+    assert info["score"] == pytest.approx(1.0)

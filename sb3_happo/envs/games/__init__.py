@@ -7,6 +7,8 @@ to be solved in seconds, and serve as tests of algorithms and as teaching materi
 
 from sb3_happo.envs.games.catalogue import GAMES, NAMESPACE, game_class
 from sb3_happo.envs.games.game import Game
+from sb3_happo.envs.games.ising import Ising
+from sb3_happo.envs.games.levers import Levers
 from sb3_happo.envs.games.lq_team import LQTeam
 from sb3_happo.envs.games.matrix import (
     Climbing,
@@ -17,6 +19,9 @@ from sb3_happo.envs.games.matrix import (
     Qtran,
     RockPaperScissors,
 )
+from sb3_happo.envs.games.recall import Recall, Relay
+from sb3_happo.envs.games.squeeze import GaussianSqueeze
+from sb3_happo.envs.games.tennis import Tennis
 from sb3_happo.envs.games.two_step import TwoStep
 
 __all__ = [
@@ -24,13 +29,19 @@ __all__ = [
     "NAMESPACE",
     "Climbing",
     "Game",
+    "GaussianSqueeze",
     "Halves",
+    "Ising",
     "LQTeam",
+    "Levers",
     "MatchingPennies",
     "MatrixGame",
     "Penalty",
     "Qtran",
+    "Recall",
+    "Relay",
     "RockPaperScissors",
+    "Tennis",
     "TwoStep",
     "game_class",
 ]

@@ -1,7 +1,7 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
-from sb3_happo.envs import JointEnv, make_joint_env
+from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.happo import HAPPO
 from sb3_happo.hatrpo import HATRPO
@@ -16,9 +16,11 @@ __all__ = [
     "HATRPO",
     "IPPO",
     "MAPPO",
+    "CentralTeam",
     "EvalCallback",
     "JointEnv",
     "__version__",
+    "as_single_agent",
     "evaluate_policy",
     "make_joint_env",
     "make_joint_vec_env",

@@ -115,6 +115,8 @@ ORDER = (
     "envs.joint_env",
     "envs.games.*",
     "envs.make",
+    "envs.central_actions",
+    "envs.central",
     "envs",
     "envs.checker.*",
     # Vectorised environments: NumPy and SB3

@@ -30,7 +30,7 @@ from sb3_happo.envs.mujoco import MujocoTeam
 from sb3_happo.envs.observation_layout import ObservationLayout, check_keys
 from sb3_happo.envs.other_agents import OtherPolicy, PartialTeam
 from sb3_happo.envs.rows_of_agents import refuse_rows_of_agents
-from sb3_happo.envs.spaces import ACTIVE
+from sb3_happo.envs.spaces import ACTION_MASK, ACTIVE
 from sb3_happo.envs.state import Observations, StateLayout
 from sb3_happo.envs.state_choice import State, choose_state
 from sb3_happo.envs.step_checks import reward_error
@@ -479,6 +479,40 @@ def _agent_names(ids: Sequence[Any]) -> tuple[str, ...]:
             "entry."
         )
     return names
+
+
+def joint_observation(
+    env: JointEnv,
+    observations: Mapping[Any, Any],
+    action_masks: Mapping[Any, Any] | None = None,
+) -> tuple[Observations, np.ndarray | None]:
+    """
+    Joint observation, without the critic's state, of observations that were made elsewhere.
+
+    :param env: Joint environment of the team
+    :param observations: ``{agent: observation}``, as the team's own environment returns it; agents
+        without an entry are inactive
+    :param action_masks: ``{agent: mask}`` of agents whose masks are not in their observations
+    :return: Joint observation; and the active mask, ``(n_agents,)``, None if all agents are active
+    :raises ValueError: If an agent is unknown, or an observation does not fit its space
+    """
+    own = {str(agent): observation for agent, observation in observations.items()}
+    masks = {str(agent): mask for agent, mask in (action_masks or {}).items()}
+    for kind, given in (("observations", own), ("action masks", masks)):
+        unknown = [name for name in given if name not in env.agents]
+        if unknown:
+            raise ValueError(f"There are {kind} of {unknown}; the agents are {list(env.agents)}.")
+    by_id, infos = {}, {}
+    for agent, name in zip(env._ids, env.agents, strict=True):
+        if name in own:
+            by_id[agent] = own[name]
+        infos[agent] = {ACTION_MASK: masks[name]} if name in masks else {}
+    present = np.array([name in own for name in env.agents])
+    active = None if present.all() else present
+    joint = env._layout.lay_out(by_id, infos, active)
+    if ACTIVE in env.observation_space.spaces:
+        joint[ACTIVE] = present.astype(np.int8)
+    return joint, active
 
 
 # Attributes and methods that a caller from outside means of the joint environment

@@ -1,7 +1,8 @@
 """A team as one agent: one plain Gymnasium environment, for any single-agent algorithm."""
 
 import inspect
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -39,27 +40,12 @@ class CentralObservations:
     """
 
     def __init__(self, team: JointEnv) -> None:
-        leaves: list[Leaf] = []
-        for key, space in team.observation_space.spaces.items():
-            if key in (STATE, AGENT_STATES) or key.startswith(f"{STATE}/") or is_flag(key):
-                continue
-            leaves.append(Leaf(key, _owner(team, key), space))
-        if ACTIVE in team.observation_space.spaces:
-            leaves.append(Leaf(ACTIVE, -1, team.observation_space[ACTIVE]))
+        leaves = _leaves(team)
         images = [leaf for leaf in leaves if is_image(leaf.space)]
         others = [leaf for leaf in leaves if not is_image(leaf.space)]
-        # In turn-based games only the agent on turn is observed, but a state made of observations
-        # shows all agents
-        self._state_shows_more = (
-            not images and team.state_layout.shows_waiting and STATE in team.state_layout.owners
-        )
-        if self._state_shows_more:
-            n_state = len(team.state_layout.owners[STATE])
-            unknown = spaces.Box(-np.inf, np.inf, (n_state,), np.float32)
-            active = [leaf for leaf in others if leaf.key == ACTIVE]
-            others = [Leaf(STATE, -1, unknown), *active]
         self._flat = FlatObservations(others)
         self._images = [leaf.key for leaf in images]
+        self._vector_key = _free_key(VECTOR, self._images)
         self._stack: StackedImages | None = None
         self.space: spaces.Space
         if not images:
@@ -69,7 +55,6 @@ class CentralObservations:
             self.space = self._stack.spaces[STATE]
         else:
             entries = {leaf.key: leaf.space for leaf in images}
-            self._vector_key = _free_key(VECTOR, entries)
             if others:
                 entries[self._vector_key] = _vector_space(others)
             self.space = spaces.Dict(entries)
@@ -94,6 +79,24 @@ class CentralObservations:
         return observation
 
 
+def _leaves(team: JointEnv) -> list[Leaf]:
+    """Entries of the joint observation that the one agent observes."""
+    entries = team.observation_space.spaces
+    leaves = []
+    for key, space in entries.items():
+        in_state = key in (STATE, AGENT_STATES) or key.startswith(f"{STATE}/")
+        if not in_state and not is_flag(key):
+            leaves.append(Leaf(key, _owner(team, key), space))
+    layout = team.state_layout
+    has_images = any(is_image(leaf.space) for leaf in leaves)
+    if layout.shows_waiting and STATE in layout.owners and not has_images:
+        # In turn-based games only the agent on turn is observed; the state shows all agents
+        leaves = [Leaf(STATE, -1, entries[STATE])]
+    if ACTIVE in entries:
+        leaves.append(Leaf(ACTIVE, -1, entries[ACTIVE]))
+    return leaves
+
+
 def _can_be_stacked(images: list[Leaf]) -> bool:
     """Whether images have one shape, and SB3 finds the channels of the stack where they are."""
     if len({leaf.space.shape for leaf in images}) > 1:
@@ -110,7 +113,7 @@ def _owner(team: JointEnv, key: str) -> int:
     raise ValueError(f"The entry {key!r} of the joint observation belongs to no agent.")
 
 
-def _free_key(key: str, taken: Mapping[str, Any]) -> str:
+def _free_key(key: str, taken: Sequence[str]) -> str:
     while key in taken:
         key += "_"
     return key
@@ -149,6 +152,8 @@ class SingleAgentEnv(gym.Env):
         assert isinstance(joint, JointEnv)
         #: Joint environment of the team, as it was given
         self.team = team
+        #: The same without wrappers
+        self.joint = joint
         self.actions = actions
         #: Names of the agents, in the order of their observations and actions
         self.agents = joint.agents
@@ -271,8 +276,8 @@ def as_single_agent(
     combinations (``actions="product"``), which can represent any correlation of the agents'
     choices, or a MultiDiscrete with one factor for each choice (``actions="factored"``), which is
     small but chooses independently. Action masks are combined and available by
-    ``env.action_masks()``, the protocol of ``MaskablePPO``. The reward is the team's; the actions of
-    inactive agents are ignored, and their observations are zeros.
+    ``env.action_masks()``, the protocol of ``MaskablePPO``. The reward is the team's; the actions
+    of inactive agents are ignored, and their observations are zeros.
 
     A model trained on it acts for the team by :class:`CentralTeam`::
 
@@ -317,6 +322,21 @@ def as_single_agent(
     return SingleAgentEnv(team, own)
 
 
+def _look_alike(trained: spaces.Space, own: spaces.Space) -> bool:
+    """
+    Whether observations of one space can be given to a model of the other. SB3 puts the channels of
+    images first, and normalisation changes bounds.
+    """
+    if isinstance(trained, spaces.Dict) and isinstance(own, spaces.Dict):
+        same_keys = trained.spaces.keys() == own.spaces.keys()
+        return same_keys and all(_look_alike(trained[key], own[key]) for key in own.spaces)
+    if not isinstance(trained, spaces.Box) or not isinstance(own, spaces.Box):
+        return trained == own
+    if is_image(own) and trained.shape == (own.shape[2], *own.shape[:2]):
+        return True
+    return trained.shape == own.shape
+
+
 class CentralTeam:
     """
     A single-agent model as a team: observations of all agents in, ``{agent: action}`` out.
@@ -335,22 +355,19 @@ class CentralTeam:
             raise TypeError(
                 f"env must be made by as_single_agent, not {type(env).__name__}; without a wrapper."
             )
-        for name in ("observation_space", "action_space"):
+        for name, is_same in (("observation_space", _look_alike), ("action_space", operator.eq)):
             own = getattr(model, name, None)
-            if own is not None and own != getattr(env, name):
+            if own is not None and not is_same(own, getattr(env, name)):
                 raise ValueError(
                     f"The model's {name} is {own}, the environment's {getattr(env, name)}; make "
                     "the environment of the same team by the same arguments."
                 )
-        team = env.team.unwrapped
-        assert isinstance(team, JointEnv)
-        if team.state_layout.shows_waiting:
+        if env.joint.state_layout.shows_waiting:
             raise ValueError(
                 "The agents of this environment act in turns, and the observation of one does not "
                 "show those of all. Call model.predict with observations of the environment of "
                 "as_single_agent, and its actions.split(action) for {agent: action}."
             )
-        self._team = team
         if vec_normalize is None and hasattr(model, "get_vec_normalize_env"):
             vec_normalize = model.get_vec_normalize_env()
         self.model = model
@@ -387,7 +404,7 @@ class CentralTeam:
         :return: ``{agent: action}`` of the agents that were observed, and the next hidden states
         :raises ValueError: If the observations are not those of the team, or a mask is missing
         """
-        joint, active = joint_observation(self._team, observations, action_masks)
+        joint, active = joint_observation(self.env.joint, observations, action_masks)
         own: Any = self.env.observe(joint, active)
         if self._vec_normalize is not None:
             own = self._vec_normalize.normalize_obs(own)
@@ -404,7 +421,7 @@ class CentralTeam:
     ) -> None:
         """Refuse observations without the masks that the environment gives beside them."""
         given = [str(agent) for agent in action_masks]
-        sources = self._team.mask_sources
+        sources = self.env.joint.mask_sources
         for agent in observations:
             source = sources.get(str(agent), "observation")
             if source != "observation" and str(agent) not in given:

@@ -61,23 +61,26 @@ def central_actions(
     parts: list[_Part] = []
     for agent, space in action_space.spaces.items():
         parts += [_Part(agent, leaf) for leaf in _leaves(space)]
-    continuous = [part for part in parts if isinstance(part.space, spaces.Box)]
-    discrete = [part for part in parts if not isinstance(part.space, spaces.Box)]
-    if continuous and discrete:
+    continuous = [part.space for part in parts if isinstance(part.space, spaces.Box)]
+    if continuous:
+        _refuse_mixed(parts)
+        return ContinuousActions(action_space, continuous)
+    return DiscreteActions(action_space, parts, form == "product", max_actions)
+
+
+def _refuse_mixed(parts: Sequence[_Part]) -> None:
+    """Refuse continuous actions beside discrete ones."""
+    continuous, discrete = {}, {}  # names of the agents, each once
+    for part in parts:
+        kind = continuous if isinstance(part.space, spaces.Box) else discrete
+        kind[part.agent] = True
+    if discrete:
         raise TypeError(
-            f"The actions of {_names(continuous)} are continuous and those of {_names(discrete)} "
+            f"The actions of {list(continuous)} are continuous and those of {list(discrete)} "
             "discrete, and no algorithm of SB3 chooses both in one action. Train the team with "
             "HAPPO, whose agents each have their own kind, or let the environment turn one kind "
             "into the other."
         )
-    if continuous:
-        return ContinuousActions(action_space, [part.space for part in continuous])
-    return DiscreteActions(action_space, parts, form == "product", max_actions)
-
-
-def _names(parts: Sequence[_Part]) -> list[str]:
-    """Names of the agents, each once."""
-    return list(dict.fromkeys(part.agent for part in parts))
 
 
 def _leaves(space: spaces.Space) -> list[spaces.Space]:
@@ -159,7 +162,7 @@ class DiscreteActions:
         self.sizes = tuple(size for sizes in factors for size in sizes)
         self._ends = np.cumsum([len(sizes) for sizes in factors])[:-1]
         self.is_product = is_product
-        self.space: spaces.Space = spaces.MultiDiscrete(self.sizes)
+        self.space: spaces.Space = spaces.MultiDiscrete(np.array(self.sizes))
         if is_product:
             n_actions = math.prod(self.sizes)
             if n_actions > max_actions:

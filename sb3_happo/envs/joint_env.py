@@ -496,23 +496,26 @@ def joint_observation(
     :return: Joint observation; and the active mask, ``(n_agents,)``, None if all agents are active
     :raises ValueError: If an agent is unknown, or an observation does not fit its space
     """
-    own = {str(agent): observation for agent, observation in observations.items()}
-    masks = {str(agent): mask for agent, mask in (action_masks or {}).items()}
-    for kind, given in (("observations", own), ("action masks", masks)):
-        unknown = [name for name in given if name not in env.agents]
-        if unknown:
-            raise ValueError(f"There are {kind} of {unknown}; the agents are {list(env.agents)}.")
-    by_id, infos = {}, {}
-    for agent, name in zip(env._ids, env.agents, strict=True):
-        if name in own:
-            by_id[agent] = own[name]
-        infos[agent] = {ACTION_MASK: masks[name]} if name in masks else {}
+    own = _by_name(env, "observations", observations)
+    masks = _by_name(env, "action masks", action_masks or {})
+    ids = dict(zip(env.agents, env._ids, strict=True))
+    by_id = {ids[name]: observation for name, observation in own.items()}
+    infos = {ids[name]: {ACTION_MASK: mask} for name, mask in masks.items()}
     present = np.array([name in own for name in env.agents])
     active = None if present.all() else present
     joint = env._layout.lay_out(by_id, infos, active)
     if ACTIVE in env.observation_space.spaces:
         joint[ACTIVE] = present.astype(np.int8)
     return joint, active
+
+
+def _by_name(env: JointEnv, kind: str, values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Values by the agents' names in the joint environment; refuses unknown agents."""
+    by_name = {str(agent): value for agent, value in values.items()}
+    unknown = [name for name in by_name if name not in env.agents]
+    if unknown:
+        raise ValueError(f"There are {kind} of {unknown}; the agents are {list(env.agents)}.")
+    return by_name
 
 
 # Attributes and methods that a caller from outside means of the joint environment

@@ -224,7 +224,7 @@ def test_team_rewards() -> None:
 
 def test_infos_of_the_env_are_passed_on() -> None:
     class Telling(MatrixGame):
-        def step(self, actions: dict) -> Any:
+        def step(self, actions: Any) -> Any:
             *rest, infos = super().step(actions)
             return *rest, infos | {"agent_1": {"secret": 42}}
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from pettingzoo import ParallelEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.type_aliases import ActorBatch
+from sb3_happo.envs.games import MatrixGame as Dilemma
 from tests.algorithms import (
     PLAIN_SPACES,
     alike_team,
@@ -298,43 +298,14 @@ def test_unshared_mappo_updates_do_not_depend_on_each_other() -> None:
 # ---------------------------------------------------------------- IPPO
 
 
-class Rivals(ParallelEnv):
+def rivals() -> Dilemma:
     """One step, two agents: 1 pays for the agent itself, and costs the other one twice as much."""
-
-    metadata: dict[str, Any] = {"name": "rivals"}  # noqa: RUF012
-    render_mode = None
-    possible_agents = ["left", "right"]  # noqa: RUF012
-
-    def observation_space(self, agent: str) -> spaces.Space:
-        return spaces.Box(0, 1, (1,), np.float32)
-
-    def action_space(self, agent: str) -> spaces.Space:
-        return spaces.Discrete(2)
-
-    def _observations(self) -> dict[str, np.ndarray]:
-        return {agent: np.ones(1, np.float32) for agent in self.possible_agents}
-
-    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        self.agents = self.possible_agents[:]
-        return self._observations(), {agent: {} for agent in self.agents}
-
-    def step(self, actions: dict[str, int]) -> Any:
-        self.agents = []
-        left, right = actions["left"], actions["right"]
-        over = dict.fromkeys(self.possible_agents, True)
-        rewards = {"left": float(left - 2 * right), "right": float(right - 2 * left)}
-        return (
-            self._observations(),
-            rewards,
-            over,
-            dict.fromkeys(over, False),
-            {agent: {} for agent in over},
-        )
+    return Dilemma({"left": [[0, -2], [1, -1]], "right": [[0, 1], [-2, -1]]})
 
 
 def test_ippo_learns_from_own_rewards() -> None:
     """In a dilemma 0 is better for the team, 1 for each alone: independent agents play 1."""
-    env = DummyVecEnv([lambda: JointEnv(Rivals())] * 4)
+    env = DummyVecEnv([lambda: JointEnv(rivals())] * 4)
     for algorithm, wanted in ((IPPO, 1), (MAPPO, 0), (HAPPO, 0)):
         model = small(algorithm, env, learning_rate=0.02, n_epochs=5, seed=0).learn(1500)
         obs = dict.fromkeys(("left", "right"), np.ones(1, np.float32))

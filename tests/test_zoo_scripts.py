@@ -47,7 +47,7 @@ def is_png(path: Path) -> bool:
 def test_only_two_halves_pay(
     proposition1: ModuleType, actions: tuple[int, ...], reward: float
 ) -> None:
-    env = proposition1.TwoHalves(4)
+    env = proposition1.Halves(4)
     env.reset()
     _, rewards, terminations, _, _ = env.step(dict(zip(env.possible_agents, actions, strict=True)))
     assert rewards == dict.fromkeys(env.possible_agents, reward)

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
@@ -25,20 +25,6 @@ class _Part(NamedTuple):
 
     agent: str
     space: spaces.Space
-
-
-class CentralActions(Protocol):
-    """Action space of the team as one agent, and the way back to the agents' actions."""
-
-    #: Action space of the one agent
-    space: spaces.Space
-
-    def split(self, action: Any) -> dict[str, Any]:
-        """
-        :param action: Action of the one agent
-        :return: ``{agent: action}``, of the types that the agents' spaces sample
-        :raises ValueError: If the action is not in the space
-        """
 
 
 def central_actions(
@@ -70,7 +56,9 @@ def central_actions(
 
 def _refuse_mixed(parts: Sequence[_Part]) -> None:
     """Refuse continuous actions beside discrete ones."""
-    continuous, discrete = {}, {}  # names of the agents, each once
+    # Names of the agents, each once
+    continuous: dict[str, bool] = {}
+    discrete: dict[str, bool] = {}
     for part in parts:
         kind = continuous if isinstance(part.space, spaces.Box) else discrete
         kind[part.agent] = True

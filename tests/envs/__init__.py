@@ -1,6 +1,7 @@
 """Small environments whose every answer is known, and random play of them."""
 
-from tests.envs.games import MaskedGame, MatrixGame, RandomTeam, Relay
+from sb3_happo.envs.games import Relay
+from tests.envs.games import MaskedGame, MatrixGame, RandomTeam
 from tests.envs.heterogeneous import HeterogeneousTeam
 from tests.envs.play import ALL_KINDS, episode, legal_actions
 from tests.envs.script import Script, one

@@ -1,4 +1,4 @@
-"""Parallel games of one kind of agent."""
+"""Parallel games of one kind of agent; see also :mod:`sb3_happo.envs.games`."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -7,56 +7,26 @@ import numpy as np
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
+from sb3_happo.envs import games
+
 Step = tuple[dict[Any, Any], dict[Any, float], dict[Any, bool], dict[Any, bool], dict[Any, dict]]
 
 
-class MatrixGame(ParallelEnv):
+class MatrixGame(games.MatrixGame):
     """
-    One step, two actions each. By default the game of the HAPPO paper's Proposition 1: reward 1 if
-    the first half of the agents plays 0 and the second half 1, or the reverse, else 0.
+    The package's game in normal form; by default the game of the HAPPO paper's Proposition 1, as
+    :class:`sb3_happo.envs.games.Halves`, for odd numbers of agents too.
 
-    :param n_agents: Number of agents
+    :param n_agents: Number of agents, if there are no payoffs
     :param payoff: Common reward of each joint action, ``(2,) * n_agents``
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"name": "matrix_game", "render_modes": []}
-    render_mode = None
-
     def __init__(self, n_agents: int = 2, payoff: np.ndarray | None = None) -> None:
-        self.possible_agents = [f"agent_{i}" for i in range(n_agents)]
-        self.agents: list[str] = []
         if payoff is None:
             half = (0,) * (n_agents // 2) + (1,) * (n_agents - n_agents // 2)
             payoff = np.zeros((2,) * n_agents)
             payoff[half] = payoff[tuple(1 - action for action in half)] = 1.0
-        self.payoff = payoff
-        self._observation_space = spaces.Box(0, 1, (1,), np.float32)
-        self._action_spaces = {agent: spaces.Discrete(2) for agent in self.possible_agents}
-
-    def observation_space(self, agent: str) -> spaces.Space:
-        return self._observation_space
-
-    def action_space(self, agent: str) -> spaces.Space:
-        return self._action_spaces[agent]
-
-    def _observations(self) -> dict[str, np.ndarray]:
-        return {agent: np.ones(1, np.float32) for agent in self.possible_agents}
-
-    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        self.agents = self.possible_agents[:]
-        return self._observations(), {agent: {} for agent in self.agents}
-
-    def step(self, actions: dict[str, int]) -> Step:
-        reward = float(self.payoff[tuple(int(actions[agent]) for agent in self.possible_agents)])
-        everyone = self.possible_agents
-        self.agents = []
-        return (
-            self._observations(),
-            dict.fromkeys(everyone, reward),
-            dict.fromkeys(everyone, True),
-            dict.fromkeys(everyone, False),
-            {agent: {} for agent in everyone},
-        )
+        super().__init__(payoff)
 
 
 class RandomTeam(ParallelEnv):
@@ -229,67 +199,4 @@ class MaskedGame(ParallelEnv):
             dict.fromkeys(self.heads, end),
             dict.fromkeys(self.heads, False),
             infos,
-        )
-
-
-class Relay(ParallelEnv):
-    """
-    A game of memory. ``scout`` observes a cue, 0 or 1, at the first step, and nothing later. Its
-    action at that step is observed by ``runner`` at the second step. At the last step, ten steps
-    after the cue, both get 1 if the action of ``runner`` equals the cue, else 0. They must agree on
-    the meaning of the message, and without memory the expected return is at most 0.5.
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"name": "relay", "render_modes": []}
-    render_mode = None
-    delay = 10
-
-    def __init__(self) -> None:
-        self.possible_agents = ["scout", "runner"]
-        self.agents: list[str] = []
-        self._observation_space = spaces.Box(0, 1, (2,), np.float32)
-        self._action_space = spaces.Discrete(2)
-        self._rng = np.random.default_rng()
-        self._t = 0
-        self._cue = 0
-
-    def observation_space(self, agent: str) -> spaces.Space:
-        return self._observation_space
-
-    def action_space(self, agent: str) -> spaces.Space:
-        return self._action_space
-
-    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        if seed is not None:
-            self._rng = np.random.default_rng(seed)
-        self._t = 0
-        self._cue = int(self._rng.integers(2))
-        self.agents = self.possible_agents[:]
-        return self._observations(scout=self._cue), {agent: {} for agent in self.agents}
-
-    def _observations(self, **told: int) -> dict[str, np.ndarray]:
-        one_hot = np.eye(2, dtype=np.float32)
-        return {
-            agent: one_hot[told[agent]] if agent in told else np.zeros(2, np.float32)
-            for agent in self.possible_agents
-        }
-
-    def step(self, actions: dict[str, int]) -> Step:
-        team = self.agents
-        end = self._t == self.delay
-        first = self._t == 0
-        reward = float(end and actions["runner"] == self._cue)
-        self._t += 1
-        if end:
-            self.agents = []
-        observations = (
-            self._observations(runner=actions["scout"]) if first else self._observations()
-        )
-        ended = dict.fromkeys(team, end)
-        return (
-            observations,
-            dict.fromkeys(team, reward),
-            ended,
-            dict.fromkeys(team, False),
-            {agent: {} for agent in team},
         )

@@ -18,17 +18,16 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from matplotlib.figure import Figure
-from pettingzoo import ParallelEnv
 from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_happo
 from sb3_happo import HAPPO, HATRPO, MAPPO, make_joint_vec_env
+from sb3_happo.envs.games import Halves
 from sb3_happo.vec_env import JointDummyVecEnv
 from sb3_happo_zoo.paths import DOCS
 from sb3_happo_zoo.plots import draw_seeds
@@ -59,52 +58,6 @@ can reach 1.
 ![Learning curves](proposition1.png)
 
 Line: mean over seeds; band: from the lowest seed to the highest."""
-
-
-class TwoHalves(ParallelEnv):
-    """
-    Game of the proposition: one step, the actions 0 and 1, a constant observation.
-
-    :param n_agents: Number of agents, even
-    """
-
-    metadata: ClassVar[dict[str, Any]] = {"name": "two_halves_v0", "render_modes": []}
-    render_mode = None
-
-    def __init__(self, n_agents: int) -> None:
-        self.possible_agents = [f"agent_{index}" for index in range(n_agents)]
-        self.agents: list[str] = []
-        self.observation_spaces = {
-            agent: spaces.Box(0, 1, (1,), np.float32) for agent in self.possible_agents
-        }
-        self.action_spaces = {agent: spaces.Discrete(2) for agent in self.possible_agents}
-
-    def observation_space(self, agent: str) -> spaces.Space:
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> spaces.Space:
-        return self.action_spaces[agent]
-
-    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
-        self.agents = self.possible_agents[:]
-        return _observations(self.agents), {agent: {} for agent in self.agents}
-
-    def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
-        team, half = self.agents, len(self.agents) // 2
-        played = [int(actions[agent]) for agent in team]
-        halves_agree = len(set(played[:half])) == len(set(played[half:])) == 1
-        self.agents = []
-        return (
-            _observations(team),
-            dict.fromkeys(team, float(halves_agree and played[0] != played[-1])),
-            dict.fromkeys(team, True),
-            dict.fromkeys(team, False),
-            {agent: {} for agent in team},
-        )
-
-
-def _observations(agents: Sequence[str]) -> dict[str, np.ndarray]:
-    return {agent: np.ones(1, np.float32) for agent in agents}
 
 
 class ExpectedReturn(BaseCallback):
@@ -179,7 +132,7 @@ def train(team: str, n_agents: int, seed: int, n_timesteps: int) -> Run:
     """
     algorithm, share = TEAMS[team]
     env = make_joint_vec_env(
-        TwoHalves, N_ENVS, seed, env_kwargs={"n_agents": n_agents}, vec_env_cls=JointDummyVecEnv
+        Halves, N_ENVS, seed, env_kwargs={"n_agents": n_agents}, vec_env_cls=JointDummyVecEnv
     )
     model = algorithm(
         env,

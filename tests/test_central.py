@@ -1,6 +1,7 @@
 """A team as one agent: the algorithms of SB3 and sb3-contrib on `as_single_agent`."""
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, CentralTeam, JointEnv, as_single_agent
 from sb3_happo.envs.central import DiscreteSingleAgentEnv, SingleAgentEnv
-from sb3_happo.envs.games import Climbing, LQTeam, MatrixGame, Penalty, Relay
+from sb3_happo.envs.games import GAMES, Climbing, LQTeam, MatrixGame, Penalty, Relay
 from tests.envs import ALL_KINDS, HeterogeneousTeam, MaskedGame, RandomTeam, TurnGame
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
@@ -501,3 +502,17 @@ def test_wrong_actions_and_observations_are_refused() -> None:
         team.predict({"agent_0": one, "agent_1": one}, action_masks={"agent_7": [1]})
     with pytest.raises(ValueError, match="agent 'agent_1': an observation of shape"):
         team.predict({"agent_0": one, "agent_1": np.ones(2, np.float32)})
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def test_the_page_of_the_games_does_what_it_says() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "games.md").read_text()
+    block = re.search(r"<!-- test: central -->\n```python\n(.+?)```", text, re.DOTALL)
+    assert block is not None
+    names: dict[str, Any] = {}
+    exec(block[1], names)
+    assert names["rewards"] == {"agent_0": 11.0, "agent_1": 11.0}
+    listed = set(re.findall(r"^\| `games/(\w+)`", text, re.MULTILINE))
+    assert listed <= set(GAMES), "games that do not exist"

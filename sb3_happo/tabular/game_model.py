@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_happo.common.team_spaces import TeamSpaces
+from sb3_happo.common.team_spaces import TeamSpaces, find_owner
 from sb3_happo.tabular.situations import Situation, SituationReader, active_of
 from sb3_happo.tabular.state_keys import StateKey
 from sb3_happo.tabular.tabular_algorithm import TabularAlgorithm
@@ -215,7 +215,10 @@ class _Samples:
         if row == len(self._observations):
             own = {}
             for key, value in obs.items():
-                own[key] = np.array(value if index is None else value[index])
+                owner = find_owner(key, self._reader.agents)
+                # Zeros stand for the observations of absent agents
+                if owner is None or situation.keys[self._reader.agents.index(owner)] is not None:
+                    own[key] = np.array(value if index is None else value[index])
             self._observations.append(own)
             self._situations.append(situation)
         return row

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.optimize import linprog
@@ -13,6 +13,8 @@ from scipy.optimize import linprog
 TOLERANCE = 1e-9
 #: Pairs of supports that :func:`equilibria` tries at most
 MAX_SUPPORT_PAIRS = 20_000
+#: Standard errors by which a gain must exceed 0 for :func:`select_stable` to leave an equilibrium
+SIGNIFICANCE = 2.0
 # Smallest determinant, of matrices with payoffs in [0, 1], that counts as regular
 _SINGULAR = 1e-11
 # Pivots after which the simplex method is given up, for it may run in a circle
@@ -84,16 +86,16 @@ def solve_zero_sum(payoffs: np.ndarray, supports: Supports | None = None) -> Zer
 def pure_saddle(payoffs: np.ndarray) -> ZeroSumSolution | None:
     """
     :param payoffs: Payoffs of the player of the rows, ``(n_rows, n_columns)``
-    :return: First saddle point in pure strategies, or None
+    :return: Saddle point in pure strategies, or None. Where a player has several such strategies,
+        it mixes them equally, which is optimal too
     """
     worst = payoffs.min(axis=1)
     best = payoffs.max(axis=0)
-    row, column = int(worst.argmax()), int(best.argmin())
-    if worst[row] != best[column]:
+    value = worst.max()
+    if value != best.min():
         return None
-    return ZeroSumSolution(
-        float(worst[row]), _pure(row, payoffs.shape[0]), _pure(column, payoffs.shape[1])
-    )
+    rows, columns = worst == value, best == value
+    return ZeroSumSolution(float(value), rows / rows.sum(), columns / columns.sum())
 
 
 def support_of(strategy: np.ndarray) -> tuple[int, ...]:
@@ -215,7 +217,8 @@ def solve_by_linprog(payoffs: np.ndarray) -> ZeroSumSolution:
         b_ub=np.zeros(n_columns),
         A_eq=np.r_[np.ones(n_rows), 0.0][None],
         b_eq=[1.0],
-        bounds=[(0.0, 1.0)] * (n_rows + 1),
+        # Upper bounds would take a part of the dual solution
+        bounds=[(0.0, None)] * (n_rows + 1),
         method="highs",
     )
     if result.status != 0:
@@ -411,27 +414,40 @@ def _equilibrium_of_degenerate_game(first: np.ndarray, second: np.ndarray) -> Eq
 
 # ---------------------------------------------------------------- choice of an equilibrium
 
-#: Choice among equilibria: takes the payoffs of both players and the supports chosen for the state
-#: before, or None, and returns an equilibrium
-Selection = Callable[[np.ndarray, np.ndarray, Supports | None], Equilibrium]
+#: Choice among equilibria: takes the payoffs of both players, the supports chosen for the state
+#: before, or None, and the standard errors of the payoffs, ``(2, n_rows, n_columns)``, or None; and
+#: returns an equilibrium
+Selection = Callable[[np.ndarray, np.ndarray, Supports | None, np.ndarray | None], Equilibrium]
 
 
-def select_first(first: np.ndarray, second: np.ndarray, before: Supports | None) -> Equilibrium:
+def select_first(
+    first: np.ndarray,
+    second: np.ndarray,
+    before: Supports | None = None,
+    errors: np.ndarray | None = None,
+) -> Equilibrium:
     """
     :param first: Payoffs of the player of the rows
     :param second: Payoffs of the player of the columns
     :param before: Not used
+    :param errors: Not used
     :return: First equilibrium of :func:`equilibria`
     """
     pure = _pure_equilibria_of_two(first, second)
     return pure[0] if pure else equilibria(first, second)[0]
 
 
-def select_second(first: np.ndarray, second: np.ndarray, before: Supports | None) -> Equilibrium:
+def select_second(
+    first: np.ndarray,
+    second: np.ndarray,
+    before: Supports | None = None,
+    errors: np.ndarray | None = None,
+) -> Equilibrium:
     """
     :param first: Payoffs of the player of the rows
     :param second: Payoffs of the player of the columns
     :param before: Not used
+    :param errors: Not used
     :return: Second equilibrium of :func:`equilibria`, or the only one
     """
     pure = _pure_equilibria_of_two(first, second)
@@ -440,36 +456,48 @@ def select_second(first: np.ndarray, second: np.ndarray, before: Supports | None
 
 
 def select_largest_sum(
-    first: np.ndarray, second: np.ndarray, before: Supports | None
+    first: np.ndarray,
+    second: np.ndarray,
+    before: Supports | None = None,
+    errors: np.ndarray | None = None,
 ) -> Equilibrium:
     """
     :param first: Payoffs of the player of the rows
     :param second: Payoffs of the player of the columns
     :param before: Not used
+    :param errors: Not used
     :return: Equilibrium of :func:`equilibria` with the largest sum of values; of equal ones the
         first
     """
     return max(equilibria(first, second), key=_sum_of_values)
 
 
-def select_stable(first: np.ndarray, second: np.ndarray, before: Supports | None) -> Equilibrium:
+def select_stable(
+    first: np.ndarray,
+    second: np.ndarray,
+    before: Supports | None = None,
+    errors: np.ndarray | None = None,
+) -> Equilibrium:
     """
-    The equilibrium of the supports chosen before, as long as there is one. Small changes of the
-    payoffs, as learning makes them, do not lead to another equilibrium then.
+    The equilibrium of the supports chosen before, as long as nobody gains significantly by leaving
+    it: the gain must exceed :data:`SIGNIFICANCE` standard errors of the difference. Noise of the
+    payoffs, as learning makes it, does not lead to another equilibrium then. Without noise the
+    supports are kept exactly as long as they are an equilibrium.
 
     :param first: Payoffs of the player of the rows
     :param second: Payoffs of the player of the columns
     :param before: Supports chosen before for the same state, or None
-    :return: Equilibrium with these supports; if there is none, that of :func:`select_largest_sum`
+    :param errors: Standard errors of the payoffs, ``(2, n_rows, n_columns)``; None for 0
+    :return: Equilibrium with these supports; if it was left, that of :func:`select_largest_sum`
     """
-    kept = None if before is None else _equilibrium_of(first, second, before)
-    return select_largest_sum(first, second, None) if kept is None else kept
+    kept = None if before is None else _kept_equilibrium(first, second, before, errors)
+    return select_largest_sum(first, second) if kept is None else kept
 
 
-def _equilibrium_of(
-    first: np.ndarray, second: np.ndarray, supports: Supports
+def _kept_equilibrium(
+    first: np.ndarray, second: np.ndarray, supports: Supports, errors: np.ndarray | None
 ) -> Equilibrium | None:
-    """Equilibrium with these supports, None if there is none."""
+    """Equilibrium with these supports, None if a player gains by leaving it."""
     rows, columns = (np.array(support) for support in supports)
     if len(rows) != len(columns):
         return None
@@ -481,10 +509,17 @@ def _equilibrium_of(
         if answer is None:
             return None
         row[rows], column[columns] = answer
-    largest = max(1.0, float(np.abs(first).max()), float(np.abs(second).max()))
-    if _gain(first, second, row, column) > TOLERANCE * largest:
-        return None
-    values = float(row @ first @ column), float(row @ second @ column)
+    of_rows, of_columns = first @ column, row @ second
+    values = float(row @ of_rows), float(of_columns @ column)
+    for own, value, squares, strategy in (
+        (of_rows, values[0], None if errors is None else errors[0] ** 2 @ column**2, row),
+        (of_columns, values[1], None if errors is None else row**2 @ errors[1] ** 2, column),
+    ):
+        allowed: Any = TOLERANCE * max(1.0, float(np.abs(own).max()))
+        if squares is not None:
+            allowed = allowed + SIGNIFICANCE * np.sqrt(squares + strategy**2 @ squares)
+        if (own - value > allowed).any():
+            return None
     return Equilibrium(row, column, values, supports)
 
 

@@ -95,7 +95,7 @@ class MinimaxQ(StageGameAlgorithm):
         return np.array([0.5 * (float(transition.rewards[0]) - float(transition.rewards[1]))])
 
     def _solve(
-        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray]
+        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray], errors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Any]:
         supports = support_of(before[0]), support_of(before[1])
         solution = solve_zero_sum(payoffs[0], supports)

@@ -28,9 +28,10 @@ class NashQ(StageGameAlgorithm):
     :param policy: "TabularPolicy", which may be left out: ``NashQ(env)``
     :param env: Environment of any form, with two agents
     :param selection: Choice among equilibria. "stable": that of the supports chosen before, as long
-        as it exists, and otherwise the one with the largest sum of values. "first", "second": by
+        as no agent gains significantly by leaving it, otherwise the one with the largest sum of
+        values, see :func:`~sb3_happo.tabular.matrix_games.select_stable`. "first", "second": by
         the order of :func:`~sb3_happo.tabular.equilibria`. "largest_sum". Or a function of the
-        payoffs of both agents and the supports chosen before
+        payoffs of both agents, the supports chosen before and the standard errors of the payoffs
     :param kwargs: Further arguments of
         :class:`~sb3_happo.tabular.tabular_algorithm.TabularAlgorithm`
     :raises ValueError: If the team has not two agents, or too many actions for the enumeration
@@ -53,6 +54,7 @@ class NashQ(StageGameAlgorithm):
             )
         self.selection = selection
         self._select = selection if callable(selection) else SELECTIONS[selection]
+        self.uses_errors = callable(selection) or selection == "stable"
         super().__init__(policy, env, **kwargs)
 
     def _check_team(self) -> None:
@@ -70,8 +72,8 @@ class NashQ(StageGameAlgorithm):
         return np.asarray(transition.rewards, np.float64)
 
     def _solve(
-        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray]
+        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray], errors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Any]:
         supports = support_of(before[0]), support_of(before[1])
-        equilibrium = self._select(payoffs[0], payoffs[1], supports)
+        equilibrium = self._select(payoffs[0], payoffs[1], supports, errors)
         return equilibrium.row, equilibrium.column, equilibrium.values

@@ -14,6 +14,8 @@ from sb3_happo.tabular.tabular_algorithm import TabularAlgorithm, uniform
 JOINT = "joint"
 #: Number of joint actions at most
 MAX_JOINT_ACTIONS = 100_000
+# Squares of temporal differences that count as 0
+_SMALLEST_SQUARE = 1e-18
 
 
 class JointTableAlgorithm(TabularAlgorithm):
@@ -87,6 +89,8 @@ class StageGameAlgorithm(JointTableAlgorithm):
 
     #: Number of payoffs that are learnt for each joint action
     n_payoffs: int
+    #: True if solutions depend on the standard errors of the payoffs
+    uses_errors: bool = False
 
     def _check_team(self) -> None:
         own = type(self).__name__
@@ -103,6 +107,10 @@ class StageGameAlgorithm(JointTableAlgorithm):
         columns = {
             "q": Column((self.n_payoffs, first, second), self.initial_value),
             "visits": Column((first, second)),
+            # Mean squares of the temporal differences, of which standard errors are made
+            "squares": Column((self.n_payoffs, first, second)),
+            # Variance of the value as a share of that of a temporal difference
+            "weight": Column((first, second), 1.0),
             "value": Column((self.n_payoffs,), self.initial_value),
             "strategy_0": Column((first,), 1.0 / first),
             "strategy_1": Column((second,), 1.0 / second),
@@ -133,10 +141,30 @@ class StageGameAlgorithm(JointTableAlgorithm):
         table["visits"][row, first, second] += 1.0
         rate = self._step_size(table["visits"][row, first, second])
         before = table["q"][row, :, first, second]
-        after = before + rate * (target - before)
-        if not np.array_equal(before, after):
-            table["q"][row, :, first, second] = after
+        difference = target - before
+        changed = bool(np.any(rate * difference))
+        if self.uses_errors:
+            changed |= self._update_errors((row, first, second), rate, difference)
+        if changed:
+            table["q"][row, :, first, second] += rate * difference
             self._solve_row(row, transition.before.legal)
+
+    def _update_errors(
+        self, place: tuple[int, int, int], rate: float, difference: np.ndarray
+    ) -> bool:
+        """
+        :param place: Row and actions
+        :param rate: Step size
+        :param difference: Temporal difference, ``(n_payoffs,)``
+        :return: True if standard errors have changed
+        """
+        row, first, second = place
+        squares = self.tables[JOINT]["squares"][row, :, first, second]
+        weights = self.tables[JOINT]["weight"]
+        squares += rate * (difference**2 - squares)
+        squares[squares < _SMALLEST_SQUARE] = 0.0
+        weights[place] = rate**2 + (1.0 - rate) ** 2 * weights[place]
+        return bool(np.any(squares))
 
     def _payoffs(self, transition: Transition) -> np.ndarray:
         """
@@ -148,13 +176,14 @@ class StageGameAlgorithm(JointTableAlgorithm):
         raise NotImplementedError
 
     def _solve(
-        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray]
+        self, payoffs: np.ndarray, before: tuple[np.ndarray, np.ndarray], errors: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Any]:
         """
         Hook: solution of the game of a state.
 
         :param payoffs: Payoffs of the legal actions, ``(n_payoffs, n_legal_0, n_legal_1)``
         :param before: Strategies of the state so far, of the legal actions
+        :param errors: Standard errors of the payoffs, of the same shape
         :return: Strategies of both agents, and the values, ``(n_payoffs,)``
         """
         raise NotImplementedError
@@ -163,17 +192,19 @@ class StageGameAlgorithm(JointTableAlgorithm):
         """Solve the game of a state, and store its strategies and values."""
         table = self.tables[JOINT]
         q = table["q"][row]
+        errors = np.sqrt(table["squares"][row] * table["weight"][row])
         strategies = table["strategy_0"][row], table["strategy_1"][row]
         if legal == (None, None):
-            first, second, value = self._solve(q, strategies)
+            first, second, value = self._solve(q, strategies, errors)
             strategies[0][:], strategies[1][:] = first, second
         else:
             rows, columns = (
                 np.arange(n) if own is None else np.array(own)
                 for n, own in zip(self.n_actions, legal, strict=True)
             )
-            part = q[:, rows[:, None], columns]
-            first, second, value = self._solve(part, (strategies[0][rows], strategies[1][columns]))
+            part, own_errors = (own[:, rows[:, None], columns] for own in (q, errors))
+            before = strategies[0][rows], strategies[1][columns]
+            first, second, value = self._solve(part, before, own_errors)
             strategies[0][rows], strategies[1][columns] = first, second
         table["value"][row] = value
 

@@ -41,6 +41,10 @@ SelfTabular = TypeVar("SelfTabular", bound="TabularAlgorithm")
 
 #: Name that stands for the policy, as the first argument of SB3's algorithms
 POLICY = "TabularPolicy"
+# Steps of each call of `learn` that are checked for wrappers that change the team's reward only;
+# later one in so many
+_CHECKED_STEPS = 1_000
+_CHECK_INTERVAL = 100
 
 
 class TabularAlgorithm(SavedTables):
@@ -364,8 +368,7 @@ class TabularAlgorithm(SavedTables):
         go_on = callback.on_step()
 
         facts = step_facts(infos, dones, env, len(self.agents))
-        own = self._own_rewards(rewards, facts)
-        self._check_rewards(own)
+        own = self._rewards(rewards, facts)
         self._update_info_buffer(infos, dones)
         self._returns.add(facts.agent_rewards, facts.dones, self._active)
         after = self._read(new_obs, facts)
@@ -419,6 +422,18 @@ class TabularAlgorithm(SavedTables):
             numbers = [actions[index] for actions in chosen]
             joint[agent] = self.reader.actions[index].values[numbers]
         return joint
+
+    def _rewards(self, rewards: np.ndarray, facts: StepFacts) -> np.ndarray:
+        """Own rewards of the agents, ``(n_envs, n_agents)``."""
+        n_steps = self.num_timesteps - self._num_timesteps_at_start
+        if n_steps > _CHECKED_STEPS and n_steps // self.n_envs % _CHECK_INTERVAL:
+            # The check for wrappers takes a tenth of the time of a step
+            normalized = facts.normalized_agent_rewards
+            own = facts.agent_rewards if normalized is None else normalized
+        else:
+            own = self._own_rewards(rewards, facts)
+        self._check_rewards(own)
+        return own
 
     def _check_rewards(self, rewards: np.ndarray) -> None:
         """Refuse NaN and infinities."""

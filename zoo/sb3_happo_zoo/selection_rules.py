@@ -16,8 +16,9 @@ from sb3_happo.tabular import GameModel, NashQ, nash_gap, policy_values
 from sb3_happo.tabular.matrix_games import SELECTIONS
 from sb3_happo.tabular.situations import Situation, Transition
 
-#: Gap at the start below which strategies count as an equilibrium; the goal is worth 100
-MAX_GAP = 0.5
+#: Gaps at the start below which strategies count as an equilibrium; the goal is worth 100, and a
+#: lost move costs about 1
+GAPS = (0.1, 0.5)
 
 
 class DirectNashQ(NashQ):
@@ -74,17 +75,19 @@ def main() -> None:
     parser.add_argument("--rules", nargs="+", default=list(SELECTIONS), choices=list(SELECTIONS))
     args = parser.parse_args()
     print(f"Grid game {args.game}, {args.steps} steps, {args.seeds} seeds")
-    print("| Rule | In an equilibrium | Values (number of seeds) |")
-    print("|---|---|---|")
+    limits = " | ".join(f"Gap < {limit}" for limit in GAPS)
+    print(f"| Rule | {limits} | Values (number of seeds) |")
+    print("|---|---|---|---|")
     for rule in args.rules:
-        n_reached = 0
+        gaps = []
         ends: Counter[str] = Counter()
         for seed in range(args.seeds):
             gap, values = train(rule, args.game, seed, args.steps)
-            n_reached += gap < MAX_GAP
+            gaps.append(gap)
             ends[f"({values[0]:.2f}, {values[1]:.2f})"] += 1
+        shares = " | ".join(f"{np.sum(np.array(gaps) < limit)} of {len(gaps)}" for limit in GAPS)
         listed = ", ".join(f"{pair}: {count}" for pair, count in ends.most_common(4))
-        print(f"| {rule} | {n_reached} of {args.seeds} | {listed} |", flush=True)
+        print(f"| `{rule}` | {shares} | {listed} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_rules_of_the_grid_games() -> None:
 
 def test_rules_of_soccer() -> None:
     env = Soccer()
-    north, east, south, west, stand = range(5)
+    _north, east, _south, west, stand = range(5)
     # The owner of the ball runs into the other one and loses it
     assert env.outcomes(((1, 3), (1, 2), 0), (west, stand)) == [
         (1.0, ((1, 3), (1, 2), 1), (0.0, 0.0))

@@ -99,10 +99,20 @@ def test_the_stable_rule_keeps_its_equilibrium() -> None:
         ("first", ((0,), (0,))),
         ("second", kept),
     ):
-        assert SELECTIONS[rule](first, first, kept).supports == expected
+        assert SELECTIONS[rule](first, first, kept, None).supports == expected
     # ... until it is none any more
     first[0, 1] = 3.0
-    assert SELECTIONS["stable"](first, first, kept).supports != kept
+    assert SELECTIONS["stable"](first, first, kept, None).supports != kept
+
+
+def test_the_stable_rule_ignores_noise() -> None:
+    payoffs = np.array([[2.0, 0.0], [0.0, 1.9]])
+    noisy = payoffs.copy()
+    noisy[0, 1] = 2.1  # leaving the second equilibrium gains 0.2
+    kept = ((1,), (1,))
+    errors = np.full((2, 2, 2), 0.2)
+    assert SELECTIONS["stable"](noisy, payoffs, kept, errors).supports == kept
+    assert SELECTIONS["stable"](noisy, payoffs, kept, errors / 10).supports != kept
 
 
 def test_sizes_and_numbers_are_checked() -> None:

@@ -253,9 +253,7 @@ class _Samples:
             rows.append(self._row(obs, index, None if active is None else active[index]))
         return rows
 
-    def _count(
-        self, row: int, actions: Mapping[str, Any], after: int, rewards: np.ndarray
-    ) -> None:
+    def _count(self, row: int, actions: Mapping[str, Any], after: int, rewards: np.ndarray) -> None:
         numbers = []
         situation = self._situations[row]
         for index, agent in enumerate(self._reader.agents):
@@ -309,9 +307,7 @@ class _Samples:
     ) -> None:
         for situation, row in self._rows.items():
             for joint, actions in enumerate(np.ndindex(*sizes)):
-                possible = all(
-                    mask[row, own] for mask, own in zip(legal, actions, strict=True)
-                )
+                possible = all(mask[row, own] for mask, own in zip(legal, actions, strict=True))
                 if possible and not visits.get((row, joint)):
                     raise ValueError(
                         f"The actions {actions} were never played in the state "

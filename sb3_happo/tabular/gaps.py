@@ -123,9 +123,7 @@ def worst_case(
     _check_zero_sum(game, "worst_case")
     values = {}
     for index, agent in enumerate(game.agents):
-        values[agent] = -float(
-            game.start @ _best_response_values(game, policies, 1 - index, gamma)
-        )
+        values[agent] = -float(game.start @ _best_response_values(game, policies, 1 - index, gamma))
     return values
 
 
@@ -240,9 +238,7 @@ def _uniform_policies(game: GameModel) -> list[np.ndarray]:
     return policies
 
 
-def _values(
-    game: GameModel, policies: list[np.ndarray], agent: int, gamma: float
-) -> np.ndarray:
+def _values(game: GameModel, policies: list[np.ndarray], agent: int, gamma: float) -> np.ndarray:
     """Values of the states for an agent, ``(n_states,)``, of the strategies of all."""
     weights = game.joint_probabilities(policies)
 
@@ -267,9 +263,7 @@ def _best_response_values(
     return _fixed_point(following, np.zeros(game.n_states))
 
 
-def _fixed_point(
-    following: Callable[[np.ndarray], np.ndarray], values: np.ndarray
-) -> np.ndarray:
+def _fixed_point(following: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
     """
     :param following: Function with a fixed point
     :param values: Values to begin with

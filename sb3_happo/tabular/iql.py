@@ -8,7 +8,8 @@ import numpy as np
 from sb3_happo.common.hyperparameters import NOT_NEGATIVE, Setting, optional
 from sb3_happo.tabular.situations import Legal, Situation, Transition
 from sb3_happo.tabular.table import Column, Table
-from sb3_happo.tabular.tabular_algorithm import TabularAlgorithm, uniform
+from sb3_happo.tabular.table_prediction import uniform
+from sb3_happo.tabular.tabular_algorithm import TabularAlgorithm
 
 
 class _Pending(NamedTuple):

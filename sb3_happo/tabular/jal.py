@@ -1,12 +1,14 @@
 """Joint-action learners."""
 
+from typing import Any
+
 import numpy as np
 
 from sb3_happo.tabular.iql import greedy
 from sb3_happo.tabular.situations import Legal, Situation, Transition
 from sb3_happo.tabular.stage_games import JOINT, JointTableAlgorithm
 from sb3_happo.tabular.table import Column, Table
-from sb3_happo.tabular.tabular_algorithm import uniform
+from sb3_happo.tabular.table_prediction import uniform
 
 
 class JAL(JointTableAlgorithm):
@@ -79,7 +81,7 @@ class JAL(JointTableAlgorithm):
         place = (row, *transition.actions)
         table["visits"][place] += 1.0
         rate = self._step_size(table["visits"][place])
-        values_of_joint = table["q"][(row, slice(None), *transition.actions)]
-        table["q"][(row, slice(None), *transition.actions)] += rate * (target - values_of_joint)
+        joint: tuple[Any, ...] = (row, slice(None), *transition.actions)
+        table["q"][joint] += rate * (target - table["q"][joint])
         for index, action in enumerate(transition.actions):
             table[f"count_{index}"][row, action] += 1.0

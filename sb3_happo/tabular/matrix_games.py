@@ -342,9 +342,7 @@ def _mixed_equilibria(first: np.ndarray, second: np.ndarray, size: int) -> list[
     own, other = _scaled(first), _scaled(second)
     parts = own[rows[:, :, None], columns[:, None, :]]
     # Each column of the system makes the opponent indifferent; the last row is the sum of 1
-    p_support = _solve_indifference(
-        other[rows[:, :, None], columns[:, None, :]].transpose(0, 2, 1)
-    )
+    p_support = _solve_indifference(other[rows[:, :, None], columns[:, None, :]].transpose(0, 2, 1))
     q_support = _solve_indifference(parts)
     fits = (p_support.min(axis=1) > TOLERANCE) & (q_support.min(axis=1) > TOLERANCE)
     found = []

@@ -49,8 +49,8 @@ class MinimaxQ(StageGameAlgorithm):
         """Check the rewards of a game whose payoffs or dynamics are known."""
         payoffs = self._env_attribute("payoffs")
         if isinstance(payoffs, np.ndarray) and payoffs.shape == (2, *self.n_actions):
-            for joint in np.ndindex(*self.n_actions):
-                self._check_zero_sum(payoffs[(slice(None), *joint)], f"the actions {joint}")
+            for number, joint in enumerate(np.ndindex(*self.n_actions)):
+                self._check_zero_sum(payoffs.reshape(2, -1)[:, number], f"the actions {joint}")
         outcomes, states = self._env_attribute("outcomes"), self._env_attribute("states")
         if not callable(outcomes) or not isinstance(states, tuple):
             return

@@ -95,9 +95,9 @@ class SituationReader:
                 own: Any = obs[agent] if row is None else obs[agent][row]
             else:
                 own = {}
-                for key in own_keys:
-                    value = obs[key] if row is None else obs[key][row]
-                    own[key.removeprefix(agent + "/")] = value
+                for name in own_keys:
+                    value = obs[name] if row is None else obs[name][row]
+                    own[name.removeprefix(agent + "/")] = value
             mask = None
             if self._masked[index]:
                 given = obs[self.team.mask_keys[agent]]
@@ -140,12 +140,7 @@ class SituationReader:
             if not joint:
                 own[agent] = self._encoded(agent, value, masks)
         sizes = {agent: self._batch_size(agent, value) for agent, value in own.items()}
-        if len(set(sizes.values())) != 1:
-            raise ValueError(
-                "The agents' observations are of different batches: "
-                f"{sizes or 'there is none'}; give one observation, or a batch of one size, to all."
-            )
-        size = next(iter(sizes.values()))
+        size = _common_size(sizes)
         active = team.active(observation)
         situations = []
         for row in range(size or 1):
@@ -219,6 +214,16 @@ class SituationReader:
                 f"agent {agent!r} was trained without action masks and would ignore them; train it "
                 "in an environment that gives masks."
             )
+
+
+def _common_size(sizes: Mapping[str, int | None]) -> int | None:
+    """Size of the batch of all agents; None for single observations."""
+    if len(set(sizes.values())) != 1:
+        raise ValueError(
+            "The agents' observations are of different batches: "
+            f"{sizes or 'there is none'}; give one observation, or a batch of one size, to all."
+        )
+    return next(iter(sizes.values()))
 
 
 def active_of(info: Mapping[str, Any]) -> np.ndarray | None:

@@ -60,7 +60,9 @@ class AgentKey:
             own = space.spaces if isinstance(space, spaces.Dict) else {"": space}
             for name, part in own.items():
                 self._parts[name] = self._key_function(name, part, state_key == EXACT, owner)
-        (self._only,) = self._parts.values() if len(self._parts) == 1 else (None,)
+        self._only: Callable[[Any], Hashable] | None = None
+        if len(self._parts) == 1:
+            (self._only,) = self._parts.values()
 
     def _key_function(
         self, name: str, space: spaces.Space, exact: bool, owner: str

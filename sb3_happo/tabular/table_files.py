@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from sb3_happo.common.checks import check_env_of_model
 from sb3_happo.common.hyperparameters import Setting
 from sb3_happo.common.plain_data import PlainDataError, to_plain
-from sb3_happo.common.safe_files import SafeFileError, read_safe_file, write_safe_file
+from sb3_happo.common.safe_files import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from sb3_happo.suggestions import check_names
 from sb3_happo.tabular.table import Table
 
@@ -97,7 +97,7 @@ class SavedTables(BaseAlgorithm):
         write_safe_file(_with_suffix(path), KIND, content, type(self).__name__, self._algorithm())
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfSaved],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: Any = None,
@@ -141,12 +141,9 @@ class SavedTables(BaseAlgorithm):
                 f"{file.name} was saved by a model whose {' and '.join(missing)} is a function, "
                 f"which files do not hold; pass it: {cls.__name__}.load(path, {given})."
             )
-        model = cls(
-            None,  # type: ignore[arg-type]
-            None,
-            **(file.value("settings") | changed),
-            _init_setup_model=False,
-        )
+        make: Any = cls
+        settings = file.value("settings") | changed
+        model: SelfSaved = make(None, None, **settings, _init_setup_model=False)
         model.observation_space = file.value("observation_space")
         model.action_space = file.value("action_space")
         model.n_envs = file.value("n_envs")
@@ -156,17 +153,21 @@ class SavedTables(BaseAlgorithm):
             model.env, model.n_envs = env, env.num_envs
             model._vec_normalize_env = unwrap_vec_normalize(env)
         model._setup_model()
+        model._take_over(file, keeps_rng="seed" not in kwargs)
+        return model
+
+    def _take_over(self, file: SafeFile, keeps_rng: bool) -> None:
+        """Take over the tables and the progress of a file."""
+        contents = file.value("tables")
         try:
-            for name, table in model.tables.items():
-                table.fill(file.value("tables")[name])
+            for name, table in self.tables.items():
+                table.fill(contents[name])
         except (KeyError, TypeError, ValueError) as error:
             raise SafeFileError(file.name, f"holds tables that do not fit: {error}") from error
-        vars(model).update(file.value("facts"))
-        progress = file.value("progress")
-        if "seed" in kwargs:
-            progress = {name: own for name, own in progress.items() if not name.endswith("rng")}
-        vars(model).update(progress)
-        return model
+        vars(self).update(file.value("facts"))
+        for name, value in file.value("progress").items():
+            if keeps_rng or not name.endswith("rng"):
+                setattr(self, name, value)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         # There are no networks

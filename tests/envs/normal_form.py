@@ -1,6 +1,5 @@
 """Games in normal form with observations that tables take."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,16 +13,14 @@ class NormalForm(ParallelEnv):
     """
     One joint action, after which the game ends.
 
-    :param payoffs: Payoffs of each agent, each of the shape of the joint actions
+    :param payoffs: Payoffs of each agent, ``(n_agents, n_actions_0, n_actions_1, ...)``
     :param observation_space: Observation space, whose observation is the number 0 or zeros
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "normal_form", "render_modes": []}
     render_mode = None
 
-    def __init__(
-        self, payoffs: Sequence[Any], observation_space: spaces.Space | None = None
-    ) -> None:
+    def __init__(self, payoffs: Any, observation_space: spaces.Space | None = None) -> None:
         self.table = np.array(payoffs, np.float64)
         self.possible_agents = [f"agent_{index}" for index in range(len(self.table))]
         self.agents: list[str] = []

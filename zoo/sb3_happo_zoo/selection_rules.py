@@ -8,6 +8,7 @@ environment, which take most of the time.
 
 import argparse
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +30,15 @@ class DirectNashQ(NashQ):
         :param game: Game
         :param n_steps: Number of steps
         """
-        n_states, n_actions = len(game.states), self.n_actions
+        states: tuple[Any, ...] = game.states
+        n_states, n_actions = len(states), self.n_actions
         known: dict[tuple[int, tuple[int, ...]], list] = {}
-        index = {state: number for number, state in enumerate(game.states)}
+        index = {own: number for number, own in enumerate(states)}
         state = int(self.rng.integers(n_states))
         for _ in range(n_steps):
             actions = tuple(int(self.rng.integers(n)) for n in n_actions)
             if (state, actions) not in known:
-                known[state, actions] = game.outcomes(game.states[state], actions)
+                known[state, actions] = game.outcomes(states[state], actions)
             outcomes = known[state, actions]
             chosen = outcomes[0]
             if len(outcomes) > 1:

@@ -118,8 +118,8 @@ class GridGame(KnownGame):
             return None
         image = draw_board(_SIZE, _SIZE)
         for goal, colour in zip(self.goals, COLOURS, strict=True):
-            fill_field(image, *goal, colour, margin=2)
-            fill_field(image, *goal, (255, 255, 255), margin=5)
+            fill_field(image, goal[0], goal[1], colour, margin=2)
+            fill_field(image, goal[0], goal[1], (255, 255, 255), margin=5)
         for cell, colour in zip(self.present, COLOURS, strict=True):
-            fill_field(image, *cell, colour, margin=9)
+            fill_field(image, cell[0], cell[1], colour, margin=9)
         return image

@@ -193,7 +193,8 @@ class _Samples:
 
     def __init__(self, env: Any, state_key: StateKey, seed: int) -> None:
         self._env = TabularAlgorithm._wrap_env(env)
-        team = TeamSpaces(self._env.observation_space, self._env.action_space)  # type: ignore[arg-type]
+        joint_spaces: Any = self._env.observation_space, self._env.action_space
+        team = TeamSpaces(*joint_spaces)
         self._reader = SituationReader(team, state_key, "GameModel")
         self._env.seed(seed)
         self._env.action_space.seed(seed)

@@ -47,7 +47,7 @@ class Table:
     def __getitem__(self, column: str) -> np.ndarray:
         """
         :param column: Name of a column
-        :return: Its numbers, ``(n_states, *shape)``, as a view that is replaced when the table
+        :return: Numbers of the column, ``(capacity, *shape)``, as an array that is replaced when the table
             grows
         """
         return self._arrays[column]
@@ -55,7 +55,7 @@ class Table:
     def row(self, state: Hashable) -> int:
         """
         :param state: Key of a state
-        :return: Its row, a new one for a new state
+        :return: Row of the state, a new one for a new state
         :raises RuntimeError: If the table is full
         """
         index = self.rows.get(state)

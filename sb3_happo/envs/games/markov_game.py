@@ -104,7 +104,7 @@ class KnownGame(ParallelEnv):
     def action_space(self, agent: str) -> spaces.Space:
         """
         :param agent: Name of an agent
-        :return: Numbers of its actions
+        :return: Numbers of the agent's actions
         """
         return self._action_spaces[agent]
 

@@ -47,8 +47,8 @@ class Table:
     def __getitem__(self, column: str) -> np.ndarray:
         """
         :param column: Name of a column
-        :return: Numbers of the column, ``(capacity, *shape)``, as an array that is replaced when the table
-            grows
+        :return: Numbers of the column, ``(capacity, *shape)``, of which the first rows are in
+            use; another array after the table has grown
         """
         return self._arrays[column]
 

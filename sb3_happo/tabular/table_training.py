@@ -31,6 +31,7 @@ class TableTraining(TablePrediction):
     """
 
     rng: np.random.Generator
+    learning_rate: Any
     visits_exponent: float
     exploration_rate: float
     exploration_schedule: LinearSchedule
@@ -109,7 +110,7 @@ class TableTraining(TablePrediction):
 
     def _reset_env(self) -> None:
         assert self.env is not None and self._watch is not None
-        obs = self.env.reset()
+        obs: Any = self.env.reset()
         self._last_obs = obs
         facts = initial_facts(self.env, len(self.agents))
         self._situations = self._read(obs, facts)
@@ -142,6 +143,7 @@ class TableTraining(TablePrediction):
         self.exploration_rate = self.exploration_schedule(self._current_progress_remaining)
         chosen = [self._choose(situation) for situation in self._situations]
         actions = self._env_actions(chosen)
+        new_obs: Any
         new_obs, rewards, dones, infos = env.step(actions)
         self._last_transition = self._watch.last
         self.num_timesteps += env.num_envs

@@ -109,7 +109,7 @@ class TabularAlgorithm(TableTraining):
             support_multi_env=True,
             seed=seed,
         )
-        self.learning_rate = learning_rate  # type: ignore[assignment]
+        self.learning_rate = learning_rate
         self.gamma = gamma
         self.visits_exponent = visits_exponent
         self.exploration_fraction = exploration_fraction

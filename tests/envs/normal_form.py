@@ -49,7 +49,8 @@ class NormalForm(ParallelEnv):
         joint = tuple(int(actions[agent]) for agent in self.possible_agents)
         everyone = self.possible_agents
         self.agents = []
-        rewards = self.table[(slice(None), *joint)].tolist()
+        own: Any = (slice(None), *joint)
+        rewards = self.table[own].tolist()
         return (
             self._observations(),
             dict(zip(everyone, rewards, strict=True)),

@@ -7,6 +7,14 @@ from sb3_happo.happo import HAPPO
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.mappo import MAPPO
+from sb3_happo.tabular import (
+    JAL,
+    MinimaxQ,
+    NashQ,
+    TabularIQL,
+    exploitability,
+    nash_gap,
+)
 from sb3_happo.vec_env import make_joint_vec_env
 from sb3_happo.version import __version__
 
@@ -15,13 +23,19 @@ __all__ = [
     "HAPPO",
     "HATRPO",
     "IPPO",
+    "JAL",
     "MAPPO",
     "CentralTeam",
     "EvalCallback",
     "JointEnv",
+    "MinimaxQ",
+    "NashQ",
+    "TabularIQL",
     "__version__",
     "as_single_agent",
     "evaluate_policy",
+    "exploitability",
     "make_joint_env",
     "make_joint_vec_env",
+    "nash_gap",
 ]

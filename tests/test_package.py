@@ -119,6 +119,12 @@ ORDER = (
     "envs.central",
     "envs",
     "envs.checker.*",
+    # Files
+    "common",
+    "common.plain_classes",
+    "common.plain_spaces",
+    "common.plain_data",
+    "common.safe_files",
     # Vectorised environments: NumPy and SB3
     "vec_env.actions",
     "vec_env.single_agent",
@@ -137,7 +143,6 @@ ORDER = (
     "vec_env.make",
     "vec_env",
     # Networks
-    "common",
     "common.type_aliases",
     "common.hyperparameters",
     "common.saved_files",
@@ -190,6 +195,24 @@ ORDER = (
     "haa2c.*",
     "mappo.*",
     "ippo.*",
+    # Tables
+    "tabular.matrix_games",
+    "tabular.action_sets",
+    "tabular.state_keys",
+    "tabular.situations",
+    "tabular.table",
+    "tabular.table_files",
+    "tabular.table_prediction",
+    "tabular.table_training",
+    "tabular.tabular_algorithm",
+    "tabular.stage_games",
+    "tabular.nash_q",
+    "tabular.minimax_q",
+    "tabular.iql",
+    "tabular.jal",
+    "tabular.game_model",
+    "tabular.gaps",
+    "tabular",
     "sb3_happo",
 )
 _POSITIONS = {entry: position for position, entry in enumerate(ORDER)}

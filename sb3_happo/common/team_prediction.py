@@ -128,13 +128,17 @@ class WeightWatch:
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         modules = {id(part): part for network in networks for part in network.modules()}
         # Dicts that hold the parts, names of the parts in them, and the parts
-        self._places: tuple[list[dict[str, Any]], list[str], list[Any]] = ([], [], [])
+        holders: list[dict[str, Any]] = []
+        names: list[str] = []
+        parts: list[Any] = []
+        self._places = (holders, names, parts)
         self._params: list[th.Tensor] = []
         for module in modules.values():
             for members in (module._modules, module._parameters):
                 for name, part in members.items():
-                    for places, value in zip(self._places, (members, name, part), strict=True):
-                        places.append(value)
+                    holders.append(members)
+                    names.append(name)
+                    parts.append(part)
             self._params += [param for param in module._parameters.values() if param is not None]
         self._numbers: list[np.ndarray] = []
         for param in self._params:

@@ -7,6 +7,7 @@ to be solved in seconds, and serve as tests of algorithms and as teaching materi
 
 from sb3_happo.envs.games.catalogue import GAMES, NAMESPACE, game_class
 from sb3_happo.envs.games.game import Game
+from sb3_happo.envs.games.grid_games import GridGame
 from sb3_happo.envs.games.ising import Ising
 from sb3_happo.envs.games.levers import Levers
 from sb3_happo.envs.games.lq_team import LQTeam
@@ -20,6 +21,7 @@ from sb3_happo.envs.games.matrix import (
     RockPaperScissors,
 )
 from sb3_happo.envs.games.recall import Recall, Relay
+from sb3_happo.envs.games.soccer import Soccer
 from sb3_happo.envs.games.squeeze import GaussianSqueeze
 from sb3_happo.envs.games.tennis import Tennis
 from sb3_happo.envs.games.two_step import TwoStep
@@ -30,6 +32,7 @@ __all__ = [
     "Climbing",
     "Game",
     "GaussianSqueeze",
+    "GridGame",
     "Halves",
     "Ising",
     "LQTeam",
@@ -41,6 +44,7 @@ __all__ = [
     "Recall",
     "Relay",
     "RockPaperScissors",
+    "Soccer",
     "Tennis",
     "TwoStep",
     "game_class",

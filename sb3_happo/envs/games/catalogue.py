@@ -2,7 +2,7 @@
 
 import importlib
 
-from sb3_happo.envs.games.game import Game
+from pettingzoo import ParallelEnv
 
 #: Namespace of the ids
 NAMESPACE = "games"
@@ -11,6 +11,7 @@ NAMESPACE = "games"
 GAMES: dict[str, str] = {
     "climbing": "sb3_happo.envs.games.matrix:Climbing",
     "gaussian_squeeze": "sb3_happo.envs.games.squeeze:GaussianSqueeze",
+    "grid_game": "sb3_happo.envs.games.grid_games:GridGame",
     "halves": "sb3_happo.envs.games.matrix:Halves",
     "ising": "sb3_happo.envs.games.ising:Ising",
     "levers": "sb3_happo.envs.games.levers:Levers",
@@ -22,16 +23,17 @@ GAMES: dict[str, str] = {
     "recall": "sb3_happo.envs.games.recall:Recall",
     "relay": "sb3_happo.envs.games.recall:Relay",
     "rock_paper_scissors": "sb3_happo.envs.games.matrix:RockPaperScissors",
+    "soccer": "sb3_happo.envs.games.soccer:Soccer",
     "tennis": "sb3_happo.envs.games.tennis:Tennis",
     "two_step": "sb3_happo.envs.games.two_step:TwoStep",
 }
 
 
-def game_class(name: str) -> type[Game]:
+def game_class(name: str) -> type[ParallelEnv]:
     """
     :param name: Name of a game, one of ``GAMES``
     :return: Class of the game
     """
     module, _, class_name = GAMES[name].partition(":")
-    game: type[Game] = getattr(importlib.import_module(module), class_name)
+    game: type[ParallelEnv] = getattr(importlib.import_module(module), class_name)
     return game

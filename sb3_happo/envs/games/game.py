@@ -48,10 +48,7 @@ class Game(ParallelEnv):
         truncate: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        modes = self.metadata["render_modes"]
-        if render_mode is not None and render_mode not in modes:
-            hint = did_you_mean(str(render_mode), modes, otherwise=f"There are {modes} and None.")
-            raise ValueError(f"render_mode={render_mode!r} is unknown. {hint}")
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.possible_agents = list(agents)
         if len(set(agents)) != len(self.possible_agents):
             raise ValueError(f"Agents must have different names, not {self.possible_agents}.")
@@ -230,7 +227,18 @@ def constant_spaces(n_agents: int) -> list[spaces.Space]:
     :param n_agents: Number of agents
     :return: Observation spaces of agents that observe the constant 1
     """
-    return [spaces.Box(0, 1, (1,), np.float32) for _ in range(n_agents)]
+    return [spaces.Box(1, 1, (1,), np.float32) for _ in range(n_agents)]
+
+
+def check_render_mode(mode: str | None, modes: Sequence[str]) -> None:
+    """
+    :param mode: Render mode
+    :param modes: Possible modes
+    :raises ValueError: If the mode is neither None nor one of them
+    """
+    if mode is not None and mode not in modes:
+        hint = did_you_mean(str(mode), modes, otherwise=f"There are {modes} and None.")
+        raise ValueError(f"render_mode={mode!r} is unknown. {hint}")
 
 
 def at_least(name: str, value: int, least: int) -> int:

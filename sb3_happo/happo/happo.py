@@ -9,7 +9,14 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
 from sb3_happo.common.agent_policy import AgentPolicy
-from sb3_happo.common.factor import log_factor, multiply_ratios
+from sb3_happo.common.distributions import unvalidated
+from sb3_happo.common.factor import (
+    leaves_little,
+    log_factor,
+    multiply_ratios,
+    warn_of_idle_agents,
+)
+from sb3_happo.common.finite import count_left_out, outputs_error
 from sb3_happo.common.formulas import (
     approx_kl,
     clip_fraction,
@@ -214,8 +221,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         # Lines 4 to 7: `collect_rollouts` filled the buffer and computed the joint advantage by GAE
         # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
+        idle: list[str] = []
         # Lines 8 and 10: for each agent, in the order of a random permutation
         for agents in self._update_order(factor):
+            if leaves_little(factor):
+                idle += agents
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
@@ -225,6 +235,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self._update_critic()
         self._n_updates += 1
         self._log_update(factor)
+        warn_of_idle_agents(self, idle)
 
     # ---------------------------------------------------------------- order of the agents
 
@@ -278,7 +289,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         ent_coef = self._ent_coef(self._current_progress_remaining)
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
+        owner = f"agent {', '.join(map(repr, data))}"
         logs: list[th.Tensor] = []
+        learned = False
         for batch in joint_minibatches(data, self.batch_size, self.n_epochs):
             if self.normalize_advantage in (True, "minibatch"):
                 batch = normalize_each(batch)
@@ -294,18 +307,26 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 terms = terms * (len(rows.advantages) / n_rows)
                 return terms[0] - ent_coef * terms[1], terms
 
-            step = gradient_step(
-                loss_of,
-                {next(iter(batch)): joint},
-                self.policies[leader].optimizer,
-                self.max_grad_norm,
-                f"agent {', '.join(map(repr, data))}",
-                self._executor,
-                self._within_target_kl,
-            )
+            # PyTorch's own error names no agent; gradients that are not finite are left out
+            with unvalidated():
+                step = gradient_step(
+                    loss_of,
+                    {next(iter(batch)): joint},
+                    self.policies[leader].optimizer,
+                    self.max_grad_norm,
+                    owner,
+                    self._executor,
+                    self._within_target_kl,
+                )
             logs.append(step.figures)
+            learned = learned or step.finite
             if not step.accepted:
                 break
+            if not step.finite and bool(step.figures[1].isnan()):
+                # The entropy depends on the network's outputs alone, and not on the ratios
+                raise outputs_error([owner])
+        if logs:
+            count_left_out(self, owner, learned)
         self._log_actors(list(data), logs)
 
     def _within_target_kl(self, figures: th.Tensor) -> bool:

@@ -117,6 +117,8 @@ ORDER = (
     "envs",
     "envs.checker.*",
     # Vectorised environments: NumPy and SB3
+    "vec_env.counts",
+    "vec_env.watchdog",
     "vec_env.actions",
     "vec_env.single_agent",
     "vec_env.step_facts",
@@ -169,8 +171,8 @@ ORDER = (
     "common.rollout_buffer",
     "common.buffers",
     "common.checks",
-    "common.finite",
     "common.gradient_step",
+    "common.finite",
     "common.factor",
     "common.value_learning",
     "common.bootstrap",

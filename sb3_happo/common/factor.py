@@ -46,9 +46,8 @@ def multiply_ratios(
         policy = policies[agent]
         # Without dropout, whose noise is no change of the policy
         policy.set_training_mode(False)
-        with th.no_grad():
-            with unvalidated():
-                log_prob, _ = policy.evaluate_batch(batch)
+        with th.no_grad(), unvalidated():
+            log_prob, _ = policy.evaluate_batch(batch)
         policy.set_training_mode(True)
         if bool(log_prob.isnan().any()):
             # Not a ratio that overflows: the network itself has no outputs there

@@ -1,6 +1,6 @@
 """Search for weights, statistics and outputs of networks that are NaN or infinite."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,6 +9,7 @@ from torch import nn
 
 from sb3_happo.common.checks import all_finite
 from sb3_happo.common.distributions import unvalidated
+from sb3_happo.common.gradient_step import GradientStep
 from sb3_happo.common.recurrent import single_steps
 
 #: Remedy at the end of errors
@@ -119,6 +120,24 @@ def _optimizer_tensors(
             # Counters of steps may be on another device
             if isinstance(tensor, th.Tensor) and tensor.is_floating_point() and tensor.dim():
                 yield f"{name!r} of parameter {index} of the optimiser{owner}", tensor
+
+
+def check_steps(owner: object, network: str, steps: Sequence[GradientStep]) -> None:
+    """
+    Check the gradient steps of an actor in one update.
+
+    :param owner: Algorithm
+    :param network: Name of the network, such as ``"agent 'walker'"``
+    :param steps: Its steps, whose figures have the mean entropy second
+    :raises NotFiniteError: If the network returns NaN, or if no gradient was finite in this update
+        and those before
+    """
+    if not steps:
+        return
+    # The entropy depends on the network's outputs alone, and not on the ratios
+    if not steps[-1].finite and bool(steps[-1].figures[1].isnan()):
+        raise outputs_error([network])
+    count_left_out(owner, network, any(step.finite for step in steps))
 
 
 def outputs_error(owners: list[str]) -> NotFiniteError:

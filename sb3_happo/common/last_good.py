@@ -3,7 +3,7 @@
 import copy
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Snapshot:
         self.n_updates: int = model._n_updates
         self._tensors = [(tensor, tensor.clone()) for tensor in _tensors(model)]
         self._buffers = [
-            {name: buffer.clone() for name, buffer in _own_buffers(module)}
+            {name: buffer.clone() for name, buffer in module.named_buffers(recurse=False)}
             for module in model.policy.modules()
         ]
         self._optimizers = [
@@ -74,11 +74,6 @@ def _tensors(model: Any) -> list[th.Tensor]:
     return [parameter.detach() for parameter in model.policy.parameters()]
 
 
-def _own_buffers(module: th.nn.Module) -> Iterator[tuple[str, th.Tensor]]:
-    for name, buffer in module.named_buffers(recurse=False):
-        yield name, buffer
-
-
 def _optimizers(model: Any) -> list[th.optim.Optimizer]:
     """Optimisers of the networks inside a policy, each once."""
     found = {}
@@ -106,8 +101,8 @@ def _statistics(normalize: VecNormalize | None) -> dict[str, Any]:
         return {}
     kept = {}
     for name, value in vars(normalize).items():
-        parts = value.values() if isinstance(value, dict) else [value]
-        if value and all(isinstance(part, RunningMeanStd) for part in parts):
+        first = next(iter(value.values()), None) if isinstance(value, dict) else value
+        if isinstance(first, RunningMeanStd):
             kept[name] = value
     return kept
 
@@ -124,6 +119,13 @@ class LastGood:
     def __init__(self) -> None:
         self._confirmed: Snapshot | None = None
         self._tried: Snapshot | None = None
+
+    @property
+    def in_rollout(self) -> bool:
+        """
+        :return: True from the beginning of a rollout to its end
+        """
+        return self._tried is not None
 
     def begin_rollout(self, model: Any) -> None:
         """
@@ -180,7 +182,8 @@ def check_outputs(model: Any) -> None:
     buffer = model.rollout_buffer
     blamed = []
     for agent, log_probs in buffer.log_probs.items():
-        if not all_finite([log_probs[: buffer.pos]]) and bool(log_probs[: buffer.pos].isnan().any()):
+        log_probs = log_probs[: buffer.pos]
+        if not all_finite([log_probs]) and bool(log_probs.isnan().any()):
             blamed.append(f"agent {agent!r}")
     values = buffer.values[: buffer.pos]
     if not all_finite([values]) and not bool(values.isfinite().all()):
@@ -245,8 +248,9 @@ def keep_last_good(model: Any, error: Exception, callback: Any) -> None:
     snapshot = model._last_good.snapshot(model, outputs_failed)
     if snapshot is not None:
         snapshot.restore(model)
-    # Observations of the fault, and of an environment that is closed
-    model._last_obs = None
+    if model._last_good.in_rollout:
+        # The environments may have made another step than the one that is known: they are reset
+        model._last_obs = None
     folder = folder_of_last_good(model, callback)
     if folder is None or not (model.num_timesteps or model._n_updates):
         return  # nothing was learned
@@ -300,18 +304,23 @@ def folder_of_last_good(model: Any, callback: Any) -> str | None:
         TensorBoard's or the user's own logger, that of a ``CheckpointCallback`` or an
         ``EvalCallback``, otherwise the one that SB3 makes for its logger; None before there is one
     """
-    chosen = model.last_good_folder
     logger = getattr(model, "_logger", None)
-    folder = None if logger is None else logger.get_dir()
-    if chosen is None and (model.tensorboard_log is not None or model._custom_logger):
-        chosen = folder
-    for one in _flat(callback):
-        if chosen is None and isinstance(one, CheckpointCallback):
-            chosen = one.save_path
-        elif chosen is None and isinstance(one, EvalCallback):
-            # SB3 adds the name of a file to `log_path`
-            chosen = one.best_model_save_path or os.path.dirname(one.log_path or "") or None
-    return chosen or folder
+    of_logger = None if logger is None else logger.get_dir()
+    candidates = [model.last_good_folder]
+    if model.tensorboard_log is not None or model._custom_logger:
+        candidates.append(of_logger)
+    candidates += [_folder_of_callback(one) for one in _flat(callback)]
+    return next(filter(None, candidates), of_logger)
+
+
+def _folder_of_callback(callback: BaseCallback) -> str | None:
+    """Folder into which a callback of SB3 writes models or results."""
+    if isinstance(callback, CheckpointCallback):
+        return callback.save_path
+    if not isinstance(callback, EvalCallback):
+        return None
+    # SB3 adds the name of a file to `log_path`
+    return callback.best_model_save_path or os.path.dirname(callback.log_path or "")
 
 
 def _flat(callback: Any) -> Iterable[BaseCallback]:

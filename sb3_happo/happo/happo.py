@@ -16,14 +16,14 @@ from sb3_happo.common.factor import (
     multiply_ratios,
     warn_of_idle_agents,
 )
-from sb3_happo.common.finite import count_left_out, outputs_error
+from sb3_happo.common.finite import check_steps
 from sb3_happo.common.formulas import (
     approx_kl,
     clip_fraction,
     clipped_policy_loss,
     normalize,
 )
-from sb3_happo.common.gradient_step import gradient_step
+from sb3_happo.common.gradient_step import GradientStep, gradient_step
 from sb3_happo.common.hyperparameters import (
     COUNT,
     NOT_NEGATIVE,
@@ -224,8 +224,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         idle: list[str] = []
         # Lines 8 and 10: for each agent, in the order of a random permutation
         for agents in self._update_order(factor):
-            if leaves_little(factor):
-                idle += agents
+            idle += agents if leaves_little(factor) else ()
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
@@ -277,6 +276,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     # ---------------------------------------------------------------- actors
 
+    @unvalidated()  # PyTorch's own error about NaN names no agent
     def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
@@ -290,8 +290,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
         owner = f"agent {', '.join(map(repr, data))}"
-        logs: list[th.Tensor] = []
-        learned = False
+        steps: list[GradientStep] = []
         for batch in joint_minibatches(data, self.batch_size, self.n_epochs):
             if self.normalize_advantage in (True, "minibatch"):
                 batch = normalize_each(batch)
@@ -307,27 +306,20 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 terms = terms * (len(rows.advantages) / n_rows)
                 return terms[0] - ent_coef * terms[1], terms
 
-            # PyTorch's own error names no agent; gradients that are not finite are left out
-            with unvalidated():
-                step = gradient_step(
-                    loss_of,
-                    {next(iter(batch)): joint},
-                    self.policies[leader].optimizer,
-                    self.max_grad_norm,
-                    owner,
-                    self._executor,
-                    self._within_target_kl,
-                )
-            logs.append(step.figures)
-            learned = learned or step.finite
+            step = gradient_step(
+                loss_of,
+                {next(iter(batch)): joint},
+                self.policies[leader].optimizer,
+                self.max_grad_norm,
+                owner,
+                self._executor,
+                self._within_target_kl,
+            )
+            steps.append(step)
             if not step.accepted:
                 break
-            if not step.finite and bool(step.figures[1].isnan()):
-                # The entropy depends on the network's outputs alone, and not on the ratios
-                raise outputs_error([owner])
-        if logs:
-            count_left_out(self, owner, learned)
-        self._log_actors(list(data), logs)
+        check_steps(self, owner, steps)
+        self._log_actors(list(data), [step.figures for step in steps])
 
     def _within_target_kl(self, figures: th.Tensor) -> bool:
         """False if the approximate KL divergence among the figures is too large for a step."""

@@ -400,7 +400,8 @@ def test_agents_behind_a_vanished_factor_are_named() -> None:
 def workers(fault: Callable[[], None], step: int, **kwargs: Any) -> JointSubprocVecEnv:
     """Two workers, of which the second has the fault."""
     env_fns = [partial(faulty, fault, -1), partial(faulty, fault, step)]
-    return JointSubprocVecEnv(env_fns, 2, **{"start_method": "fork", "step_timeout": 0.4} | kwargs)
+    kwargs = {"start_method": "fork", "step_timeout": 0.4} | kwargs
+    return JointSubprocVecEnv(env_fns, 2, **kwargs)
 
 
 def pids_of(env: JointSubprocVecEnv) -> list[int]:

@@ -9,6 +9,7 @@ import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +128,7 @@ def describe_process(pid: int | None) -> str:
     return "hangs, and may have written to stderr where"
 
 
-def checked_limit(step_timeout: float | None) -> float | None:
+def checked_limit(step_timeout: Any) -> float | None:
     """
     :param step_timeout: Seconds, or None
     :return: The same

@@ -128,7 +128,7 @@ def check_steps(owner: object, network: str, steps: Sequence[GradientStep]) -> N
 
     :param owner: Algorithm
     :param network: Name of the network, such as ``"agent 'walker'"``
-    :param steps: Its steps, whose figures have the mean entropy second
+    :param steps: Gradient steps of the update; the second of their figures is the mean entropy
     :raises NotFiniteError: If the network returns NaN, or if no gradient was finite in this update
         and those before
     """

@@ -102,11 +102,7 @@ def make_joint_vec_env(
             "make_joint_vec_env takes an id, or a function that makes a new environment at each "
             f"call, not {env!r}."
         )
-    if (
-        vec_env_cls == "auto"
-        and step_timeout is None
-        and _continues_files(monitor_dir, monitor_kwargs)
-    ):
+    if vec_env_cls == "auto" and _continues_files(monitor_dir, monitor_kwargs):
         # The trial would be written to these files
         vec_env_kwargs = {"seconds": 0} | (vec_env_kwargs or {})
     venv = make_vec_env(

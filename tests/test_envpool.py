@@ -389,8 +389,8 @@ def test_ids_that_do_not_resolve(id: str, hint: str) -> None:
         ),
         ({"render_mode": "rgb_array"}, r"cannot take \['render_mode'\]"),
         ({"global_categories": ("qfrc_actuator",)}, "agent_0 observes something that the joint"),
-        ({"n_threads": 0}, "`n_threads` must be at least 1"),
-        ({"n_envs": 0}, "`n_envs` must be at least 1"),
+        ({"n_threads": 0}, "`n_threads` must be a whole number from 1 "),
+        ({"n_envs": 0}, "`n_envs` must be a whole number from 1 "),
     ],
 )
 def test_arguments_that_cannot_apply(kwargs: dict[str, Any], match: str) -> None:

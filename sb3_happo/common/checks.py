@@ -123,7 +123,7 @@ def all_finite(values: Sequence[th.Tensor]) -> bool:
     """
     # Sums are faster than a check of every number, and one value is copied from the device
     sums = [value.sum() for value in values if value.is_floating_point()]
-    return bool(th.stack(sums).isfinite().all())
+    return not sums or bool(th.stack(sums).isfinite().all())
 
 
 def first_not_finite(values: th.Tensor) -> int | None:

@@ -1,11 +1,13 @@
 """The factor of the sequential update: the product of the ratios of the agents updated before."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch as th
 from stable_baselines3.common.logger import Logger
 
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.distributions import unvalidated
+from sb3_happo.common.finite import outputs_error
 from sb3_happo.common.formulas import FACTOR_BOUNDS, effective_sample_size, update_factor
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.common.warn_once import warn_once
@@ -16,6 +18,8 @@ FEW_ROWS = 10
 SMALL_SHARE = 0.05
 #: Effective share of the rows from which on a short rollout is not to blame on the factor
 LARGE_SHARE = 0.2
+#: Mean factor below which the objective of an agent is next to nothing
+SMALL_FACTOR = 1e-3
 
 
 def multiply_ratios(
@@ -26,13 +30,14 @@ def multiply_ratios(
 ) -> th.Tensor:
     """
     Multiply the factor by the new ratios of agents at the steps at which they were active. Warn
-    once for each agent if a ratio is not a number, or if the factor reaches its bounds.
+    once for each agent if a ratio is infinite, or if the factor reaches its bounds.
 
     :param owner: Algorithm, which warns
     :param policies: Policies of the agents after their update
     :param data: Samples of these agents, with the log-probabilities at collection
     :param factor: Factor of the agents before them, ``(n_rows,)``
     :return: Factor of the agents up to and with them, ``(n_rows,)``
+    :raises NotFiniteError: If a log-probability is NaN, naming the agent
     """
     for agent, batch in data.items():
         if not len(batch.advantages):
@@ -41,9 +46,12 @@ def multiply_ratios(
         policy = policies[agent]
         # Without dropout, whose noise is no change of the policy
         policy.set_training_mode(False)
-        with th.no_grad():
+        with th.no_grad(), unvalidated():
             log_prob, _ = policy.evaluate_batch(batch)
         policy.set_training_mode(True)
+        if bool(log_prob.isnan().any()):
+            # Not a ratio that overflows: the network itself has no outputs there
+            raise outputs_error([f"agent {agent!r}"])
         before, factor = factor, update_factor(factor, log_prob, batch.old_log_prob, batch.rows)
         overflowed = ~log_prob.isfinite().all() | (_at_bounds(factor) & ~_at_bounds(before)).any()
         if bool(overflowed):
@@ -105,3 +113,36 @@ def is_collapsed(share: float, n_rows: int) -> bool:
     """
     few = share * n_rows < FEW_ROWS and share < LARGE_SHARE
     return share < SMALL_SHARE or few
+
+
+def leaves_little(factor: th.Tensor) -> bool:
+    """
+    :param factor: Factor before the update of an agent, ``(n_rows,)``
+    :return: True if the agent would learn next to nothing: the factor is nearly 0 on average, or a
+        few rows have almost all of it
+    """
+    if bool(factor.mean() < SMALL_FACTOR):
+        return True
+    return is_collapsed(effective_sample_size(factor).item(), len(factor))
+
+
+def warn_of_idle_agents(owner: object, agents: Sequence[str]) -> None:
+    """
+    Warn once of agents that have learned next to nothing in an update.
+
+    :param owner: Algorithm, which warns
+    :param agents: Agents before whose update :func:`leaves_little` was True; may be empty
+    """
+    if not agents:
+        return
+    listed = ", ".join(map(repr, agents[:10]))
+    if len(agents) > 10:
+        listed += f" and {len(agents) - 10} more"
+    warn_once(
+        owner,
+        "idle agents",
+        f"Agents that have learned next to nothing in this update, because the product of the "
+        f"ratios of the agents updated before them is nearly 0 on (almost) all rows: {listed}. "
+        "Take smaller steps (`learning_rate`, `n_epochs`, `clip_range`, `target_kl`) or keep the "
+        "random `agent_order`, so that others come last next time. Further cases are not reported.",
+    )

@@ -7,6 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+#: Largest whole number of a setting: larger ones are slips, and fit no memory and no lifetime
+LARGEST_COUNT = 2**31 - 1
+#: Largest number of timesteps; ``sys.maxsize`` is often used for "until a callback stops"
+LARGEST_TIMESTEPS = 2**63 - 1
+
 # Remaining progress at which schedules are sampled: 1, 0.95, ..., 0
 _N_INTERVALS = 20
 
@@ -73,6 +78,25 @@ def check_settings(values: Mapping[str, Any], settings: Mapping[str, Setting]) -
             _check_schedule(name, value, setting)
         elif not _is_number(value, setting.whole) or not setting.holds(value):
             raise ValueError(f"{name} must be {setting.words}, not {value!r}")
+        elif setting.whole and value > LARGEST_COUNT:
+            raise ValueError(
+                f"{name} must be {setting.words}; at most {LARGEST_COUNT:,}, not {value!r}"
+            )
+
+
+def checked_timesteps(total_timesteps: Any) -> int:
+    """
+    :param total_timesteps: Argument of ``learn``: a whole number, or a float such as ``1e6``
+    :return: Number of timesteps
+    :raises ValueError: If it is no number, negative, NaN, or beyond 64 bits
+    """
+    total = plain_number(total_timesteps)
+    if not _is_number(total, whole=False) or not 0 <= total <= LARGEST_TIMESTEPS:
+        raise ValueError(
+            "total_timesteps must be a number of steps, from 0 to 2**63 - 1, not "
+            f"{total_timesteps!r}"
+        )
+    return int(total)
 
 
 def _is_number(value: Any, whole: bool) -> bool:

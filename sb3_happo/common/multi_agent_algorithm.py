@@ -31,11 +31,15 @@ from sb3_happo.common.checks import (
     is_joint,
 )
 from sb3_happo.common.hyperparameters import (
+    COUNT,
     check_agent_learning_rates,
     check_settings,
+    checked_timesteps,
+    optional,
     plain_number,
     plain_numbers,
 )
+from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, keep_last_good
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
 from sb3_happo.common.saved_algorithm import SavedAlgorithm
 from sb3_happo.common.threads import torch_threads
@@ -59,6 +63,10 @@ class MultiAgentAlgorithm(SavedAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
+    #: Folder for the model that a failing :meth:`learn` saves; None: that of the logger
+    last_good_folder: str | None = None
+    #: Path of the model that a failing :meth:`learn` has saved, None if there is none
+    last_good_path: str | None = None
     #: Agents without a single sample in the present rollout
     _absent_agents: frozenset[str] = frozenset()
 
@@ -164,6 +172,8 @@ class MultiAgentAlgorithm(SavedAlgorithm):
         names += [name for name, value in vars(self).items() if isinstance(value, np.generic)]
         vars(self).update(plain_numbers({name: getattr(self, name) for name in names}))
         check_settings(vars(self), self.settings)
+        window = {"stats_window_size": self._stats_window_size}
+        check_settings(window, {"stats_window_size": optional(COUNT)})
         check_agent_learning_rates(self.policy_kwargs.get("agent_kwargs"))
 
     def set_random_seed(self, seed: int | None = None) -> None:
@@ -239,6 +249,10 @@ class MultiAgentAlgorithm(SavedAlgorithm):
         """
         Train the team.
 
+        If an error ends the training, the model goes back to its weights before the update that
+        failed. They are saved as ``last_good.zip`` in ``last_good_folder``, by default the
+        logger's folder, and the error says where (:attr:`last_good_path`).
+
         :param total_timesteps: Joint environment steps to train for, at least; floats such as
             ``1e6`` are accepted
         :param callback: Callback, called at every step with the state of the algorithm
@@ -248,6 +262,7 @@ class MultiAgentAlgorithm(SavedAlgorithm):
             call
         :param progress_bar: Progress bar (needs tqdm and rich)
         :return: Trained model
+        :raises ValueError: If an argument is wrong, or on NaN and infinities
         """
         if self.env is None:
             own = type(self).__name__
@@ -255,24 +270,41 @@ class MultiAgentAlgorithm(SavedAlgorithm):
                 f"This {own} model has no environment to learn in; load it with "
                 f"{own}.load(path, env=env), or call model.set_env(env) before learn."
             )
+        n_steps = checked_timesteps(total_timesteps)
         name = tb_log_name or type(self).__name__
         n_threads = th.get_num_threads()
         # Convolutions gain from PyTorch's own threads; other networks from threads per shard
         convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
         n_torch, n_shards = (n_threads, 1) if convolutions else (1, n_threads)
         with torch_threads(n_torch), ThreadPoolExecutor(n_shards) as executor:
-            self._executor = executor
+            self._executor, self._last_good = executor, LastGood()
             try:
-                return super().learn(  # type: ignore[safe-super]
-                    int(total_timesteps),
+                super().learn(  # type: ignore[safe-super]
+                    n_steps,
                     callback,
                     log_interval,
                     name,
                     reset_num_timesteps,
                     progress_bar,
                 )
+                self._check_result()
+            except Exception as error:
+                named = as_named_error(self, error)
+                keep_last_good(self, named, callback)
+                if named is error:
+                    raise
+                raise named from error
             finally:
-                self._executor = None
+                self._executor = self._last_good = None
+        return self
+
+    def _check_result(self) -> None:
+        """
+        Hook: check of the model at the end of the training.
+
+        :raises NotFiniteError: If weights are NaN or infinite
+        """
+        check_weights(self)
 
     def _set_actor_rate(self, agent: str) -> None:
         """Set the learning rate of an agent's optimiser, by its own schedule or the team's."""

@@ -1,5 +1,6 @@
 """Forms of ``net_arch``: the units of the hidden layers of actors and critics."""
 
+import itertools
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -12,6 +13,10 @@ NetArch: TypeAlias = list[int] | dict[str, list[int]]
 
 #: Keys of a dict: actors, and critics of states
 PARTS = ("pi", "vf")
+#: Most units of a layer; larger numbers are slips, such as 1e30
+LARGEST_WIDTH = 1_000_000
+#: Most weights between two layers: 16 GB
+LARGEST_MATRIX = 2**32
 _FORMS = (
     "the units of each hidden layer, net_arch=[64, 64], or those of actors and critic, "
     "net_arch=dict(pi=[64, 64], vf=[128, 128]); [] means no hidden layer"
@@ -57,8 +62,39 @@ def _is_old_form(net_arch: Any) -> bool:
 def _check_layers(units: Any, where: str, whole: Any) -> list[int]:
     """Units of the hidden layers as Python integers."""
     if isinstance(units, (list, tuple, np.ndarray)) and all(map(_is_width, units)):
-        return [int(width) for width in units]
+        widths = [int(width) for width in units]
+        _check_size(widths, where)
+        return widths
     raise ValueError(f"{where} must be {_FORMS}; not {whole!r}.")
+
+
+def _check_size(widths: list[int], where: str) -> None:
+    """
+    :param widths: Units of the hidden layers
+    :param where: Place at which they were given, for errors
+    :raises ValueError: If no machine has the memory for them
+    """
+    for width in widths:
+        check_width(width, where)
+    for first, second in itertools.pairwise(widths):
+        if first * second > LARGEST_MATRIX:
+            raise ValueError(
+                f"{where}: layers of {first:,} and {second:,} units have {first * second:,} "
+                f"weights between them, more than {LARGEST_MATRIX:,}; take smaller layers."
+            )
+
+
+def check_width(width: Any, where: str) -> None:
+    """
+    :param width: Units of a layer, or number of layers
+    :param where: Name of the argument, for errors
+    :raises ValueError: If it is no whole number from 1 to :data:`LARGEST_WIDTH`
+    """
+    if not _is_width(width) or width > LARGEST_WIDTH:
+        raise ValueError(
+            f"{where}: a layer has a whole number of units from 1 to {LARGEST_WIDTH:,}, not "
+            f"{width!r}."
+        )
 
 
 def _is_width(width: Any) -> bool:

@@ -24,7 +24,7 @@ from sb3_happo.common.image_extractors import (
     announce_small_images,
     is_small_image,
 )
-from sb3_happo.common.net_arch import NetArch, check_net_arch
+from sb3_happo.common.net_arch import NetArch, check_net_arch, check_width
 from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
 
 #: Gains of the output layers where ``NetworkOptions.output_gain`` is None: small ones for actors,
@@ -80,6 +80,8 @@ class NetworkOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net_arch", check_net_arch(self.net_arch, "net_arch"))
+        for name in ("lstm_hidden_size", "n_lstm_layers"):
+            check_width(getattr(self, name), name)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -216,6 +216,8 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         assert self._watch is not None
         self.policy.set_training_mode(False)
         rollout_buffer.reset()
+        if self._last_good is not None:
+            self._last_good.begin_rollout(self)
         actors = BatchedActors(self.policy)
         # A simulator of tensors, without a wrapper around it, keeps all data on its device
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
@@ -270,6 +272,8 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             last_values = values_of_all_agents(
                 last_values, state.own_values, presence, self._value_after_leaving
             )
+        if self._last_good is not None:
+            self._last_good.end_rollout(self)
         rollout_buffer.compute_returns_and_advantage(last_values, facts.dones)
         self._note_absent_agents(rollout_buffer.active_agents())
 

@@ -11,6 +11,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.joint_policy import JointPolicy
+from sb3_happo.common.last_good import check_next_outputs
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.type_aliases import RNNStates
 from sb3_happo.vec_env.step_facts import initial_facts
@@ -57,6 +58,13 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
     #: Watch of the training environment, and the number of the last step that training has made
     _watch: TransitionWatch | None = None
     _last_transition: int | None = None
+
+    def _check_result(self) -> None:
+        """
+        :raises NotFiniteError: If weights, or outputs of the networks, are NaN or infinite
+        """
+        super()._check_result()
+        check_next_outputs(self)
 
     def _make_agent_log(self) -> None:
         """Prepare the log of the agents' returns and absences."""

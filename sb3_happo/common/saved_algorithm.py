@@ -12,9 +12,13 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_happo.common.checks import check_env_of_model, takes_tensors
 from sb3_happo.common.hyperparameters import Setting
+from sb3_happo.common.last_good import LastGood
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
 from sb3_happo.common.saved_files import check_model_file, signature_of_model
 from sb3_happo.suggestions import check_names
+
+#: Attributes of a training on this machine, which are not saved
+_OF_ONE_TRAINING = ("_executor", "_last_good", "last_good_folder", "last_good_path")
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 
@@ -30,6 +34,8 @@ class SavedAlgorithm(BaseAlgorithm):
     policy: MultiAgentPolicy
     #: Threads for gradients, during ``learn``
     _executor: ThreadPoolExecutor | None = None
+    #: Weights to go back to after a fault, during ``learn``
+    _last_good: LastGood | None = None
 
     def save(
         self,
@@ -50,10 +56,10 @@ class SavedAlgorithm(BaseAlgorithm):
 
     def __getstate__(self) -> dict[str, Any]:
         # Callbacks may copy the model; threads cannot be copied
-        return self.__dict__ | {"_executor": None}
+        return self.__dict__ | {"_executor": None, "_last_good": None}
 
     def _excluded_save_params(self) -> list[str]:
-        excluded = [*super()._excluded_save_params(), "_executor"]
+        excluded = [*super()._excluded_save_params(), *_OF_ONE_TRAINING]
         if self.env is not None and takes_tensors(self.env):
             # A simulator's tensors may be on a device that is missing where they are loaded
             excluded.append("_last_obs")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch as th
 
+from sb3_happo.common.finite import count_left_out
 from sb3_happo.common.formulas import explained_variance, value_losses
 from sb3_happo.common.gradient_step import gradient_step
 from sb3_happo.common.minibatches import minibatches
@@ -101,6 +102,7 @@ def update_critic(
     """
     targets = critic_targets(critic, data)
     losses = []
+    learned = False
     for batch in minibatches(targets, batch_size, n_epochs):
         n_values = batch.returns.numel()
         if batch.active is not None:
@@ -115,6 +117,8 @@ def update_critic(
             loss_of, batches, critic.optimizer, max_grad_norm, "the critic", executor
         )
         losses.append(step.figures)
+        learned = learned or step.finite
+    count_left_out(critic, "the critic", learned)
     # Values that do not count are not learned, and would spoil the figure
     values, returns = data.old_values, data.returns
     if data.active is not None:

@@ -9,14 +9,21 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
 from sb3_happo.common.agent_policy import AgentPolicy
-from sb3_happo.common.factor import log_factor, multiply_ratios
+from sb3_happo.common.distributions import unvalidated
+from sb3_happo.common.factor import (
+    leaves_little,
+    log_factor,
+    multiply_ratios,
+    warn_of_idle_agents,
+)
+from sb3_happo.common.finite import check_steps
 from sb3_happo.common.formulas import (
     approx_kl,
     clip_fraction,
     clipped_policy_loss,
     normalize,
 )
-from sb3_happo.common.gradient_step import gradient_step
+from sb3_happo.common.gradient_step import GradientStep, gradient_step
 from sb3_happo.common.hyperparameters import (
     COUNT,
     NOT_NEGATIVE,
@@ -214,8 +221,10 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         # Lines 4 to 7: `collect_rollouts` filled the buffer and computed the joint advantage by GAE
         # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
+        idle: list[str] = []
         # Lines 8 and 10: for each agent, in the order of a random permutation
         for agents in self._update_order(factor):
+            idle += agents if leaves_little(factor) else ()
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
             self._update_actors(data)
@@ -225,6 +234,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         self._update_critic()
         self._n_updates += 1
         self._log_update(factor)
+        warn_of_idle_agents(self, idle)
 
     # ---------------------------------------------------------------- order of the agents
 
@@ -266,6 +276,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     # ---------------------------------------------------------------- actors
 
+    @unvalidated()  # PyTorch's own error about NaN names no agent
     def _update_actors(self, data: dict[str, ActorBatch]) -> None:
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
@@ -278,7 +289,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         ent_coef = self._ent_coef(self._current_progress_remaining)
         if self.normalize_advantage == "rollout":
             data = {agent: normalize_advantages(rows) for agent, rows in data.items()}
-        logs: list[th.Tensor] = []
+        owner = f"agent {', '.join(map(repr, data))}"
+        steps: list[GradientStep] = []
         for batch in joint_minibatches(data, self.batch_size, self.n_epochs):
             if self.normalize_advantage in (True, "minibatch"):
                 batch = normalize_each(batch)
@@ -299,14 +311,15 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 {next(iter(batch)): joint},
                 self.policies[leader].optimizer,
                 self.max_grad_norm,
-                f"agent {', '.join(map(repr, data))}",
+                owner,
                 self._executor,
                 self._within_target_kl,
             )
-            logs.append(step.figures)
+            steps.append(step)
             if not step.accepted:
                 break
-        self._log_actors(list(data), logs)
+        check_steps(self, owner, steps)
+        self._log_actors(list(data), [step.figures for step in steps])
 
     def _within_target_kl(self, figures: th.Tensor) -> bool:
         """False if the approximate KL divergence among the figures is too large for a step."""

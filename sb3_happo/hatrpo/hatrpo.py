@@ -8,6 +8,7 @@ from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.distributions import kl_divergence, unvalidated
+from sb3_happo.common.finite import count_left_out
 from sb3_happo.common.formulas import surrogate
 from sb3_happo.common.hyperparameters import COUNT, FRACTION, NOT_NEGATIVE, POSITIVE, SHARE
 from sb3_happo.common.recurrent import twice_differentiable
@@ -103,8 +104,8 @@ class HATRPO(HAPPO):
         # PyTorch's own check of NaN logits would end the training, and names no agent
         with unvalidated():
             result = self._trust_region_step(data)
+        names = ", ".join(map(repr, data))
         if result.fraction == 0 and not result.finite:
-            names = ", ".join(map(repr, data))
             warn_once(
                 self,
                 names,
@@ -112,6 +113,7 @@ class HATRPO(HAPPO):
                 "Lower `target_kl`, raise `cg_damping`, or normalise observations and rewards "
                 "(VecNormalize). Further cases are left out without a warning.",
             )
+        count_left_out(self, f"agent {names}", learned=result.fraction > 0 or result.finite)
         figures = {"policy_objective": result.objective, "kl": result.kl}
         figures["step_fraction"] = result.fraction
         for agent in data:

@@ -16,8 +16,14 @@ import numpy as np
 
 from sb3_happo.envs.spaces import ACTION_MASK, joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions, sample_actions
+from sb3_happo.vec_env.counts import checked_count
 from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
-from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv, available_cores
+from sb3_happo.vec_env.joint_subproc_vec_env import (
+    JointSubprocVecEnv,
+    available_cores,
+    in_daemon,
+    warn_of_daemon,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +67,7 @@ def choose_vec_env(
     start_method: str | None = None,
     full_infos: bool = False,
     seconds: float = 0.5,
+    step_timeout: float | None = None,
 ) -> JointDummyVecEnv | JointSubprocVecEnv:
     """
     Make a :class:`JointDummyVecEnv` or a :class:`JointSubprocVecEnv`, whichever is faster with
@@ -77,12 +84,22 @@ def choose_vec_env(
     :param start_method: Start method of the processes, see :class:`JointSubprocVecEnv`
     :param full_infos: Let workers send complete infos, see :class:`JointSubprocVecEnv`
     :param seconds: Duration of the measurement of each kind; 0 for no measurement and no workers
+    :param step_timeout: Seconds for a worker to answer, see :class:`JointSubprocVecEnv`. Only
+        workers can keep a limit: with one, they are used and nothing is measured. None for no limit
     :return: The vectorised environment
     """
-    n_workers = min(len(env_fns), n_workers or available_cores())
-    make_workers = partial(JointSubprocVecEnv, env_fns, n_workers, start_method, full_infos)
+    n_workers = available_cores() if n_workers is None else checked_count("n_workers", n_workers)
+    n_workers = min(len(env_fns), n_workers)
+    make_workers = partial(
+        JointSubprocVecEnv, env_fns, n_workers, start_method, full_infos, step_timeout=step_timeout
+    )
     choice = VecEnvChoice(0, None, None)
-    if n_workers > 1 and seconds > 0:
+    if in_daemon():
+        if n_workers > 1 or step_timeout is not None:
+            warn_of_daemon(step_timeout)
+    elif step_timeout is not None:
+        choice = VecEnvChoice(n_workers, None, None)
+    elif n_workers > 1 and seconds > 0:
         with _preserved_random_state():
             choice = _measure(env_fns, make_workers, n_workers, seconds)
     venv = make_workers() if choice.n_workers else JointDummyVecEnv(env_fns)

@@ -12,6 +12,7 @@ from sb3_happo.envs.mujoco import ROBOTS, WALKER2D_MAX_VELOCITY, Factorisation
 from sb3_happo.envs.spaces import STATE
 from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.counts import checked_count
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
 from sb3_happo.vec_env.simulator_vec_env import SimulatorVecEnv
@@ -80,9 +81,9 @@ class EnvPoolVecEnv(SimulatorVecEnv):
         n_threads: int | None = None,
         **env_kwargs: Any,
     ) -> None:
-        for name, value in {"n_envs": n_envs, "n_threads": n_threads}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"`{name}` must be at least 1, not {value}.")
+        n_envs = checked_count("n_envs", n_envs)
+        if n_threads is not None:
+            n_threads = checked_count("n_threads", n_threads)
         self._twin_id, self._robot = _resolve(id)
         self._make_pool = _import_envpool(id)
         unknown = [name for name in env_kwargs if name not in (*_PHYSICS, *_FACTORISATION)]

@@ -1,6 +1,7 @@
 """Joint environments in worker processes, several to each, over shared memory."""
 
 import itertools
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,12 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.counts import checked_count
 from sb3_happo.vec_env.joint_dummy_vec_env import JointObs, check_same_team
 from sb3_happo.vec_env.shared_memory import SharedArrays, SharedBlock
 from sb3_happo.vec_env.step_facts import StepFacts, StepInfos
-from sb3_happo.vec_env.worker_pool import WorkerPool
+from sb3_happo.vec_env.watchdog import checked_limit
+from sb3_happo.vec_env.worker_pool import START_SECONDS, WorkerPool
 
 
 class JointSubprocVecEnv(VecEnv):
@@ -41,7 +44,10 @@ class JointSubprocVecEnv(VecEnv):
 
     **Failures.** An exception in an environment is raised as ``RuntimeError`` with its traceback.
     After an exception in a step or a reset, the death of a worker, or Ctrl-C, all workers are
-    closed. Workers end with the parent, however the parent ends.
+    closed. Workers end with the parent, however the parent ends. A worker that hangs or was stopped
+    is killed after ``step_timeout``, and :class:`~sb3_happo.vec_env.watchdog.WorkerTimeoutError`
+    is raised, a ``RuntimeError``. In a daemon process, such as those of ``multiprocessing.Pool``,
+    no processes may start: all environments run in it, with a warning.
 
     :param env_fns: Functions that return joint environments (:class:`~sb3_happo.JointEnv`), a new
         one each, all of one team
@@ -51,7 +57,11 @@ class JointSubprocVecEnv(VecEnv):
         threads run, such as torch's)
     :param full_infos: Send complete infos at every step, pickled
     :param parent_works: Make the current process one of the workers, which saves a process. If
-        False, environments that crash or hang affect a worker process only
+        False, environments that crash or hang affect a worker process only. None: True, unless
+        there is a ``step_timeout``
+    :param step_timeout: Seconds for a worker to answer a step, a reset or a call, > 0; None for no
+        limit. Workers have 5 minutes at least to make their environments. Environments in the
+        current process (``parent_works=True``) cannot be interrupted
     :raises RuntimeError: If an environment cannot be made
     :raises TypeError: If an environment is not joint
     :raises ValueError: If there are no environments, or they are not of one team
@@ -70,17 +80,24 @@ class JointSubprocVecEnv(VecEnv):
         n_workers: int | None = None,
         start_method: str | None = None,
         full_infos: bool = False,
-        parent_works: bool = True,
+        parent_works: bool | None = None,
+        step_timeout: float | None = None,
     ) -> None:
         n_envs = len(env_fns)
         if not n_envs:
             raise ValueError(
                 "There are no environments; give at least one function that makes one."
             )
-        if n_workers is not None and n_workers < 1:
-            raise ValueError(f"`n_workers` must be at least 1, not {n_workers}.")
-        self.n_workers = min(n_envs, n_workers or available_cores())
-        self._pool = WorkerPool(n_envs, self.n_workers, self.closing_time)
+        limit = checked_limit(step_timeout)
+        n_workers = available_cores() if n_workers is None else n_workers
+        n_workers = checked_count("n_workers", n_workers)
+        if parent_works is None:
+            parent_works = limit is None
+        if in_daemon():
+            n_workers, parent_works = 1, True
+            warn_of_daemon(limit)
+        self.n_workers = min(n_envs, n_workers)
+        self._pool = WorkerPool(n_envs, self.n_workers, self.closing_time, limit)
         try:
             replies = self._pool.start(env_fns, start_method, full_infos, parent_works)
             teams = list(itertools.chain.from_iterable(replies))
@@ -100,7 +117,7 @@ class JointSubprocVecEnv(VecEnv):
         for worker, rows in enumerate(self._pool.slices):
             requests[worker] = ("join", (n_envs, rows, block.memory.name))
         try:
-            self._pool.exchange(requests)
+            self._pool.exchange(requests, START_SECONDS)
         finally:
             # All workers have joined. Unlinked memory is freed when the last process ends
             block.memory.unlink()
@@ -295,6 +312,26 @@ def _write_flags(infos: StepInfos, active: np.ndarray, waiting: np.ndarray | Non
         infos[index]["active"] = active[index]
         if waiting is not None and waiting[index].any():
             infos[index]["waiting_agents"] = waiting[index]
+
+
+def in_daemon() -> bool:
+    """
+    :return: True if the current process is a daemon of ``multiprocessing``, which may not start
+        processes
+    """
+    return multiprocessing.current_process().daemon
+
+
+def warn_of_daemon(step_timeout: float | None) -> None:
+    """
+    :param step_timeout: Time limit that was asked for, or None
+    """
+    lost = "" if step_timeout is None else ", where `step_timeout` has no effect"
+    warnings.warn(
+        "Daemon processes, such as those of multiprocessing.Pool, may not start worker processes, "
+        f"so the environments run in the current one{lost}.",
+        stacklevel=3,
+    )
 
 
 def available_cores() -> int:

@@ -1,10 +1,9 @@
 """Several copies of a joint environment as one ``VecEnv``."""
 
 import importlib
-import operator
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
 import gymnasium as gym
 from stable_baselines3.common.env_util import make_vec_env
@@ -13,7 +12,10 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.envs import as_joint_env, make_joint_env
 from sb3_happo.envs.make import EnvWrapper, is_vectorised
 from sb3_happo.vec_env.auto_vec_env import choose_vec_env
+from sb3_happo.vec_env.counts import checked_count, checked_index
 from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
+from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv
+from sb3_happo.vec_env.watchdog import checked_limit
 
 # For each of VECTORISED_FAMILIES: module, imported when needed, and function or class in it,
 # (id, n_envs, seed, **kwargs)
@@ -37,6 +39,7 @@ def make_joint_vec_env(
     wrapper_kwargs: dict[str, Any] | None = None,
     joint_kwargs: dict[str, Any] | None = None,
     wrappers: Sequence[EnvWrapper] | None = None,
+    step_timeout: float | None = None,
 ) -> VecEnv:
     """
     Several copies of a joint environment as one ``VecEnv``: SB3's ``make_vec_env`` for teams.
@@ -65,12 +68,21 @@ def make_joint_vec_env(
     :param wrapper_kwargs: Arguments of ``wrapper_class``
     :param joint_kwargs: Arguments of :class:`~sb3_happo.envs.JointEnv`
     :param wrappers: Callables ``env -> env`` for each env before it is joined
+    :param step_timeout: Seconds for a step, a reset or a call of an environment, > 0, after which
+        the training ends with an error; None for no limit. An environment that hangs can be
+        interrupted in a worker process only: with a limit, ``vec_env_cls`` is
+        :class:`~sb3_happo.vec_env.JointSubprocVecEnv` by default and for "auto", which then
+        measures nothing
     :return: The vectorised environment
     :raises TypeError: If ``env`` is an environment itself
-    :raises ValueError: If an id does not resolve, or an argument cannot apply to it
+    :raises ValueError: If an id does not resolve, a number is out of range, or an argument cannot
+        apply
     :raises ImportError: If a package that the env needs is not installed
     """
-    n_envs, start_index, seed = _whole(n_envs), _whole(start_index), _whole(seed)
+    n_envs = checked_count("n_envs", n_envs)
+    start_index = checked_index("start_index", start_index)
+    seed = None if seed is None else checked_index("seed", seed)
+    vec_env_cls, vec_env_kwargs = _with_limit(vec_env_cls, vec_env_kwargs, step_timeout)
     if isinstance(env, str) and is_vectorised(env):
         refused = {
             "wrappers": wrappers,
@@ -79,7 +91,8 @@ def make_joint_vec_env(
             "joint_kwargs": joint_kwargs,
             "monitor_dir": monitor_dir,
             "monitor_kwargs": monitor_kwargs,
-            "vec_env_cls": None if vec_env_cls == "auto" else vec_env_cls,
+            "step_timeout": step_timeout,
+            "vec_env_cls": None if vec_env_cls == "auto" or step_timeout else vec_env_cls,
         }
         _refuse(env, refused)
         first_seed = None if seed is None else seed + start_index
@@ -110,17 +123,29 @@ def make_joint_vec_env(
     return venv
 
 
-@overload
-def _whole(number: int) -> int: ...
-
-
-@overload
-def _whole(number: int | None) -> int | None: ...
-
-
-def _whole(number: int | None) -> int | None:
-    """Python's integer: Gymnasium takes no NumPy scalars as seeds."""
-    return None if number is None else operator.index(number)
+def _with_limit(
+    vec_env_cls: Any, vec_env_kwargs: dict[str, Any] | None, step_timeout: float | None
+) -> tuple[Any, dict[str, Any] | None]:
+    """
+    :param vec_env_cls: Argument of :func:`make_joint_vec_env`
+    :param vec_env_kwargs: Argument of :func:`make_joint_vec_env`
+    :param step_timeout: Argument of :func:`make_joint_vec_env`
+    :return: Class and arguments with which the time limit is kept
+    :raises ValueError: If the class cannot keep one
+    """
+    limit = checked_limit(step_timeout)
+    if limit is None:
+        return vec_env_cls, vec_env_kwargs
+    if vec_env_cls is None:
+        vec_env_cls = JointSubprocVecEnv
+    is_class = isinstance(vec_env_cls, type)
+    if is_class and not issubclass(vec_env_cls, JointSubprocVecEnv):
+        raise ValueError(
+            f"`step_timeout` cannot apply to {vec_env_cls.__name__}: an environment that hangs can "
+            "be interrupted in a worker process only. Leave `vec_env_cls` out, or take "
+            "JointSubprocVecEnv."
+        )
+    return vec_env_cls, {"step_timeout": limit} | (vec_env_kwargs or {})
 
 
 def make_from_id(id: str) -> gym.Env | VecEnv:

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices
 from sb3_happo.envs.spaces import STATE
 from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.counts import checked_count
 from sb3_happo.vec_env.simulator_vec_env import SimulatorVecEnv
 from sb3_happo.vec_env.step_facts import StepInfos
 
@@ -79,6 +80,7 @@ class VmasVecEnv(SimulatorVecEnv):
         render_mode: str | None = "rgb_array",
         **kwargs: Any,
     ) -> None:
+        n_envs = checked_count("n_envs", n_envs)
         self.render_mode = render_mode
         self.device = get_device(device)
         if seed is None:

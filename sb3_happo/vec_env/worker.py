@@ -1,5 +1,7 @@
 """Worker of a :class:`JointSubprocVecEnv`: its environments, its answers, its main loop."""
 
+import contextlib
+import faulthandler
 import os
 import pickle
 import select
@@ -267,11 +269,35 @@ def busy_wait(connection: Connection) -> None:
 
     :param connection: Connection on which the message arrives
     """
+    has_message = _poll_of(connection)
+    deadline = time.perf_counter() + _BUSY_SECONDS
+    while not has_message(0) and time.perf_counter() < deadline:
+        _let_others_run()
+
+
+def _poll_of(connection: Connection) -> Callable[[int], Any]:
+    """Function that is true if a message waits; its argument is 0."""
+    if not hasattr(select, "poll"):
+        return connection.poll  # Windows
+    # Half as long as the connection's own, which makes such an object at each call
     poll = select.poll()
     poll.register(connection, select.POLLIN)
-    deadline = time.perf_counter() + _BUSY_SECONDS
-    while not poll.poll(0) and time.perf_counter() < deadline:
-        os.sched_yield()  # other processes may need this core
+    return poll.poll
+
+
+def _let_others_run() -> None:
+    """Give the core to other processes that may need it."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
+    else:
+        time.sleep(0)
+
+
+def _write_tracebacks() -> None:
+    """Let a worker that hangs write to stderr where, at the signal of the parent's watchdog."""
+    # Not on Windows, and not without a stderr
+    with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+        faulthandler.register(signal.SIGUSR1)
 
 
 def worker_main(connection: Connection, inherited: list[Connection], message: bytes) -> None:
@@ -285,6 +311,7 @@ def worker_main(connection: Connection, inherited: list[Connection], message: by
     for other in inherited:
         other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends the workers
+    _write_tracebacks()
     worker = Worker()
     try:
         while message != CLOSE:

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_happo.vec_env.shared_memory import SharedBlock
+from sb3_happo.vec_env.watchdog import Watchdog, WorkerTimeoutError, named
 from sb3_happo.vec_env.worker import (
     CLOSE,
     DONE,
@@ -29,6 +30,9 @@ from sb3_happo.vec_env.worker import (
     worker_main,
 )
 
+#: Seconds that workers have at least for importing modules and making their environments
+START_SECONDS = 300.0
+
 
 class WorkerPool:
     """
@@ -40,9 +44,16 @@ class WorkerPool:
     :param n_workers: Number of workers, at most ``n_envs``
     :param closing_time: Seconds for workers to end a step and close their environments, before they
         are killed
+    :param step_timeout: Seconds for a worker to answer, before it is killed; None for no limit
     """
 
-    def __init__(self, n_envs: int, n_workers: int, closing_time: float) -> None:
+    def __init__(
+        self,
+        n_envs: int,
+        n_workers: int,
+        closing_time: float,
+        step_timeout: float | None = None,
+    ) -> None:
         starts = [n_envs * worker // n_workers for worker in range(n_workers + 1)]
         #: Indices of each worker's environments
         self.slices = [slice(start, end) for start, end in itertools.pairwise(starts)]
@@ -51,12 +62,14 @@ class WorkerPool:
         #: True between :meth:`begin_step` and :meth:`end_step`
         self.step_running = False
         self._closing_time = closing_time
+        self._watchdog = Watchdog(step_timeout)
         self._connections: list[Connection | InProcessWorker] = []
         self._processes: list[BaseProcess] = []
         self._finalizer = weakref.finalize(
             self,
             _close_workers,
             os.getpid(),
+            self._watchdog,
             self._connections,
             self._processes,
             self.blocks,
@@ -78,7 +91,7 @@ class WorkerPool:
         :param full_infos: Send complete infos at every step
         :param parent_works: Make the current process one of the workers
         :return: Reply of each worker: spaces of its environments
-        :raises RuntimeError: If an environment cannot be made
+        :raises RuntimeError: If an environment cannot be made, or a worker process cannot start
         """
         if start_method is None:
             start_method = "forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn"
@@ -87,8 +100,10 @@ class WorkerPool:
             # Imported once for all workers, now and later
             context.set_forkserver_preload([__name__])
         # Start the parent's resource tracker before any worker exists. The tracker of a worker
-        # would remove the shared memory when that worker ends.
-        resource_tracker.ensure_running()
+        # would remove the shared memory when that worker ends. Windows has no tracker, and needs
+        # none: memory is freed there with its last handle.
+        with contextlib.suppress(ImportError):
+            resource_tracker.ensure_running()
         for worker, rows in enumerate(self.slices):
             arguments = (list(env_fns[rows]), full_infos, dict(gym.registry))
             if parent_works and worker == 0:
@@ -109,7 +124,7 @@ class WorkerPool:
                 process.start()
             self._processes.append(process)
             worker_end.close()
-        return self._receive(range(len(self.slices)))
+        return self._receive(range(len(self.slices)), START_SECONDS)
 
     def close(self) -> None:
         """
@@ -131,19 +146,20 @@ class WorkerPool:
         if self.step_running:
             raise RuntimeError("A step is under way; call step_wait() first.")
 
-    def exchange(self, requests: dict[int, tuple]) -> list[Any]:
+    def exchange(self, requests: dict[int, tuple], at_least: float = 0.0) -> list[Any]:
         """
         Send a request to some workers, and wait for their replies.
 
         :param requests: ``(method, arguments)`` of :class:`~sb3_happo.vec_env.worker.Worker`, by
             the index of the worker
+        :param at_least: Seconds for the reply even if the limit is shorter
         :return: Replies in the same order
         :raises AttributeError: If an environment lacks an attribute
         :raises RuntimeError: If an environment has raised another exception, or a worker has died
         """
         self.check_ready()
         self._send({worker: pack(request) for worker, request in requests.items()})
-        return self._receive(requests)
+        return self._receive(requests, at_least)
 
     def begin_step(self) -> None:
         """
@@ -176,22 +192,28 @@ class WorkerPool:
         worker = 0
         try:
             for worker, message in messages.items():
+                # A worker that was stopped does not read, and a long message waits for it
+                self._watchdog.begin(named(self.slices[worker]), self._process(worker))
                 self._connections[worker].send_bytes(message)
+            self._watchdog.end()
         except OSError:
             raise self._worker_died(worker) from None
         except BaseException:
             self.close()  # after an interruption, replies would remain unread
             raise
 
-    def _receive(self, workers: Iterable[int]) -> list[Any]:
+    def _receive(self, workers: Iterable[int], at_least: float = 0.0) -> list[Any]:
         messages = []
         worker = 0
         try:
             for worker in workers:
                 connection = self._connections[worker]
-                if self.step_running and isinstance(connection, Connection):
+                owners = named(self.slices[worker])
+                self._watchdog.begin(owners, self._process(worker), at_least)
+                if self.step_running and not isinstance(connection, InProcessWorker):
                     busy_wait(connection)
                 messages.append(connection.recv_bytes())
+            self._watchdog.end()
         except (EOFError, OSError):
             raise self._worker_died(worker) from None
         except BaseException:
@@ -204,15 +226,31 @@ class WorkerPool:
                 raise self._as_exception(worker, reply)
         return replies
 
-    def _worker_died(self, worker: int) -> RuntimeError:
+    def _process(self, worker: int) -> BaseProcess | None:
+        """Process of a worker; None for the current one."""
+        if isinstance(self._connections[worker], InProcessWorker):
+            return None
         # Counted from the end, since the current process may be a worker but is not in this list
-        process = self._processes[worker - len(self.slices)]
+        return self._processes[worker - len(self.slices)]
+
+    def _worker_died(self, worker: int) -> RuntimeError:
+        process = self._process(worker)
+        assert process is not None
         process.join(self._closing_time)
+        if process in self._watchdog.killed:
+            timeout = WorkerTimeoutError(
+                f"{named(self.slices[worker])} did not answer within "
+                f"step_timeout={self._watchdog.limit:g} s; the worker process (pid {process.pid}) "
+                f"{self._watchdog.killed[process]}. It was killed, and this VecEnv is closed. "
+                "Longer steps and resets need a larger `step_timeout`."
+            )
+            self.close()
+            return timeout
         cause = f"exit code {process.exitcode}"
         if process.exitcode == -9:
             cause += ", which means that it was killed, perhaps for lack of memory"
         error = RuntimeError(
-            f"The worker process of {_named(self.slices[worker])} has died ({cause}); what it "
+            f"The worker process of {named(self.slices[worker])} has died ({cause}); what it "
             "wrote to stderr may say why. This VecEnv is closed."
         )
         self.close()
@@ -225,7 +263,7 @@ class WorkerPool:
         kind = AttributeError if failure.is_attribute_error else RuntimeError
         in_process = isinstance(self._connections[worker], InProcessWorker)
         place = "" if in_process else " in a worker process"
-        return kind(f"{_named(rows)} failed{place}:\n\n{failure.traceback}")
+        return kind(f"{named(rows)} failed{place}:\n\n{failure.traceback}")
 
 
 @contextlib.contextmanager
@@ -244,17 +282,13 @@ def _without_main() -> Iterator[None]:
 
 
 def _pipes(connections: "list[Connection | InProcessWorker]") -> list[Connection]:
-    return [connection for connection in connections if isinstance(connection, Connection)]
-
-
-def _named(rows: slice) -> str:
-    if rows.stop == rows.start + 1:
-        return f"Environment {rows.start}"
-    return f"Environments {rows.start} to {rows.stop - 1}"
+    # On Windows they are of another class than Connection
+    return [pipe for pipe in connections if not isinstance(pipe, InProcessWorker)]
 
 
 def _close_workers(
     pid: int,
+    watchdog: Watchdog,
     connections: "list[Connection | InProcessWorker]",
     processes: list[BaseProcess],
     blocks: list[SharedBlock],
@@ -262,6 +296,7 @@ def _close_workers(
 ) -> None:
     if os.getpid() != pid:
         return  # this process was forked from the one that owns the workers
+    watchdog.stop()
     # The callbacks run last, whatever an environment's own `close` raises here
     with contextlib.ExitStack() as at_exit:
         for block in blocks:

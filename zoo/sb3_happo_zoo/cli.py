@@ -13,6 +13,8 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.utils import set_random_seed
 
+from sb3_happo.common.hyperparameters import LARGEST_TIMESTEPS
+from sb3_happo.vec_env.counts import LARGEST
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.entries import evaluate, is_expression, nearest
 from sb3_happo_zoo.paths import command_words
@@ -102,26 +104,48 @@ def whole_number(text: str) -> int:
     """
     :param text: Text such as "1000000" or "1e6"
     :return: The number
+    :raises ArgumentTypeError: If it does not fit 64 bits
     """
-    return int(float(text))
+    number = float(text)
+    if not abs(number) <= LARGEST_TIMESTEPS:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST_TIMESTEPS:,}, not {text}")
+    return int(number)
 
 
 def timesteps(text: str) -> int:
     """
     :param text: Text such as "1000000" or "1e6"
     :return: The number
-    :raises ArgumentTypeError: If it is less than 1
+    :raises ArgumentTypeError: If it is less than 1, or does not fit 64 bits
     """
-    return count(str(whole_number(text)))
+    return _at_least_one(whole_number(text))
 
 
 def count(text: str) -> int:
     """
     :param text: Text on the command line
     :return: The number
-    :raises ArgumentTypeError: If it is less than 1
+    :raises ArgumentTypeError: If it is less than 1, or more than a million
     """
-    number = int(text)
+    number = _at_least_one(int(text))
+    if number > LARGEST:
+        raise argparse.ArgumentTypeError(f"must be at most {LARGEST:,}, not {text}")
+    return number
+
+
+def seconds(text: str) -> float:
+    """
+    :param text: Text on the command line
+    :return: The number
+    :raises ArgumentTypeError: If it is not greater than 0
+    """
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be greater than 0, not {text}")
+    return number
+
+
+def _at_least_one(number: int) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
     return number
@@ -213,6 +237,12 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="environments in this process (dummy), in worker processes (subproc), or in the "
         "faster of both ways (auto)",
+    )
+    parser.add_argument(
+        "--step-timeout",
+        type=seconds,
+        help="seconds for a step of an environment, after which the training ends with an error; "
+        "environments then run in worker processes",
     )
 
 

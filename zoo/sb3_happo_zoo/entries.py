@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
+from sb3_happo.common.hyperparameters import LARGEST_TIMESTEPS
+from sb3_happo.vec_env.counts import LARGEST
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.paths import HYPERPARAMS, ROOT
 
@@ -48,6 +51,8 @@ _SET_ELSEWHERE = {
     "tensorboard_log",
     "_init_setup_model",
 }
+#: Largest numbers of an entry; the algorithms and environments check the others
+LARGEST_NUMBERS = {"n_timesteps": LARGEST_TIMESTEPS, "n_envs": LARGEST, "frame_stack": LARGEST}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
 # Names that the expressions of entries may use
 _EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
@@ -268,20 +273,36 @@ def as_numbers(hyperparams: dict[str, Any]) -> dict[str, Any]:
     :param hyperparams: Evaluated hyperparameters
     :return: The same with numbers in the place of their texts, for YAML reads 1e6, without a dot,
         as text
-    :raises ValueError: If ``n_timesteps`` or ``n_envs`` is not a positive whole number
+    :raises ValueError: If ``n_timesteps``, ``n_envs`` or ``frame_stack`` is not a positive whole
+        number, or too large
     """
     numbers = dict(hyperparams)
     for key, value in hyperparams.items():
         if isinstance(value, str):
-            with contextlib.suppress(ValueError):
+            # OverflowError: "inf" and the like
+            with contextlib.suppress(ValueError, OverflowError):
                 number = float(value)
                 numbers[key] = int(number) if number.is_integer() else number
-    for key in numbers.keys() & {"n_timesteps", "n_envs"}:
-        value = numbers[key]
-        if not isinstance(value, (int, float)) or value < 1 or int(value) != value:
-            raise ValueError(f"{key} must be a whole number, at least 1, not {value!r}")
-        numbers[key] = int(value)
+    for key, most in LARGEST_NUMBERS.items():
+        if numbers.get(key) is not None:
+            numbers[key] = whole_entry(key, numbers[key], most)
     return numbers
+
+
+def whole_entry(key: str, value: Any, most: int) -> int:
+    """
+    :param key: Key of an entry
+    :param value: Value of the entry, a whole number that may be a float
+    :param most: Largest number that is allowed
+    :return: Python's integer
+    :raises ValueError: If it is no whole number from 1 to ``most``
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 1 <= value < math.inf or int(value) != value:
+        raise ValueError(f"{key} must be a whole number, at least 1, not {value!r}")
+    if value > most:
+        raise ValueError(f"{key} must be at most {most:,}, not {value!r}")
+    return int(value)
 
 
 def make_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:

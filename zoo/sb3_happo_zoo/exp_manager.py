@@ -193,6 +193,12 @@ class TeamExperimentManager(ExperimentManager):
         if not is_vectorised(env_id):
             kwargs["monitor_dir"] = None if eval_env or no_log else self.save_path
             kwargs["vec_env_cls"] = self._vec_env_cls(eval_env)
+        limit = getattr(self.args, "step_timeout", None)
+        if limit is not None:
+            kwargs["step_timeout"] = limit
+            if self.vec_env_type != "dummy":
+                # An evaluation may hang too
+                kwargs["vec_env_cls"] = None
         env = make_joint_vec_env(
             env_id,
             n_envs,
@@ -298,6 +304,7 @@ class TeamExperimentManager(ExperimentManager):
         with warnings.catch_warnings():
             # Training may run in worker processes, while evaluation runs in this one
             warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+            model.last_good_folder = self.save_path  # type: ignore[attr-defined]
             super().learn(model)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:

@@ -27,6 +27,7 @@ def find_statistics(model: Path, env_name: EnvironmentName) -> Path | None:
     candidates = [
         folder / name / "vecnormalize.pkl",
         folder / f"{name.replace('rl_model_', 'rl_model_vecnormalize_')}.pkl",
+        folder / f"{name}_vecnormalize.pkl",  # of last_good.zip
         folder / env_name / "vecnormalize.pkl",
     ]
     for path in candidates:

@@ -111,7 +111,9 @@ class TabularIQL(TabularAlgorithm):
         target = own.reward
         if key is not None:
             assert after is not None
-            q = table["q"][table.row(key)]
+            # The new state may make the table grow, and its columns other arrays
+            row = table.row(key)
+            q = table["q"][row]
             legal = after.legal[index]
             target += own.discount * float(q.max() if legal is None else q[list(legal)].max())
         row = table.row(own.key)

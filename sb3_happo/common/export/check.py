@@ -278,4 +278,3 @@ def _refuse(
         "observation, cannot be exported. Where only rounding differs (networks with large "
         "weights or observations), pass a larger `tolerance`, or train with `VecNormalize`."
     )
-

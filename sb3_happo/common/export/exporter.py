@@ -19,6 +19,7 @@ from sb3_happo.common.export.check import (
     N_OBSERVATIONS,
     Arrays,
     CheckResult,
+    ExportError,
     Reference,
     check_export,
 )
@@ -116,10 +117,10 @@ def export(
         exported = _make(policy, "onnx", POLICY_FILE, normalizer, agent, units, tolerance, seed)
         _write_folder(target, exported)
         return exported.result
-    if not target.suffix:
-        target = target.with_suffix(SUFFIXES[format])
     if target.is_dir():
         raise IsADirectoryError(f'{target} is a folder; pass format="folder", or a file\'s path.')
+    if not target.suffix:
+        target = target.with_suffix(SUFFIXES[format])
     exported = _make(policy, format, target.name, normalizer, agent, units, tolerance, seed)
     write_atomically(target, exported.content)
     return exported.result
@@ -134,6 +135,7 @@ def _check_arguments(policy: Any, format: str, tolerance: float) -> None:
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, not {tolerance}")
     if isinstance(policy, ActorNetwork):
+        _check_weights(policy)
         return
     policies = getattr(policy, "policies", None)
     if isinstance(policies, dict) and policies:
@@ -146,6 +148,15 @@ def _check_arguments(policy: Any, format: str, tolerance: float) -> None:
         f"Cannot export a {type(policy).__name__}; pass the policy of one agent, "
         "`model.policies[agent]` or AgentPolicy.load(path)."
     )
+
+
+def _check_weights(policy: ActorNetwork) -> None:
+    for name, parameter in policy.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ExportError(
+                f"The policy's parameter {name} holds NaN or infinite numbers; export a model that "
+                "was saved before its training diverged."
+            )
 
 
 def _make(

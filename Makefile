@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
-EXTRAS ?= envs,zoo,tests
+EXTRAS ?= envs,export,zoo,tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 

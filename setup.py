@@ -70,6 +70,12 @@ setup(
             "gymnasium-robotics>=1.3",
             "mujoco>=3.0",
         ],
+        # Export of agents to ONNX. Newer versions of onnxruntime have no wheels for Python 3.10
+        "export": [
+            "onnx>=1.20,<2",
+            "onnxruntime>=1.23,<2",
+            "onnxscript>=0.7,<1",
+        ],
         # Not part of "envs", because it depends on the unmaintained `gym`
         "vmas": ["vmas>=1.5,<2"],
         # Scripts of the zoo: training, plots, films, tuning

@@ -45,6 +45,7 @@ EXTRAS = [
         "tqdm",
         "yaml",
     ),
+    *("onnx", "onnxruntime", "onnxscript"),
 ]
 
 
@@ -164,6 +165,7 @@ ORDER = (
     "common.agent_inputs",
     "common.env_actions",
     "common.actor_network",
+    "common.export.*",
     "common.agent_policy",
     "common.team_spaces",
     "common.parameter_sharing",

@@ -52,6 +52,7 @@ class ActorNetwork(BasePolicy, TeamModel):
     :param masked: Whether the agent's environment has action masks
     :param agent_id: ``(index, n)`` to append a one-hot of the agent's index among ``n`` to the
         features, for policies that share parameters; None to append nothing
+    :param agent_name: Name of the agent in its team; None if unknown
     :param options: Network options
     :param kwargs: Fields of :class:`~sb3_happo.common.networks.NetworkOptions`, in the place
         of ``options``
@@ -61,7 +62,7 @@ class ActorNetwork(BasePolicy, TeamModel):
     derived_kwargs: ClassVar[frozenset[str]] = frozenset(
         (
             *("self", "observation_space", "action_space", "lr_schedule"),
-            *("head", "masked", "agent_id"),
+            *("head", "masked", "agent_id", "agent_name"),
         )
     )
     memory: RecurrentLayers | None
@@ -79,6 +80,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         rescale_actions: bool = True,
         masked: bool = False,
         agent_id: tuple[int, int] | None = None,
+        agent_name: str | None = None,
         options: NetworkOptions | None = None,
         **kwargs: Any,
     ) -> None:
@@ -103,6 +105,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         self.rescale_actions = rescale_actions
         self.masked = masked
         self.agent_id = agent_id
+        self.agent_name = agent_name
         self.env_actions = EnvActions(action_space, rescale_actions)
         self.leaves = self.env_actions.leaves
         self.masks = ActionMasks(action_space, self.leaves, masked)
@@ -153,7 +156,7 @@ class ActorNetwork(BasePolicy, TeamModel):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         data["head"] = self.head_name
-        for name in self.option_names() | {"masked", "agent_id"}:
+        for name in self.option_names() | {"masked", "agent_id", "agent_name"}:
             holder = self.options if name in NetworkOptions.names() else self
             data[name] = getattr(holder, name)
         # As in SB3, a policy that was saved alone can act, but cannot continue to learn

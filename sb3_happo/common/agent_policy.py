@@ -1,6 +1,7 @@
 """One agent's policy: decisions, and actions in the environment."""
 
 import io
+import os
 import pathlib
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.agent_inputs import split_mask, state_tensor
+from sb3_happo.common.export import CheckResult, export
 from sb3_happo.common.recurrent import single_steps
 from sb3_happo.common.saved_files import check_policy_file, save_policy
 from sb3_happo.common.type_aliases import AgentStep
@@ -154,6 +156,36 @@ class AgentPolicy(ActorNetwork):
         :return: ``(batch, ...)``
         """
         return self.env_actions.to_tensor(actions)
+
+    def export_onnx(
+        self, path: str | os.PathLike[str], normalizer: Any = None, **kwargs: Any
+    ) -> CheckResult:
+        """
+        Write the deterministic policy into an ONNX file, which is compared with :meth:`predict`
+        before; see :func:`sb3_happo.common.export.export`.
+
+        :param path: Path of the file
+        :param normalizer: ``VecNormalize`` of the training, which becomes part of the file; None
+            if the training had none
+        :param kwargs: Further keyword arguments of ``export``
+        :return: Result of the comparison
+        """
+        return export(self, path, "onnx", normalizer, **kwargs)
+
+    def export_folder(
+        self, path: str | os.PathLike[str], normalizer: Any = None, **kwargs: Any
+    ) -> CheckResult:
+        """
+        Write a folder with the policy as an ONNX file, a card, examples, and ``run.py``, which acts
+        with ONNX Runtime and NumPy alone; see :func:`sb3_happo.common.export.export`.
+
+        :param path: Path of the folder
+        :param normalizer: ``VecNormalize`` of the training, which becomes part of the file; None
+            if the training had none
+        :param kwargs: Further keyword arguments of ``export``
+        :return: Result of the comparison
+        """
+        return export(self, path, "folder", normalizer, **kwargs)
 
     def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
         """

@@ -151,6 +151,7 @@ class MultiAgentPolicy(BasePolicy):
                 head=self.actor_head,
                 masked=self.team_spaces.is_masked(agent),
                 agent_id=agent_id,
+                agent_name=agent,
                 **kwargs,
             )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "train a team with the hyperparameters of the zoo"),
     "enjoy": ("enjoy", "watch, film or evaluate a trained team"),
+    "export": ("export", "export an agent to ONNX, for a robot without PyTorch"),
     "tune": ("tune", "optimise hyperparameters with Optuna"),
     "benchmark": ("benchmark", "train entries with several seeds and write the table of results"),
     "reproduce": ("reproduce", "repeat a run of the benchmark and compare its result"),

@@ -120,26 +120,24 @@ class SafeFile:
         self,
         part: str,
         custom_objects: Mapping[str, Any] | None = None,
-        without: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> Any:
         """
         :param part: Name of a part of the content
         :param custom_objects: Classes and functions by name, in addition to those that files may
             name. If the part is a dict, values that stand for its entries, too
-        :param without: Entries to leave out, if the part is a dict
+        :param only: Entries to take, if the part is a dict; None for all
         :return: Value of the part; its tensors share memory with :attr:`tensors`
         :raises SafeFileError: If the part is missing, or a class in it is unknown
         """
         if part not in self.plain:
             raise SafeFileError(self.name, f"holds {self.manifest.words}, without {part!r}.")
-        plain = self.plain[part]
-        given = dict(custom_objects or {})
+        plain, given = self.plain[part], dict(custom_objects or {})
         replaced: dict[str, Any] = {}
         if isinstance(plain, dict):
-            replaced = {key: given[key] for key in plain if key in given}
-            plain = {
-                key: own for key, own in plain.items() if key not in replaced and key not in without
-            }
+            wanted = plain if only is None else only
+            replaced = {key: given[key] for key in plain if key in given and key in wanted}
+            plain = {key: plain[key] for key in wanted if key in plain and key not in replaced}
         try:
             value = from_plain(plain, self.tensors, part, given)
         except PlainDataError as error:

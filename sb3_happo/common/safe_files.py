@@ -30,6 +30,7 @@ import safetensors.torch
 import torch as th
 
 from sb3_happo.common.plain_data import PlainDataError, Unsaved, from_plain, to_plain
+from sb3_happo.common.unwritten_files import files_of_training
 from sb3_happo.version import __version__
 
 Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
@@ -250,7 +251,25 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     Write a file beside the given one, and put it into its place when it is complete and on the
     disk: a reader finds the old content or the new one, also after a crash.
 
+    During ``learn`` a full disk is no error: the content is kept in memory, a line says so, and it
+    is written with the next file.
+
     :param path: Path; missing folders are made. A device or a pipe is written to directly
+    :param data: Content
+    :raises OSError: If the file cannot be written; the old one is then as before
+    """
+    files = files_of_training()
+    if files is None:
+        write_or_fail(os.fspath(path), data)
+    else:
+        files.write(os.path.abspath(path), data)
+
+
+def write_or_fail(path: str, data: bytes | memoryview) -> None:
+    """
+    :func:`atomic_write` without an exception for trainings.
+
+    :param path: Path
     :param data: Content
     :raises OSError: If the file cannot be written; the old one is then as before
     """

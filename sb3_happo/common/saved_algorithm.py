@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -17,6 +17,7 @@ from sb3_happo.common.hyperparameters import Setting
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
 from sb3_happo.common.safe_files import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from sb3_happo.common.saved_files import (
+    Location,
     SavedFile,
     check_model_file,
     existing_path,
@@ -25,6 +26,7 @@ from sb3_happo.common.saved_files import (
 )
 from sb3_happo.common.saved_notes import accept_pickle, warn_of_unsaved
 from sb3_happo.suggestions import check_names
+from sb3_happo.vec_env.normalizer_files import PART, check_statistics, normalizer_content
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 
@@ -43,19 +45,20 @@ class SavedAlgorithm(BaseAlgorithm):
 
     def save(  # type: ignore[override]
         self,
-        path: str | pathlib.Path | IO[bytes],
+        path: Location,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model: settings, networks, optimisers and normalisers. The file holds JSON and
-        numbers, is written whole or not at all, and names the class that has saved it, so that
-        :meth:`load` of another class refuses it.
+        Save the model: settings, networks, optimisers and normalisers, with the statistics of the
+        environment's ``VecNormalize`` (``VecNormalizeTeam.load`` takes them out of this file). The
+        file holds JSON and numbers, is written whole or not at all, and names the class that has
+        saved it, so that :meth:`load` of another class refuses it.
 
         What a file cannot hold, such as a lambda, is named in a warning with the way out.
 
         :param path: Path of the file, ".zip" is added to one without a suffix; or an open file
-        :param exclude: Attributes to leave out
+        :param exclude: Attributes to leave out; "vec_normalize" for the statistics
         :param include: Attributes to save that are left out otherwise
         :raises ValueError: If a parameter is not finite
         :raises OSError: If the file cannot be written, for example because the disk is full; an
@@ -63,6 +66,11 @@ class SavedAlgorithm(BaseAlgorithm):
         """
         name, algorithm = lineage(type(self), SavedAlgorithm)
         content = self.saved_content(exclude, include)
+        normalizer = self.get_vec_normalize_env()
+        if normalizer is not None and PART not in {*(exclude or ())}:
+            # One file, so that a model never meets the statistics of another time
+            content[PART] = normalizer_content(normalizer)
+            check_statistics(content[PART], f"This {name} model cannot be saved")
         check_finite(
             content["parameters"], self.policy.agents, f"This {name} model cannot be saved"
         )
@@ -70,6 +78,7 @@ class SavedAlgorithm(BaseAlgorithm):
             path = pathlib.Path(f"{path}.zip")
         info = {
             "attributes": sorted(content["attributes"]),
+            "parts": sorted(content),
             "system": get_system_info(print_info=False)[1],
             **module_and_name(type(self)),
         }
@@ -123,7 +132,7 @@ class SavedAlgorithm(BaseAlgorithm):
     @classmethod
     def load(  # type: ignore[override]
         cls: type[SelfSaved],
-        path: str | pathlib.Path | IO[bytes],
+        path: Location,
         env: Any = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
@@ -211,7 +220,7 @@ class SavedAlgorithm(BaseAlgorithm):
                 f"holds {file.manifest.words}, from which no {cls.__name__} can be made: {error}",
             ) from error
         if model.use_sde:
-            model.policy.reset_noise()  # type: ignore[operator]
+            model.policy.reset_noise()
         return model
 
     @classmethod
@@ -279,7 +288,7 @@ class SavedAlgorithm(BaseAlgorithm):
         :param device: Device of the parameters
         :raises ValueError: If the file holds no model, or its networks differ
         """
-        if isinstance(load_path_or_dict, Mapping):
+        if isinstance(load_path_or_dict, dict):
             return super().set_parameters(load_path_or_dict, exact_match, device)
         path = existing_path(load_path_or_dict)
         content = check_model_file(path, type(self), SavedAlgorithm, False)

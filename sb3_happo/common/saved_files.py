@@ -22,12 +22,12 @@ Kind: TypeAlias = Literal[
     "other",
     "unknown",
 ]
-Location: TypeAlias = str | pathlib.Path | IO[bytes]
+Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
 
 #: Largest member of an older file that is searched for names, in bytes
 _MAX_PICKLE = 2**24
-#: Largest size to which an older file may unfold, in multiples of its own and in bytes. SB3 does not
-#: compress; users may have
+#: Largest size to which an older file may unfold, in multiples of its own and in bytes. SB3 does
+#: not compress; users may have
 _MAX_RATIO = 20
 _MAX_UNFOLDED = 2**29
 

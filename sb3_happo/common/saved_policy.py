@@ -1,8 +1,7 @@
 """Saving and loading of policies: those of a team, and that of one agent."""
 
-import pathlib
 from collections.abc import Mapping
-from typing import IO, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
@@ -13,6 +12,7 @@ from sb3_happo.common.finite_weights import check_finite
 from sb3_happo.common.safe_files import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from sb3_happo.common.saved_files import (
     Kind,
+    Location,
     check_policy_file,
     existing_path,
     module_and_name,
@@ -34,7 +34,7 @@ class SavedPolicy(BasePolicy):
         """
         return ()
 
-    def save(self, path: str | pathlib.Path | IO[bytes]) -> None:
+    def save(self, path: Location) -> None:
         """
         Save the policy (of a team with the critic), without the algorithm. The file holds JSON and
         numbers, and is written whole or not at all.
@@ -62,7 +62,7 @@ class SavedPolicy(BasePolicy):
     @classmethod
     def load(
         cls: type[SelfPolicy],
-        path: str | pathlib.Path | IO[bytes],
+        path: Location,
         device: th.device | str = "auto",
         check_class: bool = True,
         custom_objects: Mapping[str, Any] | None = None,

@@ -4,6 +4,7 @@ import json
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -324,6 +325,11 @@ CRAFTED: dict[str, Any] = {
 def test_crafted_data_is_refused(name: str) -> None:
     with pytest.raises(PlainDataError, match=r"^place"):
         from_plain(CRAFTED[name], {}, "place")
+
+
+def test_partial_functions() -> None:
+    again = round_trip(partial(nn.LeakyReLU, negative_slope=0.1))
+    assert again.func is nn.LeakyReLU and again().negative_slope == 0.1
 
 
 def test_read_only_mappings() -> None:

@@ -127,8 +127,7 @@ def test_shipped_team_plays() -> None:
     env = make_joint_vec_env(
         record["env"], 4, seed=0, vec_env_cls=JointDummyVecEnv, joint_kwargs=dict(team_reward="sum")
     )
-    statistics = folder / "mpe2-simple_speaker_listener_v4" / "vecnormalize.pkl"
-    normalized = VecNormalizeTeam.load(str(statistics), env)
+    normalized = VecNormalizeTeam.load(folder / "mpe2-simple_speaker_listener_v4.zip", env)
     normalized.training = normalized.norm_reward = False
     model = HAPPO.load(folder / "mpe2-simple_speaker_listener_v4.zip", device="cpu")
     mean, _ = evaluate_policy(model, normalized, n_eval_episodes=40, warn=False)

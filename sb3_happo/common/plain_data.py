@@ -22,6 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -158,6 +159,7 @@ class _Encoder:
             (slice, self._slice),
             (range, self._range),
             (Enum, self._enum),
+            (partial, self._partial),
             # Subclasses, such as those of another library's settings
             (int, lambda value, path: int(value)),
             (str, lambda value, path: str.__str__(value)),
@@ -264,6 +266,13 @@ class _Encoder:
             if self._unsaved is not None:
                 self._unsaved.append(Unsaved(path, f"the {kind} {name}", named=True))
         return _tag(kind, name=name)
+
+    def _partial(self, value: "partial[Any]", path: str) -> Any:
+        function = self._reference(value.func, _join(path, "func"))
+        args = self._items(value.args, path)
+        return _tag(
+            "partial", function=function, args=args, keywords=self._dict(value.keywords, path)
+        )
 
     def _dataclass(self, value: Any, path: str) -> Any:
         own = {}
@@ -489,6 +498,11 @@ class _Decoder:
     def _function(self, plain: dict[str, Any]) -> Any:
         return self._find(plain["name"], callable, "function")
 
+    def _partial(self, plain: dict[str, Any]) -> "partial[Any]":
+        function = self._inside(plain["function"], "func")
+        args, keywords = self._items(plain["args"]), self._inside(plain["keywords"], "keywords")
+        return partial(function, *args, **keywords)
+
     def _namedtuple(self, plain: dict[str, Any]) -> Any:
         cls = self._find(plain["class"], _is_class_of(tuple), "class")
         return cls(**{name: self._inside(own, name) for name, own in plain["fields"].items()})
@@ -593,7 +607,17 @@ _KINDS = frozenset(
     (
         *("unsaved", "float", "complex", "bytes", "tuple", "deque", "set", "dict", "slice"),
         *("range", "path_of", "enum", "class", "function", "namedtuple", "dataclass", "object"),
-        *("scalar", "dtype", "array", "tensor", "structured", "strings", "torch_dtype", "device"),
+        *(
+            "partial",
+            "scalar",
+            "dtype",
+            "array",
+            "tensor",
+            "structured",
+            "strings",
+            "torch_dtype",
+            "device",
+        ),
         *("space", "generator", "random_state", "python_random", "torch_generator"),
     )
 )

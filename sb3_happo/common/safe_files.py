@@ -117,6 +117,23 @@ class SafeFile:
         self.plain = plain
         self.tensors = tensors
 
+    def entries(self, part: str, needed: Collection[str] = ()) -> frozenset[str]:
+        """
+        :param part: Name of a part of the content that is a dict
+        :param needed: Entries that it must have
+        :return: Names of its entries
+        :raises SafeFileError: If the part is no dict, or an entry is missing
+        """
+        plain = self.plain.get(part)
+        if not isinstance(plain, dict) or not plain.keys() >= {*needed}:
+            missing = sorted({*needed} - {*(plain if isinstance(plain, dict) else ())})
+            raise SafeFileError(
+                self.name,
+                f"holds {self.manifest.words}, whose part {part!r} is not whole: "
+                f"{', '.join(missing) or part} missing.",
+            )
+        return frozenset(plain)
+
     def value(
         self,
         part: str,

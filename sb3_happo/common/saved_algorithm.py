@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
@@ -27,6 +28,9 @@ from sb3_happo.common.saved_files import (
 from sb3_happo.common.saved_notes import accept_pickle, warn_of_unsaved
 from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env.normalizer_files import PART, check_statistics, normalizer_content
+
+#: Attributes without which no model can be made
+_NEEDED = ("policy_class", "observation_space", "action_space")
 
 SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 
@@ -64,22 +68,30 @@ class SavedAlgorithm(BaseAlgorithm):
         :raises OSError: If the file cannot be written, for example because the disk is full; an
             existing one is then as before
         """
+        self.write_content(path, self.saved_content(exclude, include))
+
+    def write_content(
+        self, path: Location, content: dict[str, dict[str, Any]], system: str | None = None
+    ) -> None:
+        """
+        Write the content of a model's file.
+
+        :param path: Path of the file, or an open file
+        :param content: Content, as :meth:`saved_content` returns it
+        :param system: Text about the system; None for a description of this one
+        :raises ValueError: If a parameter or a statistic is not finite
+        :raises OSError: If the file cannot be written
+        """
         name, algorithm = lineage(type(self), SavedAlgorithm)
-        content = self.saved_content(exclude, include)
-        normalizer = self.get_vec_normalize_env()
-        if normalizer is not None and PART not in {*(exclude or ())}:
-            # One file, so that a model never meets the statistics of another time
-            content[PART] = normalizer_content(normalizer)
-            check_statistics(content[PART], f"This {name} model cannot be saved")
-        check_finite(
-            content["parameters"], self.policy.agents, f"This {name} model cannot be saved"
-        )
+        owner = f"This {name} model cannot be saved"
+        check_finite(content["parameters"], self.policy.agents, owner)
+        check_statistics(content.get(PART, {}), owner)
         if isinstance(path, (str, pathlib.PurePath)) and not pathlib.PurePath(path).suffix:
             path = pathlib.Path(f"{path}.zip")
         info = {
             "attributes": sorted(content["attributes"]),
             "parts": sorted(content),
-            "system": get_system_info(print_info=False)[1],
+            "system": get_system_info(print_info=False)[1] if system is None else system,
             **module_and_name(type(self)),
         }
         unsaved = write_safe_file(path, "model", content, name, algorithm, info)
@@ -92,7 +104,8 @@ class SavedAlgorithm(BaseAlgorithm):
         :param exclude: Attributes to leave out
         :param include: Attributes to save that are left out otherwise
         :return: Content of a file: "attributes"; "parameters", the state dicts of networks and
-            optimisers; "variables", single tensors
+            optimisers; "variables", single tensors; and "vec_normalize", the statistics of the
+            environment's ``VecNormalize`` if there is one
         """
         state_dicts, variables = self._get_torch_save_params()
         left_out = {*(exclude or ()), *self._excluded_save_params()} - {*(include or ())}
@@ -106,7 +119,12 @@ class SavedAlgorithm(BaseAlgorithm):
         for name, state in self.get_parameters().items():
             parameters[name] = dict(state)
         values = {name: recursive_getattr(self, name) for name in variables}
-        return {"attributes": attributes, "parameters": parameters, "variables": values}
+        content = {"attributes": attributes, "parameters": parameters, "variables": values}
+        normalizer = self.get_vec_normalize_env()
+        if normalizer is not None and PART not in {*(exclude or ())}:
+            # One file, so that a model never meets the statistics of another time
+            content[PART] = normalizer_content(normalizer)
+        return content
 
     def __getstate__(self) -> dict[str, Any]:
         # Callbacks may copy the model; threads cannot be copied
@@ -176,14 +194,14 @@ class SavedAlgorithm(BaseAlgorithm):
         file = read_safe_file(path, "model")
         if print_system_info:
             _print_systems(file)
-        attributes = frozenset(file.plain.get("attributes", ()))
+        attributes = file.entries("attributes", _NEEDED)
         kwargs = cls._attributes_to_change(kwargs, attributes)
         replaced = {**(custom_objects or {}), **kwargs}
         if "policy_kwargs" in kwargs and "policy_kwargs" not in (custom_objects or {}):
             _check_policy_kwargs(file, kwargs["policy_kwargs"], custom_objects)
         data = file.value("attributes", replaced)
         if env is not None:
-            env = cls._wrap_env(env, data["verbose"])
+            env = cls._wrap_env(env, data.get("verbose", 0))
             check_env_of_model(env, data["observation_space"], data["action_space"])
             check_for_correct_spaces(env, data["observation_space"], data["action_space"])
             data["n_envs"] = env.num_envs
@@ -300,7 +318,7 @@ class SavedAlgorithm(BaseAlgorithm):
             check_finite(parameters, self.policy.agents, f"{file.name} holds {words}")
         try:
             super().set_parameters(parameters, exact_match, device)
-        except (ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
             raise ValueError(
                 f"{load_path_or_dict} holds {words}, whose networks are not those of this "
                 f"{type(self).__name__} model: {error}"

@@ -113,21 +113,31 @@ def _problem_of(content: dict[str, Any]) -> str:
     missing -= set() if content.get("norm_obs") else {"obs_rms"}
     if missing:
         return f"{', '.join(sorted(missing))} missing"
-    for key in _NUMBERS:
-        if not isinstance(content[key], (int, float)):
-            return f"{key} is {content[key]!r}"
-    if not isinstance(content["ret_rms"], RunningMeanStd):
+    wrong = [key for key in _NUMBERS if not isinstance(content[key], (int, float))]
+    if wrong:
+        return f"{wrong[0]} is {content[wrong[0]]!r}"
+    if not _are_statistics(content["ret_rms"], ()):
         return "ret_rms are no statistics"
-    statistics = content.get("obs_rms")
-    space = content["observation_space"]
+    if not content.get("norm_obs"):
+        return ""
+    statistics, space = content["obs_rms"], content["observation_space"]
     if not isinstance(statistics, dict):
         statistics, space = {"": statistics}, spaces.Dict({"": space})
     for key, own in statistics.items():
         if not isinstance(space, spaces.Dict) or key not in space.spaces:
             return f"there is no observation {key!r}"
-        if own is not None and np.shape(own.mean) != space.spaces[key].shape:
-            return f"{key!r} has the shape {np.shape(own.mean)}"
+        if not _are_statistics(own, space.spaces[key].shape or ()):
+            return f"those of {key!r} are not of the shape {space.spaces[key].shape}"
     return ""
+
+
+def _are_statistics(value: Any, shape: tuple[int, ...]) -> bool:
+    if not isinstance(value, RunningMeanStd) or not {"mean", "var", "count"} <= {*vars(value)}:
+        return False
+    for own in (value.mean, value.var):
+        if not isinstance(own, (np.ndarray, np.floating, float)) or np.shape(own) != shape:
+            return False
+    return isinstance(value.count, (int, float))
 
 
 def check_statistics(content: Mapping[str, Any], owner: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train", "train a team with the hyperparameters of the zoo"),
     "enjoy": ("enjoy", "watch, film or evaluate a trained team"),
+    "convert": ("convert", "convert files of earlier versions into files without pickles"),
     "tune": ("tune", "optimise hyperparameters with Optuna"),
     "benchmark": ("benchmark", "train entries with several seeds and write the table of results"),
     "reproduce": ("reproduce", "repeat a run of the benchmark and compare its result"),

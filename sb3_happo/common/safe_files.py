@@ -47,6 +47,10 @@ MAX_MANIFEST = 2**20
 MAX_DATA = 2**26
 
 
+#: Header before each member of a zip archive: checksum, sizes, lengths of the names that follow
+_LOCAL_HEADER = struct.Struct("<14xLLLHH")
+#: Size in it of a member that is larger than 4 GB
+_IN_EXTRA_FIELD = 0xFFFFFFFF
 #: Errors that the libraries raise for damaged files
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
@@ -431,6 +435,7 @@ def _use_archive(file: IO[bytes], name: str, use: Callable[[zipfile.ZipFile, str
             if MANIFEST not in archive.namelist():
                 return None
             _check_archive(archive, name, file.seek(0, io.SEEK_END))
+            _check_local_headers(archive, file, name)
             return use(archive, name)
     except SafeFileError:
         raise
@@ -465,6 +470,22 @@ def _check_archive(archive: zipfile.ZipFile, name: str, size: int) -> None:
             )
     if claimed > size:
         raise SafeFileError(name, f"is damaged: it has {size} bytes and claims to hold {claimed}.")
+
+
+def _check_local_headers(archive: zipfile.ZipFile, file: IO[bytes], name: str) -> None:
+    """Refuse members whose own header does not agree with the directory at the end of the file."""
+    for info in archive.infolist():
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size:
+            raise SafeFileError(name, f"is cut off at its member {info.filename!r}.")
+        checksum, compressed, size, _, _ = _LOCAL_HEADER.unpack(header)
+        if checksum != info.CRC or {compressed, size} - {info.file_size, _IN_EXTRA_FIELD}:
+            raise SafeFileError(
+                name,
+                f"is damaged, or made of two files: the header of its member {info.filename!r} "
+                "does not agree with the directory of the archive. Use another copy.",
+            )
 
 
 def _manifest_of(archive: zipfile.ZipFile, name: str) -> tuple[Manifest, Mapping[str, Any]]:

@@ -218,6 +218,7 @@ class SavedAlgorithm(BaseAlgorithm):
         device: th.device | str,
     ) -> SelfSaved:
         """Model with the attributes ``data`` and the networks of a file."""
+        file.entries("parameters", ("policy",))
         parameters = file.value("parameters")
         agents = tuple(getattr(data.get("action_space"), "spaces", ()))
         check_finite(parameters, agents, f"{file.name} holds {file.manifest.words}")
@@ -314,6 +315,7 @@ class SavedAlgorithm(BaseAlgorithm):
         words = "a model"
         if content is not None and content.is_safe:
             file = read_safe_file(path, "model")
+            file.entries("parameters", ("policy",))
             parameters, words = file.value("parameters"), content.words
             check_finite(parameters, self.policy.agents, f"{file.name} holds {words}")
         try:

@@ -95,6 +95,8 @@ class SavedPolicy(BasePolicy):
         device: th.device | str,
         custom_objects: Mapping[str, Any] | None,
     ) -> SelfPolicy:
+        file.entries("parameters")
+        file.entries("arguments", ("observation_space", "action_space"))
         parameters = file.value("parameters")
         arguments = file.value("arguments", custom_objects)
         agents = tuple(getattr(arguments.get("action_space"), "spaces", ()))

@@ -117,6 +117,11 @@ def _refusal(node: ast.AST, what: str) -> ValueError:
     )
 
 
+def _unknown(name: str) -> ValueError:
+    known = ", ".join([*_CALLS, "nn.ReLU", "th.optim.Adam"])
+    return ValueError(f"NameError: name {name!r} is not defined; there are {known} and the like")
+
+
 def _dotted(node: ast.AST) -> str:
     """Dotted name, empty for another expression."""
     if isinstance(node, ast.Name):
@@ -133,12 +138,16 @@ def _name(node: Any) -> Any:
         return _NAMES[name]
     if name in _CALLS:
         return _CALLS[name]
+    if isinstance(node, ast.Name):
+        raise _unknown(name)
     raise _refusal(node, "an unknown name")
 
 
 def _call(node: ast.Call) -> Any:
     function = _CALLS.get(_dotted(node.func))
     if function is None:
+        if isinstance(node.func, ast.Name):
+            raise _unknown(node.func.id)
         raise _refusal(node, "a call")
     args = []
     for argument in node.args:

@@ -48,7 +48,8 @@ def read_yaml(path: Path) -> Any:
     """
     :param path: YAML file in the folder of a run
     :return: Content of the file. Tags of Python are not run
-    :raises ValueError: If the file has other tags, or is no YAML
+    :raises ValueError: If the file has other tags, is no YAML, or holds something else than names
+        and values
     """
     text = path.read_bytes()
     if len(text) > _MAX_YAML:
@@ -58,12 +59,15 @@ def read_yaml(path: Path) -> Any:
         n_aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if n_aliases > _MAX_ALIASES:
             raise ValueError(f"{path} has {n_aliases} aliases, too many for a file of a run.")
-        return yaml.load(text, _RunLoader)
+        content = yaml.load(text, _RunLoader)
     except (yaml.YAMLError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} cannot be read without running what it names: {error}. Files of a run hold "
             "texts, numbers, lists and dicts."
         ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of names to values.")
+    return content
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:

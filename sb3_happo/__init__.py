@@ -1,13 +1,14 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
+from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.envs import JointEnv, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.happo import HAPPO
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.mappo import MAPPO
-from sb3_happo.vec_env import make_joint_vec_env
+from sb3_happo.vec_env import VecNormalizeTeam, make_joint_vec_env
 from sb3_happo.version import __version__
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "MAPPO",
     "EvalCallback",
     "JointEnv",
+    "VecNormalizeTeam",
     "__version__",
+    "allow_in_files",
     "evaluate_policy",
     "make_joint_env",
     "make_joint_vec_env",

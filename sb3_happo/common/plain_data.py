@@ -36,6 +36,7 @@ from sb3_happo.common.plain_classes import (
     is_importable,
     is_known,
     object_name,
+    remember_objects,
 )
 from sb3_happo.common.plain_spaces import SpaceDecoder, space_to_plain
 
@@ -88,7 +89,9 @@ def to_plain(
     :raises PlainDataError: If a value cannot be plain data, and ``unsaved`` is None
     """
     encoder = _Encoder(unsaved)
-    return encoder.encode(value, path), encoder.tensors
+    plain = encoder.encode(value, path)
+    remember_objects(encoder.given)
+    return plain, encoder.tensors
 
 
 def from_plain(
@@ -132,6 +135,8 @@ class _Encoder:
         self.tensors: dict[str, th.Tensor] = {}
         self._unsaved = unsaved
         self._names: dict[tuple[Any, ...], str] = {}
+        #: Classes and functions that a reader must supply, by name
+        self.given: dict[str, Any] = {}
         self._depth = 0
         # The first kind that fits counts
         self._encoders: tuple[tuple[Any, Callable[[Any, str], Any]], ...] = (
@@ -265,6 +270,8 @@ class _Encoder:
                 return self._leave_out(value, path, f"the function {name}")
             if self._unsaved is not None:
                 self._unsaved.append(Unsaved(path, f"the {kind} {name}", named=True))
+                # This program has given it to a model, and may load it again
+                self.given[name] = value
         return _tag(kind, name=name)
 
     def _partial(self, value: "partial[Any]", path: str) -> Any:

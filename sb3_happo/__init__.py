@@ -1,6 +1,7 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
+from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.happo import HAPPO
@@ -15,7 +16,7 @@ from sb3_happo.tabular import (
     exploitability,
     nash_gap,
 )
-from sb3_happo.vec_env import make_joint_vec_env
+from sb3_happo.vec_env import VecNormalizeTeam, make_joint_vec_env
 from sb3_happo.version import __version__
 
 __all__ = [
@@ -31,7 +32,9 @@ __all__ = [
     "MinimaxQ",
     "NashQ",
     "TabularIQL",
+    "VecNormalizeTeam",
     "__version__",
+    "allow_in_files",
     "as_single_agent",
     "evaluate_policy",
     "exploitability",

@@ -225,15 +225,27 @@ def test_saved_loaded_and_synchronised(tmp_path: Path) -> None:
     env = VecNormalizeTeam(shift_vec_env())
     play(env, 30)
     env.save(path)
-    for loader in (VecNormalize, VecNormalizeTeam):
-        again = loader.load(path, shift_vec_env())
+    old = str(tmp_path / "pickle.pkl")
+    VecNormalize.save(env, old)
+    with pytest.warns(UserWarning, match=r"pickle\.pkl is a pickle"):
+        trusted = VecNormalizeTeam.load(old, shift_vec_env(), trust_pickle=True)
+    for again in (
+        VecNormalizeTeam.load(path, shift_vec_env()),
+        VecNormalize.load(old, shift_vec_env()),
+        trusted,
+    ):
         assert isinstance(again, VecNormalizeTeam)
+        assert again.agent_ret_rms.count == env.agent_ret_rms.count
         again.training = False
         assert not play(again, 5)[-1]["inspector"].any()
     plain = VecNormalize(shift_vec_env(), norm_obs_keys=KEYS)
     plain.reset()
     plain.save(path)
-    assert isinstance(VecNormalizeTeam.load(path, shift_vec_env()), VecNormalizeTeam)
+    with pytest.raises(ValueError, match=r"pickle.*VecNormalizeTeam\.load\(path, trust_pickle"):
+        VecNormalizeTeam.load(path, shift_vec_env())
+    with pytest.warns(UserWarning, match="is a pickle"):
+        again = VecNormalizeTeam.load(path, shift_vec_env(), trust_pickle=True)
+    assert isinstance(again, VecNormalizeTeam)
     eval_env = VecNormalizeTeam(shift_vec_env(), training=False)
     sync_envs_normalization(env, eval_env)
     for key in KEYS:

@@ -4,6 +4,7 @@ import json
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -231,9 +232,12 @@ class Settings:
     size: int
 
 
-def test_own_classes_are_named_and_never_imported() -> None:
+def test_own_classes_are_named_and_never_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     unsaved: list[Unsaved] = []
     plain, _ = to_plain({"extractor": Extractor, "rate": schedule_of_user}, "kwargs", unsaved)
+    # This program may load what it has saved, another one may not
+    assert from_plain(plain, {}, "kwargs")["extractor"] is Extractor
+    monkeypatch.setattr("sb3_happo.common.plain_classes._USED", {})
     name = f"{__name__}:Extractor"
     assert plain["extractor"] == {"$": "class", "name": name}
     assert unsaved == [
@@ -324,6 +328,11 @@ CRAFTED: dict[str, Any] = {
 def test_crafted_data_is_refused(name: str) -> None:
     with pytest.raises(PlainDataError, match=r"^place"):
         from_plain(CRAFTED[name], {}, "place")
+
+
+def test_partial_functions() -> None:
+    again = round_trip(partial(nn.LeakyReLU, negative_slope=0.1))
+    assert again.func is nn.LeakyReLU and again().negative_slope == 0.1
 
 
 def test_read_only_mappings() -> None:

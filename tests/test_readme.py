@@ -88,7 +88,7 @@ def test_deployment_with_normalised_observations_and_without_the_package(
     env = VecNormalize(make_joint_vec_env(custom_environment["Rendezvous"], 2, seed=0))
     model = HAPPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0).learn(256)
     model.policies["glider"].save("glider.zip")
-    env.save("vecnormalize.pkl")
+    env.save("vecnormalize.zip")
     text = (Path(__file__).parent.parent / "docs" / "deployment.md").read_text()
     scope: dict[str, Any] = {}
     first, second = "## Observations that were normalised", "## PyTorch without this package"

@@ -66,7 +66,7 @@ def test_content_comes_back(path: Path) -> None:
     assert file.manifest.info == {"attributes": ["gamma"]}
     attributes = file.value("attributes")
     assert attributes["gamma"] == 0.9 and (attributes["obs"] == np.arange(3.0)).all()
-    parameters = file.value("parameters", without=["w"])
+    parameters = file.value("parameters", only=["shared"])
     assert list(parameters) == ["shared"] and th.equal(parameters["shared"], th.ones(4))
     assert file.value("attributes", {"seed": 3})["seed"] == 3
     with pytest.raises(SafeFileError, match=r"file\.zip holds a file .*HSPO.*without 'x'"):

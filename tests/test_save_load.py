@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv
 from sb3_happo.common.joint_policy import JointPolicy
+from sb3_happo.vec_env import VecNormalizeTeam
 from tests.algorithms import (
     alike_team,
     collect,
@@ -103,8 +104,11 @@ def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path:
         learning_rate=lambda progress: 1e-2 * progress, clip_range=lambda progress: 0.3 * progress
     )
     model = small(algorithm, random_team(2), seed=0, batch_size=16, **rates).learn(128)
-    model.save(tmp_path / "model")
-    loaded = algorithm.load(tmp_path / "model", env=random_team(2))
+    with pytest.warns(UserWarning, match=r"learning_rate is the function .*custom_objects"):
+        model.save(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"learning_rate: the file does not hold the function"):
+        algorithm.load(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=random_team(2), custom_objects=rates)
     model.set_env(random_team(2))
     for which in (model, loaded):
         which.set_random_seed(5)
@@ -282,7 +286,7 @@ def test_vec_normalize_beside_a_model(tmp_path: Path) -> None:
     model = small(HAPPO, env, seed=0).learn(128)
     model.save(tmp_path / "model")
     env.save(str(tmp_path / "normalize.pkl"))
-    again = VecNormalize.load(str(tmp_path / "normalize.pkl"), team())
+    again = VecNormalizeTeam.load(str(tmp_path / "normalize.pkl"), team())
     loaded = HAPPO.load(tmp_path / "model", env=again)
     assert loaded.get_vec_normalize_env() is again
     model.set_env(env)  # training begins with a reset, as that of the loaded model does

@@ -1,5 +1,6 @@
 """Files of an earlier version (see ``data/README.md``) load, act and learn as they did."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_happo import HAPPO, JointEnv, make_joint_vec_env
 from sb3_happo.common.agent_policy import AgentPolicy
-from sb3_happo.vec_env import JointDummyVecEnv
+from sb3_happo.vec_env import JointDummyVecEnv, VecNormalizeTeam
 from tests.algorithms import random_team
 from tests.envs import HeterogeneousTeam
 
@@ -49,8 +50,17 @@ def numbers(action: Any) -> list[float]:
     return np.asarray(action, dtype=float).flatten().tolist()
 
 
+def load(cls: Any, name: str, **kwargs: Any) -> Any:
+    """Load a file of an earlier version, which is a pickle and has to be trusted."""
+    for location in (DATA / name, str(DATA / name), io.BytesIO((DATA / name).read_bytes())):
+        with pytest.raises(ValueError, match=rf"pickle.*{cls.__name__}\.load\(path, trust_pickle"):
+            cls.load(location, device="cpu", **kwargs)
+    with pytest.warns(UserWarning, match=f"{name} is a pickle"):
+        return cls.load(DATA / name, device="cpu", trust_pickle=True, **kwargs)
+
+
 def test_recurrent_team_acts_as_before() -> None:
-    model = HAPPO.load(DATA / "happo_lstm.zip", device="cpu")
+    model = load(HAPPO, "happo_lstm.zip")
     assert model.agents == ("crane", "console") and model.num_timesteps == 64
     state = None
     for t, expected in enumerate(EXPECTED["team"]):
@@ -61,7 +71,7 @@ def test_recurrent_team_acts_as_before() -> None:
 
 
 def test_recurrent_team_learns_as_before() -> None:
-    model = HAPPO.load(DATA / "happo_lstm.zip", env=small_team(), device="cpu")
+    model = load(HAPPO, "happo_lstm.zip", env=small_team())
     model.set_random_seed(1)
     model.learn(32, reset_num_timesteps=False, log_interval=100)
     assert model.num_timesteps == 96
@@ -72,7 +82,7 @@ def test_recurrent_team_learns_as_before() -> None:
 
 
 def test_agent_acts_as_before() -> None:
-    policy = AgentPolicy.load(str(DATA / "agent_crane.zip"), device="cpu")
+    policy = load(AgentPolicy, "agent_crane.zip")
     state = None
     for t, expected in enumerate(EXPECTED["crane"]):
         action, state = policy.predict(observations(t)["crane"], state, deterministic=True)
@@ -83,7 +93,7 @@ def test_agent_acts_as_before() -> None:
 def test_normalised_team_acts_and_learns_as_before() -> None:
     expected = EXPECTED["normalized"]
     env = VecNormalize.load(str(DATA / "vec_normalize.pkl"), random_team(2))
-    model = HAPPO.load(DATA / "happo_normalized.zip", env=env, device="cpu")
+    model = load(HAPPO, "happo_normalized.zip", env=env)
     env.training = False
     given = {}
     for key, values in expected["observations"].items():
@@ -117,8 +127,7 @@ def test_shipped_team_plays() -> None:
     env = make_joint_vec_env(
         record["env"], 4, seed=0, vec_env_cls=JointDummyVecEnv, joint_kwargs=dict(team_reward="sum")
     )
-    statistics = folder / "mpe2-simple_speaker_listener_v4" / "vecnormalize.pkl"
-    normalized = VecNormalize.load(str(statistics), env)
+    normalized = VecNormalizeTeam.load(folder / "mpe2-simple_speaker_listener_v4.zip", env)
     normalized.training = normalized.norm_reward = False
     model = HAPPO.load(folder / "mpe2-simple_speaker_listener_v4.zip", device="cpu")
     mean, _ = evaluate_policy(model, normalized, n_eval_episodes=40, warn=False)

@@ -1,9 +1,7 @@
 """One agent's policy: decisions, and actions in the environment."""
 
-import io
 import os
-import pathlib
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -13,15 +11,14 @@ from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.agent_inputs import split_mask, state_tensor
 from sb3_happo.common.export import CheckResult, export
 from sb3_happo.common.recurrent import single_steps
-from sb3_happo.common.saved_files import check_policy_file, save_policy
+from sb3_happo.common.saved_files import Kind
+from sb3_happo.common.saved_policy import SavedPolicy
 from sb3_happo.common.type_aliases import AgentStep
 from sb3_happo.envs.encodings import encode_observation
 from sb3_happo.envs.spaces import as_sampled
 
-SelfAgentPolicy = TypeVar("SelfAgentPolicy", bound="AgentPolicy")
 
-
-class AgentPolicy(ActorNetwork):
+class AgentPolicy(SavedPolicy, ActorNetwork):
     """
     One agent's actor: a complete SB3 policy that acts on its own observation alone, without the
     other agents, the state and the critic. ``predict`` returns actions of the environment: Box
@@ -29,6 +26,8 @@ class AgentPolicy(ActorNetwork):
 
     See :class:`~sb3_happo.common.actor_network.ActorNetwork` for the parameters.
     """
+
+    file_kind: ClassVar[Kind] = "agent"
 
     def step(
         self,
@@ -186,30 +185,3 @@ class AgentPolicy(ActorNetwork):
         :return: Result of the comparison
         """
         return export(self, path, "folder", normalizer, **kwargs)
-
-    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
-        """
-        Save this agent's policy alone.
-
-        :param path: Path of the file, or an open file
-        """
-        save_policy(self, path)
-
-    @classmethod
-    def load(
-        cls: type[SelfAgentPolicy],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        device: th.device | str = "auto",
-        check_class: bool = True,
-    ) -> SelfAgentPolicy:
-        """
-        Load the policy of one agent, to act with it.
-
-        :param path: Path of the file, or an open file
-        :param device: Device of the policy
-        :param check_class: Refusal of policies that a user's other class has saved
-        :return: Policy
-        :raises ValueError: If the file holds something else
-        """
-        check_policy_file(path, cls, "agent", check_class)
-        return super().load(path, device)  # type: ignore[arg-type]

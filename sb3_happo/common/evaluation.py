@@ -1,5 +1,6 @@
 """SB3's evaluation for environments of any form that the algorithms take."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.safe_files import atomic_write
 
 
 def evaluate_policy(
@@ -64,7 +66,8 @@ def evaluate_policy(
 
 class EvalCallback(callbacks.EvalCallback):
     """
-    SB3's ``EvalCallback``, for environments of any form: PettingZoo's environments and ids too.
+    SB3's ``EvalCallback``, for environments of any form: PettingZoo's environments and ids too. The
+    best model and the evaluations are written whole or not at all.
 
     :param eval_env: PettingZoo or Gymnasium environment, ``JointEnv``, ``VecEnv``, or id. It must
         not be the environment of the training
@@ -74,3 +77,17 @@ class EvalCallback(callbacks.EvalCallback):
 
     def __init__(self, eval_env: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(MultiAgentAlgorithm._wrap_env(eval_env), *args, **kwargs)
+
+    def _on_step(self) -> bool:
+        path = self.log_path
+        if path is None:
+            return super()._on_step()
+        # SB3 writes the evaluations into memory; a full disk or a kill then destroys no file
+        memory = io.BytesIO()
+        self.log_path = memory  # type: ignore[assignment]
+        try:
+            return super()._on_step()
+        finally:
+            self.log_path = path
+            if memory.tell():
+                atomic_write(f"{path}.npz", memory.getvalue())

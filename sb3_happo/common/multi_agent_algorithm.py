@@ -41,8 +41,10 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, keep_last_good
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.safe_files import write_or_fail
 from sb3_happo.common.saved_algorithm import SavedAlgorithm
 from sb3_happo.common.threads import torch_threads
+from sb3_happo.common.unwritten_files import keep_unwritten_files
 from sb3_happo.envs import as_joint_env
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
 from sb3_happo.suggestions import nearest_names
@@ -276,7 +278,11 @@ class MultiAgentAlgorithm(SavedAlgorithm):
         # Convolutions gain from PyTorch's own threads; other networks from threads per shard
         convolutions = any(isinstance(module, nn.Conv2d) for module in self.policy.modules())
         n_torch, n_shards = (n_threads, 1) if convolutions else (1, n_threads)
-        with torch_threads(n_torch), ThreadPoolExecutor(n_shards) as executor:
+        with (
+            torch_threads(n_torch),
+            ThreadPoolExecutor(n_shards) as executor,
+            keep_unwritten_files(write_or_fail),
+        ):
             self._executor, self._last_good = executor, LastGood()
             try:
                 super().learn(  # type: ignore[safe-super]

@@ -1,15 +1,12 @@
 """The team: one policy per agent, and a critic of the subclass's choice."""
 
-import io
-import pathlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from torch import nn
@@ -20,7 +17,8 @@ from sb3_happo.common.heads import HeadName
 from sb3_happo.common.net_arch import check_net_arch
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
-from sb3_happo.common.saved_files import check_policy_file, save_policy
+from sb3_happo.common.saved_files import Kind
+from sb3_happo.common.saved_policy import SavedPolicy
 from sb3_happo.common.team_prediction import AgentAnswer, AgentInput, TeamPrediction
 from sb3_happo.common.team_spaces import TeamSpaces
 from sb3_happo.envs.encodings import encode_observation
@@ -31,10 +29,7 @@ from sb3_happo.suggestions import check_names, did_you_mean
 AgentState = tuple[np.ndarray, ...]
 
 
-SelfTeam = TypeVar("SelfTeam", bound="MultiAgentPolicy")
-
-
-class MultiAgentPolicy(BasePolicy):
+class MultiAgentPolicy(SavedPolicy):
     """
     Actors of a team, as a rule with parameters of their own, and a critic.
 
@@ -57,6 +52,7 @@ class MultiAgentPolicy(BasePolicy):
     :raises ValueError: If an agent or a keyword argument is unknown, or a setting is not supported
     """
 
+    file_kind: ClassVar[Kind] = "team"
     #: Class of the agents' policies
     agent_class: ClassVar[type[AgentPolicy]] = AgentPolicy
     #: Head of the agents' policies, see :mod:`~sb3_happo.common.heads`
@@ -191,32 +187,11 @@ class MultiAgentPolicy(BasePolicy):
             "lr_schedule": self._dummy_schedule,
         }
 
-    def save(self, path: str | pathlib.Path | io.BufferedIOBase) -> None:
+    def agent_names(self) -> tuple[str, ...]:
         """
-        Save the team's policies and critic, without the algorithm.
-
-        :param path: Path of the file, or an open file
+        :return: Names of the agents, in the order of ``actors``
         """
-        save_policy(self, path)
-
-    @classmethod
-    def load(
-        cls: type[SelfTeam],
-        path: str | pathlib.Path | io.BufferedIOBase,
-        device: th.device | str = "auto",
-        check_class: bool = True,
-    ) -> SelfTeam:
-        """
-        Load the policies of a team, to act with them.
-
-        :param path: Path of the file, or an open file
-        :param device: Device of the policies
-        :param check_class: Refusal of policies that a user's other class has saved
-        :return: Policies of the team
-        :raises ValueError: If the file holds something else
-        """
-        check_policy_file(path, cls, "team", check_class)
-        return super().load(path, device)  # type: ignore[arg-type]
+        return self.agents
 
     def agent_observation(self, observations: Mapping[str, th.Tensor], agent: str) -> PyTorchObs:
         """

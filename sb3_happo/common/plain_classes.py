@@ -35,6 +35,8 @@ _BUILTINS = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type
 
 #: Classes and functions that users and the package's own modules have added, by name
 _ADDED: dict[str, Any] = {}
+#: Those that this program has saved as parts of a model, so that it may load them again
+_USED: dict[str, Any] = {}
 
 
 def allow_in_files(*objects: Any) -> Any:
@@ -57,6 +59,15 @@ def allow_in_files(*objects: Any) -> Any:
     return objects[0] if objects else None
 
 
+def remember_objects(objects: Mapping[str, Any]) -> None:
+    """
+    Let this program load classes and functions that it has saved as parts of its own models.
+
+    :param objects: Classes and functions by name
+    """
+    _USED.update(objects)
+
+
 def object_name(value: Any) -> str:
     """
     :param value: Class or function
@@ -70,13 +81,17 @@ def is_known(value: Any) -> bool:
     :param value: Class or function
     :return: True if a file that names it loads without ``custom_objects``
     """
-    return find_object(object_name(value)) is value
+    return find_object(object_name(value), known_only=True) is value
 
 
-def find_object(name: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
+def find_object(
+    name: str, custom_objects: Mapping[str, Any] | None = None, known_only: bool = False
+) -> Any:
     """
     :param name: Name in a file, "module:qualname"
     :param custom_objects: The user's own classes and functions, by this name or by the last part
+    :param known_only: True to leave out those that only this program knows, since it has saved
+        them
     :return: Class or function; None if the list does not hold the name
     """
     module, _, qualname = name.partition(":")
@@ -85,6 +100,8 @@ def find_object(name: str, custom_objects: Mapping[str, Any] | None = None) -> A
             return custom_objects[key]
     if name in _ADDED:
         return _ADDED[name]
+    if name in _USED and not known_only:
+        return _USED[name]
     if name in _library_classes():
         return _library_classes()[name]
     if module.partition(".")[0] == "sb3_happo":

@@ -22,6 +22,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from sb3_happo.common.plain_classes import (
     is_importable,
     is_known,
     object_name,
+    remember_objects,
 )
 from sb3_happo.common.plain_spaces import SpaceDecoder, space_to_plain
 
@@ -87,7 +89,9 @@ def to_plain(
     :raises PlainDataError: If a value cannot be plain data, and ``unsaved`` is None
     """
     encoder = _Encoder(unsaved)
-    return encoder.encode(value, path), encoder.tensors
+    plain = encoder.encode(value, path)
+    remember_objects(encoder.given)
+    return plain, encoder.tensors
 
 
 def from_plain(
@@ -131,6 +135,8 @@ class _Encoder:
         self.tensors: dict[str, th.Tensor] = {}
         self._unsaved = unsaved
         self._names: dict[tuple[Any, ...], str] = {}
+        #: Classes and functions that a reader must supply, by name
+        self.given: dict[str, Any] = {}
         self._depth = 0
         # The first kind that fits counts
         self._encoders: tuple[tuple[Any, Callable[[Any, str], Any]], ...] = (
@@ -158,6 +164,7 @@ class _Encoder:
             (slice, self._slice),
             (range, self._range),
             (Enum, self._enum),
+            (partial, self._partial),
             # Subclasses, such as those of another library's settings
             (int, lambda value, path: int(value)),
             (str, lambda value, path: str.__str__(value)),
@@ -263,7 +270,16 @@ class _Encoder:
                 return self._leave_out(value, path, f"the function {name}")
             if self._unsaved is not None:
                 self._unsaved.append(Unsaved(path, f"the {kind} {name}", named=True))
+                # This program has given it to a model, and may load it again
+                self.given[name] = value
         return _tag(kind, name=name)
+
+    def _partial(self, value: "partial[Any]", path: str) -> Any:
+        function = self._reference(value.func, _join(path, "func"))
+        args = self._items(value.args, path)
+        return _tag(
+            "partial", function=function, args=args, keywords=self._dict(value.keywords, path)
+        )
 
     def _dataclass(self, value: Any, path: str) -> Any:
         own = {}
@@ -489,6 +505,11 @@ class _Decoder:
     def _function(self, plain: dict[str, Any]) -> Any:
         return self._find(plain["name"], callable, "function")
 
+    def _partial(self, plain: dict[str, Any]) -> "partial[Any]":
+        function = self._inside(plain["function"], "func")
+        args, keywords = self._items(plain["args"]), self._inside(plain["keywords"], "keywords")
+        return partial(function, *args, **keywords)
+
     def _namedtuple(self, plain: dict[str, Any]) -> Any:
         cls = self._find(plain["class"], _is_class_of(tuple), "class")
         return cls(**{name: self._inside(own, name) for name, own in plain["fields"].items()})
@@ -593,7 +614,17 @@ _KINDS = frozenset(
     (
         *("unsaved", "float", "complex", "bytes", "tuple", "deque", "set", "dict", "slice"),
         *("range", "path_of", "enum", "class", "function", "namedtuple", "dataclass", "object"),
-        *("scalar", "dtype", "array", "tensor", "structured", "strings", "torch_dtype", "device"),
+        *(
+            "partial",
+            "scalar",
+            "dtype",
+            "array",
+            "tensor",
+            "structured",
+            "strings",
+            "torch_dtype",
+            "device",
+        ),
         *("space", "generator", "random_state", "python_random", "torch_generator"),
     )
 )

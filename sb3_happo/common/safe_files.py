@@ -30,6 +30,7 @@ import safetensors.torch
 import torch as th
 
 from sb3_happo.common.plain_data import PlainDataError, Unsaved, from_plain, to_plain
+from sb3_happo.common.unwritten_files import files_of_training
 from sb3_happo.version import __version__
 
 Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
@@ -46,6 +47,10 @@ MAX_MANIFEST = 2**20
 MAX_DATA = 2**26
 
 
+#: Header before each member of a zip archive: checksum, sizes, lengths of the names that follow
+_LOCAL_HEADER = struct.Struct("<14xLLLHH")
+#: Size in it of a member that is larger than 4 GB
+_IN_EXTRA_FIELD = 0xFFFFFFFF
 #: Errors that the libraries raise for damaged files
 _DAMAGE = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError),
@@ -116,30 +121,45 @@ class SafeFile:
         self.plain = plain
         self.tensors = tensors
 
+    def entries(self, part: str, needed: Collection[str] = ()) -> frozenset[str]:
+        """
+        :param part: Name of a part of the content that is a dict
+        :param needed: Entries that it must have
+        :return: Names of its entries
+        :raises SafeFileError: If the part is no dict, or an entry is missing
+        """
+        plain = self.plain.get(part)
+        if not isinstance(plain, dict) or not plain.keys() >= {*needed}:
+            missing = sorted({*needed} - {*(plain if isinstance(plain, dict) else ())})
+            raise SafeFileError(
+                self.name,
+                f"holds {self.manifest.words}, whose part {part!r} is not whole: "
+                f"{', '.join(missing) or part} missing.",
+            )
+        return frozenset(plain)
+
     def value(
         self,
         part: str,
         custom_objects: Mapping[str, Any] | None = None,
-        without: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> Any:
         """
         :param part: Name of a part of the content
         :param custom_objects: Classes and functions by name, in addition to those that files may
             name. If the part is a dict, values that stand for its entries, too
-        :param without: Entries to leave out, if the part is a dict
+        :param only: Entries to take, if the part is a dict; None for all
         :return: Value of the part; its tensors share memory with :attr:`tensors`
         :raises SafeFileError: If the part is missing, or a class in it is unknown
         """
         if part not in self.plain:
             raise SafeFileError(self.name, f"holds {self.manifest.words}, without {part!r}.")
-        plain = self.plain[part]
-        given = dict(custom_objects or {})
+        plain, given = self.plain[part], dict(custom_objects or {})
         replaced: dict[str, Any] = {}
         if isinstance(plain, dict):
-            replaced = {key: given[key] for key in plain if key in given}
-            plain = {
-                key: own for key, own in plain.items() if key not in replaced and key not in without
-            }
+            wanted = plain if only is None else only
+            replaced = {key: given[key] for key in plain if key in given and key in wanted}
+            plain = {key: plain[key] for key in wanted if key in plain and key not in replaced}
         try:
             value = from_plain(plain, self.tensors, part, given)
         except PlainDataError as error:
@@ -252,7 +272,25 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
     Write a file beside the given one, and put it into its place when it is complete and on the
     disk: a reader finds the old content or the new one, also after a crash.
 
+    During ``learn`` a full disk is no error: the content is kept in memory, a line says so, and it
+    is written with the next file.
+
     :param path: Path; missing folders are made. A device or a pipe is written to directly
+    :param data: Content
+    :raises OSError: If the file cannot be written; the old one is then as before
+    """
+    files = files_of_training()
+    if files is None:
+        write_or_fail(os.fspath(path), data)
+    else:
+        files.write(os.path.abspath(path), data)
+
+
+def write_or_fail(path: str, data: bytes | memoryview) -> None:
+    """
+    :func:`atomic_write` without an exception for trainings.
+
+    :param path: Path
     :param data: Content
     :raises OSError: If the file cannot be written; the old one is then as before
     """
@@ -397,6 +435,7 @@ def _use_archive(file: IO[bytes], name: str, use: Callable[[zipfile.ZipFile, str
             if MANIFEST not in archive.namelist():
                 return None
             _check_archive(archive, name, file.seek(0, io.SEEK_END))
+            _check_local_headers(archive, file, name)
             return use(archive, name)
     except SafeFileError:
         raise
@@ -431,6 +470,22 @@ def _check_archive(archive: zipfile.ZipFile, name: str, size: int) -> None:
             )
     if claimed > size:
         raise SafeFileError(name, f"is damaged: it has {size} bytes and claims to hold {claimed}.")
+
+
+def _check_local_headers(archive: zipfile.ZipFile, file: IO[bytes], name: str) -> None:
+    """Refuse members whose own header does not agree with the directory at the end of the file."""
+    for info in archive.infolist():
+        file.seek(info.header_offset)
+        header = file.read(_LOCAL_HEADER.size)
+        if len(header) < _LOCAL_HEADER.size:
+            raise SafeFileError(name, f"is cut off at its member {info.filename!r}.")
+        checksum, compressed, size, _, _ = _LOCAL_HEADER.unpack(header)
+        if checksum != info.CRC or {compressed, size} - {info.file_size, _IN_EXTRA_FIELD}:
+            raise SafeFileError(
+                name,
+                f"is damaged, or made of two files: the header of its member {info.filename!r} "
+                "does not agree with the directory of the archive. Use another copy.",
+            )
 
 
 def _manifest_of(archive: zipfile.ZipFile, name: str) -> tuple[Manifest, Mapping[str, Any]]:

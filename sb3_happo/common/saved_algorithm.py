@@ -1,21 +1,37 @@
 """Saving and loading of models."""
 
-import io
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import recursive_getattr
+from stable_baselines3.common.utils import check_for_correct_spaces, get_system_info
 
+from sb3_happo.common.building_limit import building_limit
 from sb3_happo.common.checks import check_env_of_model, takes_tensors
+from sb3_happo.common.finite_weights import check_finite_parameters
 from sb3_happo.common.hyperparameters import Setting
 from sb3_happo.common.last_good import LastGood
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
-from sb3_happo.common.saved_files import check_model_file, signature_of_model
+from sb3_happo.common.safe_files import SafeFile, SafeFileError, read_safe_file, write_safe_file
+from sb3_happo.common.saved_files import (
+    Location,
+    SavedFile,
+    check_model_file,
+    existing_path,
+    lineage,
+    module_and_name,
+)
+from sb3_happo.common.saved_notes import accept_pickle, warn_of_unsaved
 from sb3_happo.suggestions import check_names
+from sb3_happo.vec_env.normalizer_files import PART, check_statistics, normalizer_content
+
+#: Attributes without which no model can be made
+_NEEDED = ("policy_class", "observation_space", "action_space")
 
 #: Attributes of a training on this machine, which are not saved
 _OF_ONE_TRAINING = ("_executor", "_last_good", "last_good_folder", "last_good_path")
@@ -26,7 +42,7 @@ SelfSaved = TypeVar("SelfSaved", bound="SavedAlgorithm")
 class SavedAlgorithm(BaseAlgorithm):
     """
     Part of :class:`~sb3_happo.common.multi_agent_algorithm.MultiAgentAlgorithm` that saves and
-    loads models.
+    loads models, without pickles.
     """
 
     #: Allowed values of the hyperparameters, by attribute
@@ -37,29 +53,93 @@ class SavedAlgorithm(BaseAlgorithm):
     #: Weights to go back to after a fault, during ``learn``
     _last_good: LastGood | None = None
 
-    def save(
+    def save(  # type: ignore[override]
         self,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: Location,
         exclude: Iterable[str] | None = None,
         include: Iterable[str] | None = None,
     ) -> None:
         """
-        Save the model: settings, networks, optimisers and normalisers. The file names the class
-        that has saved it, so that :meth:`load` of another class refuses it.
+        Save the model: settings, networks, optimisers and normalisers, with the statistics of the
+        environment's ``VecNormalize`` (``VecNormalizeTeam.load`` takes them out of this file). The
+        file holds JSON and numbers, is written whole or not at all, and names the class that has
+        saved it, so that :meth:`load` of another class refuses it.
+
+        What a file cannot hold, such as a lambda, is named in a warning with the way out.
+
+        :param path: Path of the file, ".zip" is added to one without a suffix; or an open file
+        :param exclude: Attributes to leave out; "vec_normalize" for the statistics
+        :param include: Attributes to save that are left out otherwise
+        :raises ValueError: If a parameter is not finite
+        :raises OSError: If the file cannot be written, for example because the disk is full; an
+            existing one is then as before
+        """
+        self.write_content(path, self.saved_content(exclude, include))
+
+    def write_content(
+        self, path: Location, content: dict[str, dict[str, Any]], system: str | None = None
+    ) -> None:
+        """
+        Write the content of a model's file.
 
         :param path: Path of the file, or an open file
+        :param content: Content, as :meth:`saved_content` returns it
+        :param system: Text about the system; None for a description of this one
+        :raises ValueError: If a parameter or a statistic is not finite
+        :raises OSError: If the file cannot be written
+        """
+        name, algorithm = lineage(type(self), SavedAlgorithm)
+        owner = f"This {name} model cannot be saved"
+        check_finite_parameters(content["parameters"], self.policy.agents, owner)
+        check_statistics(content.get(PART, {}), owner)
+        if isinstance(path, (str, pathlib.PurePath)) and not pathlib.PurePath(path).suffix:
+            path = pathlib.Path(f"{path}.zip")
+        info = {
+            "attributes": sorted(content["attributes"]),
+            "parts": sorted(content),
+            "system": get_system_info(print_info=False)[1] if system is None else system,
+            **module_and_name(type(self)),
+        }
+        unsaved = write_safe_file(path, "model", content, name, algorithm, info)
+        warn_of_unsaved(self, unsaved, path, name)
+
+    def saved_content(
+        self, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+    ) -> dict[str, dict[str, Any]]:
+        """
         :param exclude: Attributes to leave out
         :param include: Attributes to save that are left out otherwise
+        :return: Content of a file: "attributes"; "parameters", the state dicts of networks and
+            optimisers; "variables", single tensors; and "vec_normalize", the statistics of the
+            environment's ``VecNormalize`` if there is one
         """
-        self.saved_by = signature_of_model(type(self), SavedAlgorithm)
-        super().save(path, exclude, include)
+        state_dicts, variables = self._get_torch_save_params()
+        left_out = {*(exclude or ()), *self._excluded_save_params()} - {*(include or ())}
+        # Networks and optimisers are saved by their state dicts
+        left_out |= {name.partition(".")[0] for name in (*state_dicts, *variables)}
+        attributes = {}
+        for name, value in self.__dict__.items():
+            if name not in left_out:
+                attributes[name] = value
+        parameters: dict[str, Any] = {}
+        for name, state in self.get_parameters().items():
+            parameters[name] = dict(state)
+        values = {name: recursive_getattr(self, name) for name in variables}
+        content = {"attributes": attributes, "parameters": parameters, "variables": values}
+        normalizer = self.get_vec_normalize_env()
+        if normalizer is not None and PART not in {*(exclude or ())}:
+            # One file, so that a model never meets the statistics of another time
+            content[PART] = normalizer_content(normalizer)
+        return content
 
     def __getstate__(self) -> dict[str, Any]:
         # Callbacks may copy the model; threads cannot be copied
         return self.__dict__ | {"_executor": None, "_last_good": None}
 
     def _excluded_save_params(self) -> list[str]:
+        # Schedules of learning rates are made again of the rates
         excluded = [*super()._excluded_save_params(), *_OF_ONE_TRAINING]
+        excluded += ["lr_schedule", "critic_lr_schedule"]
         if self.env is not None and takes_tensors(self.env):
             # A simulator's tensors may be on a device that is missing where they are loaded
             excluded.append("_last_obs")
@@ -74,19 +154,20 @@ class SavedAlgorithm(BaseAlgorithm):
         return ["policy", "policy.critic.optimizer", *optimizers], []
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]
         cls: type[SelfSaved],
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: Location,
         env: Any = None,
         device: th.device | str = "auto",
         custom_objects: dict[str, Any] | None = None,
         print_system_info: bool = False,
         force_reset: bool = True,
         check_class: bool = True,
+        trust_pickle: bool = False,
         **kwargs: Any,
     ) -> SelfSaved:
         """
-        Load a saved model, with its optimisers and normalisers.
+        Load a saved model, with its optimisers and normalisers. Nothing in the file is run.
 
         The file of a user's subclass is loaded by this subclass. The file of an algorithm may be
         loaded by a user's subclass of it, but not by another algorithm.
@@ -95,26 +176,103 @@ class SavedAlgorithm(BaseAlgorithm):
         :param env: Environment for further training, of any form that the constructor takes, with
             any number of environments; not needed for ``predict``
         :param device: Device of the model
-        :param custom_objects: Objects in the place of saved ones, by name
+        :param custom_objects: Objects in the place of saved attributes, by name; and classes of
+            your own that the file names, such as a features extractor, by theirs
         :param print_system_info: Print of the versions at saving and now
         :param force_reset: Reset of the environment before training
         :param check_class: Refusal of models that another class has saved. With False their
             networks, critic and settings are used by this class as they are
+        :param trust_pickle: Whether files of earlier versions, which are pickles, are loaded.
+            Loading a pickle can run any code that its author has put into it
         :param kwargs: Attributes to change, such as ``learning_rate``
         :return: Model
-        :raises ValueError: If the file holds something else or was saved by another class, if
-            ``env`` has another team, or if the model has no attribute of a given name
+        :raises ValueError: If the file holds something else, is damaged, is a pickle, or was saved
+            by another class, if ``env`` has another team, or if the model has no attribute of a
+            given name
         """
+        path = existing_path(path)
         content = check_model_file(path, cls, SavedAlgorithm, check_class)
-        kwargs = cls._attributes_to_change(kwargs, content.attributes)
+        if content is not None and not content.is_safe:
+            accept_pickle(path, content, cls.__name__, trust_pickle)
+            return cls._load_pickle(
+                path, content, env, device, custom_objects, print_system_info, force_reset, kwargs
+            )
+        file = read_safe_file(path, "model")
+        if print_system_info:
+            _print_systems(file)
+        attributes = file.entries("attributes", _NEEDED)
+        kwargs = cls._attributes_to_change(kwargs, attributes)
+        replaced = {**(custom_objects or {}), **kwargs}
+        if "policy_kwargs" in kwargs and "policy_kwargs" not in (custom_objects or {}):
+            _check_policy_kwargs(file, kwargs["policy_kwargs"], custom_objects)
+        data = file.value("attributes", replaced)
         if env is not None:
-            env = cls._wrap_env(env)
-            position = path.tell() if isinstance(path, io.BufferedIOBase) else 0
-            data, _, _ = load_from_zip_file(path, device="cpu", custom_objects=custom_objects)
-            if isinstance(path, io.BufferedIOBase):
-                path.seek(position)
-            assert data is not None
+            env = cls._wrap_env(env, data.get("verbose", 0))
             check_env_of_model(env, data["observation_space"], data["action_space"])
+            check_for_correct_spaces(env, data["observation_space"], data["action_space"])
+            data["n_envs"] = env.num_envs
+            if force_reset:
+                data["_last_obs"] = None
+        return cls._of_file(file, data | kwargs, env, device)
+
+    @classmethod
+    def _of_file(
+        cls: type[SelfSaved],
+        file: SafeFile,
+        data: dict[str, Any],
+        env: Any,
+        device: th.device | str,
+    ) -> SelfSaved:
+        """Model with the attributes ``data`` and the networks of a file."""
+        file.entries("parameters", ("policy",))
+        parameters = file.value("parameters")
+        agents = tuple(getattr(data.get("action_space"), "spaces", ()))
+        check_finite_parameters(parameters, agents, f"{file.name} holds {file.manifest.words}")
+        try:
+            with building_limit(file.tensors, len(agents)):
+                make: Any = cls
+                model = make(data["policy_class"], env, device=device, _init_setup_model=False)
+                vars(model).update(data)
+                model._setup_model()
+            model.set_parameters(parameters, exact_match=True, device=device)
+            for name, value in file.value("variables").items():
+                if value is not None:
+                    variable = recursive_getattr(model, name)
+                    variable.data = value.data.to(variable.device)
+        except Exception as error:
+            raise SafeFileError(
+                file.name,
+                f"holds {file.manifest.words}, from which no {cls.__name__} can be made: {error}",
+            ) from error
+        if model.use_sde:
+            model.policy.reset_noise()
+        return model
+
+    @classmethod
+    def _load_pickle(
+        cls: type[SelfSaved],
+        path: Any,
+        content: SavedFile,
+        env: Any,
+        device: th.device | str,
+        custom_objects: dict[str, Any] | None,
+        print_system_info: bool,
+        force_reset: bool,
+        kwargs: dict[str, Any],
+    ) -> SelfSaved:
+        """Model of a file of an earlier version, loaded by Stable-Baselines3."""
+        kwargs = cls._attributes_to_change(kwargs, content.attributes)
+        position = None if isinstance(path, pathlib.Path) else path.tell()
+        model = super().load(
+            path, None, device, custom_objects, print_system_info, force_reset, **kwargs
+        )
+        if env is None:
+            return model
+        # SB3's check of spaces says less about what differs
+        env = cls._wrap_env(env)
+        check_env_of_model(env, model.observation_space, model.action_space)
+        if position is not None:
+            path.seek(position)
         return super().load(
             path, env, device, custom_objects, print_system_info, force_reset, **kwargs
         )
@@ -146,7 +304,8 @@ class SavedAlgorithm(BaseAlgorithm):
         device: th.device | str = "auto",
     ) -> None:
         """
-        Replace parameters and optimisers of this model.
+        Replace parameters and optimisers of this model. Nothing in a file is run, in one of an
+        earlier version either: its networks are read without the rest.
 
         :param load_path_or_dict: Path of a saved model, an open file, or a dict such as
             ``get_parameters`` returns
@@ -156,11 +315,38 @@ class SavedAlgorithm(BaseAlgorithm):
         """
         if isinstance(load_path_or_dict, dict):
             return super().set_parameters(load_path_or_dict, exact_match, device)
-        content = check_model_file(load_path_or_dict, type(self), SavedAlgorithm, False)
+        path = existing_path(load_path_or_dict)
+        content = check_model_file(path, type(self), SavedAlgorithm, False)
+        parameters: Any = path
+        words = "a model"
+        if content is not None and content.is_safe:
+            file = read_safe_file(path, "model")
+            file.entries("parameters", ("policy",))
+            parameters, words = file.value("parameters"), content.words
+            check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
         try:
-            super().set_parameters(load_path_or_dict, exact_match, device)
-        except (ValueError, RuntimeError) as error:
+            super().set_parameters(parameters, exact_match, device)
+        except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
             raise ValueError(
-                f"{load_path_or_dict} holds {content.words}, whose networks are not those of this "
+                f"{load_path_or_dict} holds {words}, whose networks are not those of this "
                 f"{type(self).__name__} model: {error}"
             ) from error
+
+
+def _print_systems(file: SafeFile) -> None:
+    print("== CURRENT SYSTEM INFO ==")
+    get_system_info()
+    print("== SAVED MODEL SYSTEM INFO ==")
+    print(file.manifest.info.get("system", "unknown"))
+
+
+def _check_policy_kwargs(
+    file: SafeFile, given: dict[str, Any], custom_objects: Mapping[str, Any] | None
+) -> None:
+    """Refuse other ``policy_kwargs`` than the saved ones, as SB3 does."""
+    stored = file.value("attributes", custom_objects, only=("policy_kwargs",))["policy_kwargs"]
+    if stored != given:
+        raise ValueError(
+            f"The specified policy kwargs do not equal the stored policy kwargs. Stored kwargs: "
+            f"{stored}, specified kwargs: {given}"
+        )

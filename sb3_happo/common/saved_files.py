@@ -2,18 +2,34 @@
 
 import io
 import json
+import os
 import pathlib
 import pickletools
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, Literal, NamedTuple, TypeAlias
 
-import torch as th
+from sb3_happo.common.safe_files import MAX_DATA, Manifest, file_name, read_manifest
 
-from sb3_happo.version import __version__
+Kind: TypeAlias = Literal[
+    "model",
+    "team",
+    "agent",
+    "sb3_model",
+    "sb3_policy",
+    "vec_normalize",
+    "pickle",
+    "other",
+    "unknown",
+]
+Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
 
-Kind: TypeAlias = Literal["model", "team", "agent", "sb3_model", "sb3_policy", "pickle", "unknown"]
-Location: TypeAlias = str | pathlib.Path | io.BufferedIOBase
+#: Largest member of an older file that is searched for names, in bytes
+_MAX_PICKLE = 2**24
+#: Largest size to which an older file may unfold, in multiples of its own and in bytes. SB3 does
+#: not compress; users may have
+_MAX_RATIO = 20
+_MAX_UNFOLDED = 2**29
 
 #: Attributes by which the models of SB3 and sb3-contrib differ, for files that do not name their
 #: algorithm. The first one that fits counts
@@ -36,12 +52,14 @@ class SavedFile(NamedTuple):
     :param kind: "model": a team's algorithm and networks, of ``HAPPO.save`` and the like. "team":
         a team's policy alone, of ``model.policy.save``. "agent": the policy of one agent, of
         ``model.policies[agent].save``. "sb3_model" and "sb3_policy": the same of
-        Stable-Baselines3. "pickle": a pickled object, such as the statistics of ``VecNormalize``
+        Stable-Baselines3. "vec_normalize": statistics of a ``VecNormalize``. "other": another
+        file of this package. "pickle": a pickled object
     :param name: Name of the class that saved the file, or of the pickled class; "" if unknown
     :param algorithms: Algorithms of the package that may have saved a model: one, or several for
         files of earlier versions, which do not name theirs
     :param own_class: True if ``name`` is a class of the package, not a user's subclass
     :param attributes: Names of the attributes of a saved model
+    :param is_safe: True for files without pickles, see :mod:`~sb3_happo.common.safe_files`
     """
 
     kind: Kind
@@ -49,6 +67,7 @@ class SavedFile(NamedTuple):
     algorithms: tuple[str, ...] = ()
     own_class: bool = True
     attributes: frozenset[str] = frozenset()
+    is_safe: bool = False
 
     @property
     def words(self) -> str:
@@ -64,8 +83,10 @@ class SavedFile(NamedTuple):
             "agent": f"the policy of a single agent{known}",
             "sb3_model": f"a {self.name} model of Stable-Baselines3, for a single agent",
             "sb3_policy": "a policy of Stable-Baselines3, for a single agent",
+            "vec_normalize": f"the statistics of a {self.name}",
+            "other": f"a {self.name} of sb3_happo",
             "pickle": f"a pickled {self.name or 'object'}",
-            "unknown": "nothing that sb3_happo or Stable-Baselines3 has saved",
+            "unknown": "nothing that sb3_happo or Stable-Baselines3 has saved, or it is damaged",
         }
         return texts[self.kind]
 
@@ -85,16 +106,21 @@ class SavedFile(NamedTuple):
             "whole team, save the model with model.save(path).",
             "sb3_model": f"Load it with Stable-Baselines3: {self.name}.load(path).",
             "sb3_policy": "Load it with the class of Stable-Baselines3 that has saved it.",
-            "unknown": "Pass the path of a file that model.save(path) has written.",
+            "vec_normalize": "Load these statistics with VecNormalizeTeam.load(path, venv), and "
+            "the model beside it.",
         }
         if self.kind == "pickle":
             return _remedy_of_pickle(self.name)
-        return remedies[self.kind]
+        otherwise = "Pass the path of a file that model.save(path) has written."
+        return remedies.get(self.kind, otherwise)
 
 
 def _remedy_of_pickle(name: str) -> str:
     if name == "VecNormalize":
-        return "Load these statistics with VecNormalize.load(path, venv), and the model beside it."
+        return (
+            "Load these statistics with VecNormalizeTeam.load(path, venv, trust_pickle=True) or "
+            "with Stable-Baselines3, VecNormalize.load(path, venv), and the model beside it."
+        )
     if "ReplayBuffer" in name:
         return "Load it with model.load_replay_buffer(path)."
     return "Pass the path of a file that model.save(path) has written."
@@ -118,31 +144,12 @@ def lineage(cls: type, base: type) -> tuple[str, str]:
     return cls.__name__, cls.__name__
 
 
-def signature_of_model(cls: type, base: type) -> dict[str, str]:
+def module_and_name(cls: type) -> dict[str, str]:
     """
-    :param cls: Class of a model
-    :param base: Base class of all models
-    :return: Entry "saved_by" of a model's file
+    :param cls: Class that saves a file
+    :return: Entries of the file's manifest
     """
-    name, algorithm = lineage(cls, base)
-    return {"class": name, "algorithm": algorithm, "version": __version__}
-
-
-def save_policy(policy: Any, path: Location) -> None:
-    """
-    Save a policy as SB3 does, with the name of its class. The name comes first, so that it is found
-    without unpickling the rest.
-
-    :param policy: Policy of an agent or of a team
-    :param path: Path of the file, or an open file
-    """
-    cls = type(policy)
-    content = {
-        "saved_by": f"{cls.__module__}.{cls.__qualname__}",
-        "state_dict": policy.state_dict(),
-        "data": policy._get_constructor_parameters(),
-    }
-    th.save(content, path)  # type: ignore[arg-type]
+    return {"module": cls.__module__, "qualname": cls.__qualname__}
 
 
 # ---------------------------------------------------------------- what is read
@@ -153,7 +160,7 @@ def inspect_file(location: Location) -> SavedFile | None:
     :param location: Path, with or without ".zip", or an open file, whose position is kept
     :return: Content of the file; None if there is none, or it cannot be read twice
     """
-    if isinstance(location, io.IOBase):
+    if not isinstance(location, (str, os.PathLike)):
         if not location.seekable():
             return None
         position = location.tell()
@@ -161,24 +168,68 @@ def inspect_file(location: Location) -> SavedFile | None:
             return _inspect(location)
         finally:
             location.seek(position)
-    assert not isinstance(location, io.BufferedIOBase)
-    path = pathlib.Path(location)
-    if not path.exists():
-        path = pathlib.Path(f"{path}.zip")
-    if not path.is_file():
+    path = existing_path(location)
+    assert isinstance(path, (str, os.PathLike))
+    if not os.path.isfile(path):
         return None
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return _inspect(file)
 
 
-def _inspect(file: Any) -> SavedFile:
+def existing_path(location: Location) -> Location:
+    """
+    :param location: Path, with or without ".zip", or an open file
+    :return: Path of the file that exists; an open file as it is, or a copy in memory of one that
+        cannot be read twice
+    """
+    if not isinstance(location, (str, os.PathLike)):
+        return location if location.seekable() else io.BytesIO(location.read())
+    path = pathlib.Path(location)
+    with_suffix = pathlib.Path(f"{path}.zip")
+    return path if path.exists() or not with_suffix.exists() else with_suffix
+
+
+def _inspect(file: IO[bytes]) -> SavedFile:
     start = file.tell()
-    if zipfile.is_zipfile(file):
+    if not zipfile.is_zipfile(file):
         file.seek(start)
-        with zipfile.ZipFile(file) as archive:
-            return _inspect_archive(archive)
+        return _inspect_pickle(file)
     file.seek(start)
-    return _inspect_pickle(file)
+    manifest = read_manifest(file)
+    if manifest is not None:
+        return _of_manifest(manifest)
+    size = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            _refuse_bombs(archive, size)
+            return _inspect_archive(archive)
+    except (zipfile.BadZipFile, ValueError, LookupError, TypeError, OSError, RuntimeError):
+        return SavedFile("unknown")
+
+
+def _of_manifest(manifest: Manifest) -> SavedFile:
+    kinds: tuple[Kind, ...] = ("model", "team", "agent", "vec_normalize")
+    for kind in kinds:
+        if kind == manifest.kind:
+            break
+    else:
+        return SavedFile("other", manifest.kind.replace("_", " "), is_safe=True)
+    own_class = str(manifest.info.get("module")).startswith("sb3_happo.")
+    attributes = frozenset(manifest.info.get("attributes", ()))
+    algorithms = (manifest.algorithm,) if manifest.algorithm else ()
+    return SavedFile(kind, manifest.saved_by, algorithms, own_class, attributes, True)
+
+
+def _refuse_bombs(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse archives that unfold to many times of what they are."""
+    claimed = 0
+    for info in archive.infolist():
+        claimed += info.file_size
+        if info.filename == "data" and info.file_size > MAX_DATA:
+            raise ValueError(f"the member 'data' has {info.file_size} bytes")
+    if claimed > min(_MAX_RATIO * size, max(size, _MAX_UNFOLDED)):
+        raise ValueError(f"{claimed} bytes in a file of {size}")
 
 
 def _inspect_archive(archive: zipfile.ZipFile) -> SavedFile:
@@ -191,6 +242,8 @@ def _inspect_archive(archive: zipfile.ZipFile) -> SavedFile:
         return _inspect_model(data, names)
     for name in names:
         if name.endswith("/data.pkl"):
+            if archive.getinfo(name).file_size > _MAX_PICKLE:
+                return SavedFile("unknown")
             with archive.open(name) as file:
                 return _inspect_policy(list(_strings(file)))
     return SavedFile("unknown")
@@ -256,7 +309,7 @@ def _strings(file: IO[bytes]) -> Iterator[str]:
                 yield from str(argument).split(" ")
             elif isinstance(argument, str):
                 yield argument
-    except ValueError:
+    except (ValueError, LookupError, OverflowError, MemoryError):
         # Not a pickle, or cut off
         return
 
@@ -264,7 +317,9 @@ def _strings(file: IO[bytes]) -> Iterator[str]:
 # ---------------------------------------------------------------- checks
 
 
-def check_model_file(location: Location, cls: type, base: type, check_class: bool) -> SavedFile:
+def check_model_file(
+    location: Location, cls: type, base: type, check_class: bool
+) -> SavedFile | None:
     """
     Refuse files of another kind and of another algorithm.
 
@@ -272,21 +327,21 @@ def check_model_file(location: Location, cls: type, base: type, check_class: boo
     :param cls: Class that loads the file
     :param base: Base class of all models
     :param check_class: Refusal of models that another class has saved
-    :return: Content of the file; that of a model without attributes where it is not known
+    :return: Content of the file; None if there is no file
     :raises ValueError: If the file cannot be loaded by the class
     """
     content = inspect_file(location)
     if content is None:
-        return SavedFile("model")
+        return None
     if content.kind != "model":
         raise ValueError(
-            f"{cls.__name__}.load cannot load {_name(location)}: it holds {content.words}. "
+            f"{cls.__name__}.load cannot load {file_name(location)}: it holds {content.words}. "
             f"{content.remedy('model')}"
         )
     if check_class and not _may_load_model(content, cls, base):
         loader = content.name or " or ".join(content.algorithms)
         raise ValueError(
-            f"{_name(location)} was saved by {loader} and cannot be loaded by {cls.__name__}: "
+            f"{file_name(location)} was saved by {loader} and cannot be loaded by {cls.__name__}: "
             f"{_consequence(content, cls, base)} Load it with {loader}.load(path), or pass "
             f"check_class=False to train what it holds with {cls.__name__} all the same."
         )
@@ -310,7 +365,9 @@ def _consequence(content: SavedFile, cls: type, base: type) -> str:
     return "each algorithm has its own critic, sharing of parameters and settings."
 
 
-def check_policy_file(location: Location, cls: type, kind: Kind, check_class: bool) -> None:
+def check_policy_file(
+    location: Location, cls: type, kind: Kind, check_class: bool
+) -> SavedFile | None:
     """
     Refuse files of another kind, and policies that a user's subclass has saved.
 
@@ -318,25 +375,21 @@ def check_policy_file(location: Location, cls: type, kind: Kind, check_class: bo
     :param cls: Class that loads the file
     :param kind: "team" or "agent"
     :param check_class: Refusal of policies that another class has saved
+    :return: Content of the file; None if there is no file
     :raises ValueError: If the file cannot be loaded by the class
     """
     content = inspect_file(location)
     if content is None:
-        return
+        return None
     if content.kind != kind:
         raise ValueError(
-            f"{cls.__name__}.load cannot load {_name(location)}: it holds {content.words}. "
+            f"{cls.__name__}.load cannot load {file_name(location)}: it holds {content.words}. "
             f"{content.remedy(kind)}"
         )
     ancestors = [ancestor.__name__ for ancestor in cls.__mro__]
     if check_class and not content.own_class and content.name not in ancestors:
         raise ValueError(
-            f"{_name(location)} was saved by {content.name} and cannot be loaded by "
+            f"{file_name(location)} was saved by {content.name} and cannot be loaded by "
             f"{cls.__name__}. Load it with {content.name}.load(path), or pass check_class=False."
         )
-
-
-def _name(location: Location) -> str:
-    if isinstance(location, io.IOBase):
-        return str(getattr(location, "name", "this open file"))
-    return str(location)
+    return content

@@ -1,9 +1,9 @@
 """Normalisation of observations and rewards for teams whose agents may be absent."""
 
 import inspect
-import pickle
+import os
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from gymnasium import spaces
@@ -13,6 +13,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_happo.envs.spaces import ACTIVE, is_flag
 from sb3_happo.envs.state import StateLayout
+from sb3_happo.vec_env.normalizer_files import (
+    SavedStatistics,
+    read_normalizer,
+    save_normalizer,
+)
 from sb3_happo.vec_env.single_agent import VecTeamOfOne
 from sb3_happo.vec_env.step_facts import (
     NORMALIZED_REWARDS,
@@ -83,8 +88,9 @@ class VecNormalizeTeam(VecNormalize):
     ``(n_agents,)``, and :class:`~sb3_happo.IPPO` learns from them; ``info["agent_rewards"]`` stay
     as they are.
 
-    The algorithms turn a ``VecNormalize`` into this class (:func:`as_team_normalizer`). Files of
-    either class can be loaded as the other one.
+    The algorithms turn a ``VecNormalize`` into this class (:func:`as_team_normalizer`). Files hold
+    no pickles; SB3's ``VecNormalize.load`` does not read them, and :meth:`load` reads SB3's with
+    ``trust_pickle=True``.
 
     :param venv: Joint vectorised environment
     :param args: Arguments of ``VecNormalize``. ``norm_obs_keys`` are by default all Box entries
@@ -145,18 +151,50 @@ class VecNormalizeTeam(VecNormalize):
         super().set_venv(venv)
         self._prepare()
 
+    def save(self, save_path: str | os.PathLike[str] | IO[bytes]) -> None:
+        """
+        Save the statistics and settings, without the environment and without pickles. A model's
+        file holds them, too, if the model's environment is normalised.
+
+        :param save_path: Path of the file, or an open file
+        """
+        save_normalizer(self, save_path)
+
     @staticmethod
-    def load(load_path: str, venv: VecEnv) -> "VecNormalizeTeam":
+    def load(
+        load_path: str | os.PathLike[str] | IO[bytes], venv: VecEnv, trust_pickle: bool = False
+    ) -> "VecNormalizeTeam":
         """
-        :param load_path: Path of a file that this class or ``VecNormalize`` has saved
+        Load statistics. Nothing in the file is run.
+
+        :param load_path: Path of a file that :meth:`save` has written, or of a model that was
+            trained with these statistics, or an open file
         :param venv: Joint vectorised environment to normalise
+        :param trust_pickle: Whether files of earlier versions and of SB3's ``VecNormalize``, which
+            are pickles, are loaded. Loading a pickle can run any code that its author has put into
+            it
         :return: Normaliser with the statistics of the file
+        :raises ValueError: If the file holds something else, is damaged, or is a pickle
         """
-        with open(load_path, "rb") as file:
-            normalizer = pickle.load(file)
+        state = read_normalizer(load_path, "VecNormalizeTeam", trust_pickle)
+        normalizer = VecNormalizeTeam.__new__(VecNormalizeTeam)
+        normalizer.__setstate__(state)
         normalizer.set_venv(venv)
-        as_team_normalizer(normalizer)
         return normalizer
+
+    @staticmethod
+    def load_statistics(
+        load_path: str | os.PathLike[str] | IO[bytes], trust_pickle: bool = False
+    ) -> SavedStatistics:
+        """
+        Load statistics to normalise observations without an environment, on a robot for example.
+
+        :param load_path: Path of a file, as for :meth:`load`, or an open file
+        :param trust_pickle: Whether pickles are loaded, as for :meth:`load`
+        :return: Statistics with ``normalize_obs`` and ``normalize_agent_obs``
+        :raises ValueError: If the file holds something else, is damaged, or is a pickle
+        """
+        return SavedStatistics(read_normalizer(load_path, "VecNormalizeTeam", trust_pickle))
 
     # ---------------------------------------------------------------- steps and resets
 

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("train", "train a team with the hyperparameters of the zoo"),
     "enjoy": ("enjoy", "watch, film or evaluate a trained team"),
     "export": ("export", "export an agent to ONNX, for a robot without PyTorch"),
+    "convert": ("convert", "convert files of earlier versions into files without pickles"),
     "tune": ("tune", "optimise hyperparameters with Optuna"),
     "benchmark": ("benchmark", "train entries with several seeds and write the table of results"),
     "reproduce": ("reproduce", "repeat a run of the benchmark and compare its result"),

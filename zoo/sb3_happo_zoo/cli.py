@@ -17,6 +17,7 @@ from sb3_happo.common.hyperparameters import LARGEST_TIMESTEPS
 from sb3_happo.vec_env.counts import LARGEST
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.entries import evaluate, is_expression, nearest
+from sb3_happo_zoo.named_code import trust_modules
 from sb3_happo_zoo.paths import command_words
 
 
@@ -174,7 +175,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         "--gym-packages",
         nargs="+",
         default=[],
-        help="modules to import because they register environments",
+        help="modules to import because they register environments, or because settings name "
+        "their wrappers",
+    )
+    parser.add_argument(
+        "--trust-pickle",
+        action="store_true",
+        help="load files of earlier versions, which are pickles: loading one can run any code that "
+        "its author has put into it",
     )
     parser.add_argument(
         "--seed",
@@ -258,6 +266,7 @@ def prepare(args: argparse.Namespace) -> None:
         sys.path.append(os.getcwd())  # for environments defined in the current folder
     for module in args.gym_packages:
         importlib.import_module(module)
+    trust_modules(args.gym_packages)
     if args.seed < 0:
         args.seed = int(np.random.randint(2**31 - 1))
         if "command" in args:

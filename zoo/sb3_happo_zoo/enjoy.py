@@ -282,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> list[Episode]:
         prepare(args)
         path = find_model(args)
         print(f"Loading {path}")
-        team = load_agent(path, args.device)
+        team = load_agent(path, args.device, args.trust_pickle)
         mode = render_mode(args)
         env = _make_env(team.make_env, args, mode)
         check_env_of_model(env, team.model.observation_space, team.model.action_space)

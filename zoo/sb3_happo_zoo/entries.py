@@ -9,19 +9,17 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch as th
 import yaml  # type: ignore[import-untyped]
 from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3.common.utils import LinearSchedule
-from torch import nn
 
 from sb3_happo.common.hyperparameters import LARGEST_TIMESTEPS
 from sb3_happo.vec_env.counts import LARGEST
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.expressions import evaluate_safely
 from sb3_happo_zoo.paths import HYPERPARAMS, ROOT
 
 # Keys of an entry that are not arguments of the algorithm: RL Zoo's, then those of teams
@@ -54,8 +52,16 @@ _SET_ELSEWHERE = {
 #: Largest numbers of an entry; the algorithms and environments check the others
 LARGEST_NUMBERS = {"n_timesteps": LARGEST_TIMESTEPS, "n_envs": LARGEST, "frame_stack": LARGEST}
 _SCHEDULES = ("learning_rate", "critic_learning_rate", "clip_range", "clip_range_vf", "ent_coef")
-# Names that the expressions of entries may use
-_EXPRESSION_NAMES = {"nn": nn, "th": th, "partial": partial, "LinearSchedule": LinearSchedule}
+# Arguments that RL Zoo would evaluate, in any form of text
+_EXPRESSIONS = {
+    "normalize",
+    "policy_kwargs",
+    "replay_buffer_class",
+    "replay_buffer_kwargs",
+    "monitor_kwargs",
+    "env_kwargs",
+    "joint_kwargs",
+}
 
 
 # ---------------------------------------------------------------- names
@@ -235,13 +241,14 @@ def is_expression(value: Any) -> bool:
 def evaluate(key: str, expression: str) -> Any:
     """
     :param key: Name of the hyperparameter
-    :param expression: Python expression, with the names that entries may use
+    :param expression: Python expression of what entries may contain, see
+        :func:`~sb3_happo_zoo.expressions.evaluate_safely`
     :return: Value of the expression
     :raises ValueError: If it cannot be evaluated
     """
     try:
-        return eval(expression, dict(_EXPRESSION_NAMES))  # RL Zoo's form; the user's own file
-    except Exception as error:
+        return evaluate_safely(expression)
+    except ValueError as error:
         raise ValueError(f"{key}: {expression} is no valid expression: {error}") from error
 
 
@@ -253,7 +260,8 @@ def evaluate_expression(key: str, value: Any) -> Any:
         anything else unchanged
     :raises ValueError: If the expression cannot be evaluated
     """
-    return evaluate(key, value) if is_expression(value) else value
+    is_text = isinstance(value, str) and key in _EXPRESSIONS
+    return evaluate(key, value) if is_text or is_expression(value) else value
 
 
 def evaluated(value: Any) -> Any:

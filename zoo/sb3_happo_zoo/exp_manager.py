@@ -14,16 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_latest_run_id
+from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_happo import make_joint_vec_env
+from sb3_happo import EvalCallback, make_joint_vec_env
+from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecNormalizeTeam
@@ -41,7 +42,8 @@ from sb3_happo_zoo.entries import (
     read_entries,
     team_wrapper,
 )
-from sb3_happo_zoo.run_folder import check_algorithm, find_statistics
+from sb3_happo_zoo.named_code import check_named_code
+from sb3_happo_zoo.run_folder import check_algorithm, find_statistics, write_yaml
 from sb3_happo_zoo.vec_envs import FASTEST
 from sb3_happo_zoo.versions import versions
 
@@ -60,7 +62,8 @@ class TeamExperimentManager(ExperimentManager):
       Zoo's ``env_wrapper`` wraps the joint one.
     * ``deterministic: false`` in an entry evaluates with sampled actions.
     * Evaluation uses seeds that training does not use, and the entry's ``env_kwargs``.
-    * The normalisation statistics are saved with each checkpoint and with the best model.
+    * A model's file has its normalisation statistics, the best model's and checkpoints' too.
+    * Files of a run hold no code, and are written whole or not at all.
     * ``normalize`` leaves out action masks, images, and the zeros of absent agents.
     * An unknown key is an error, and a run that could not start leaves no folder.
 
@@ -99,6 +102,8 @@ class TeamExperimentManager(ExperimentManager):
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
         self._uuid = kwargs.get("uuid_str", "")
+        #: Whether files of earlier versions are loaded, which are pickles
+        self.trust_pickle: bool = getattr(args, "trust_pickle", False)
 
     # RL Zoo looks ids up in Gymnasium's registry, which need not know ours
 
@@ -154,6 +159,7 @@ class TeamExperimentManager(ExperimentManager):
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable | None, list[BaseCallback], Callable | None]:
+        check_named_code(hyperparams)
         evaluated = {key: evaluate_expression(key, value) for key, value in hyperparams.items()}
         hyperparams = as_numbers(evaluated)
         self.deterministic_eval = hyperparams.pop("deterministic", True)
@@ -234,7 +240,7 @@ class TeamExperimentManager(ExperimentManager):
         if self.continue_training:
             statistics = find_statistics(Path(self.trained_agent), self.env_name)
             if statistics is not None:
-                return _load_statistics(statistics, env, training=not eval_env)
+                return _load_statistics(statistics, env, not eval_env, self.trust_pickle)
             if self.normalize:
                 raise ValueError(
                     f"The normalisation statistics of {self.trained_agent} are missing beside it."
@@ -262,6 +268,10 @@ class TeamExperimentManager(ExperimentManager):
             shutil.rmtree(self.save_path, ignore_errors=True)  # nothing was trained
             raise
 
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        more = {"trust_pickle": True} if self.trust_pickle else {}
+        return super()._load_pretrained_agent(hyperparams | more, env)
+
     def create_log_folder(self) -> None:
         """Make the run's folder. Runs that start at the same time get different folders."""
         while True:
@@ -276,26 +286,17 @@ class TeamExperimentManager(ExperimentManager):
 
     def create_callbacks(self) -> None:
         """
-        Make RL Zoo's callbacks; checkpoints and best models are saved with their normalisation
-        statistics.
+        Make RL Zoo's callbacks. Models have their normalisation statistics in their own files, and
+        the evaluations are written whole or not at all.
         """
         super().create_callbacks()
         if is_vectorised(self.env_name.gym_id):
             self.callbacks.append(MonitorFile(self.save_path))
         for callback in self.callbacks:
-            if isinstance(callback, CheckpointCallback):
-                callback.save_vecnormalize = True
-            elif isinstance(callback, EvalCallback):
-                self._set_best_model_path(callback)
-
-    def _set_best_model_path(self, callback: EvalCallback) -> None:
-        """
-        :param callback: Evaluation; what it calls for a new best model gets the folder for the
-            model's statistics
-        """
-        if callback.callback_on_new_best is not None:
-            path = os.path.join(self.save_path, "best_model")
-            callback.callback_on_new_best.save_path = path  # type: ignore[attr-defined]
+            if type(callback) is callbacks.EvalCallback:
+                # It has no further attributes
+                callback.__class__ = EvalCallback
+                callback.callback_on_new_best = None
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
@@ -314,29 +315,30 @@ class TeamExperimentManager(ExperimentManager):
         print(f"Saving to {self.save_path}")
         # SB3 adds no ending to names with a dot, such as pettingzoo.sisl/...
         model.save(f"{self.params_path}.zip")
-        statistics = model.get_vec_normalize_env()
-        if statistics is not None:
-            statistics.save(os.path.join(self.params_path, "vecnormalize.pkl"))
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         super()._save_config(saved_hyperparams)
         folder = Path(self.params_path)
-        (folder / "versions.yml").write_text(yaml.safe_dump(versions(), sort_keys=False))
+        # In the place of RL Zoo's, which have Python's tags
+        write_yaml(folder / "config.yml", saved_hyperparams)
+        write_yaml(folder / "args.yml", dict(sorted(vars(self.args).items())))
+        write_yaml(folder / "versions.yml", versions())
         command = getattr(self.args, "command", None)
         if command is not None:
-            (folder / "command.txt").write_text(command)
+            atomic_write(folder / "command.txt", command.encode())
 
 
-def _load_statistics(path: Path, env: VecEnv, training: bool) -> VecNormalize:
+def _load_statistics(path: Path, env: VecEnv, training: bool, trust_pickle: bool) -> VecNormalize:
     """
-    :param path: Path of saved normalisation statistics
+    :param path: Path of saved normalisation statistics, or of a model with them
     :param env: Environment to normalise
     :param training: Whether to update the statistics, and to normalise rewards if they were
         normalised
+    :param trust_pickle: Whether files of earlier versions are loaded, which are pickles
     :return: The normalised environment
     """
     action_space = env.action_space
-    normalized = VecNormalizeTeam.load(str(path), env)
+    normalized = VecNormalizeTeam.load(path, env, trust_pickle)
     # Not the file's space, so that the check of spaces notices another one
     normalized.action_space = action_space
     normalized.training = training

@@ -2,27 +2,117 @@
 Files in the folder of a run: the algorithm of a saved model, and its normalisation statistics.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml  # type: ignore[import-untyped]
-from huggingface_sb3 import EnvironmentName
+
+from sb3_happo.common.safe_files import SafeFileError, atomic_write, read_manifest
+from sb3_happo.vec_env.normalizer_files import PART
+
+#: Largest YAML file of a run, in bytes
+_MAX_YAML = 2**20
+_MAX_ALIASES = 16
+_PYTHON = "tag:yaml.org,2002:python/"
+
+
+class _RunLoader(yaml.SafeLoader):
+    """Safe loader that also reads the few tags that RL Zoo writes, as plain data."""
+
+
+def _pairs(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Any, Any]:
+    """Arguments of an ``OrderedDict``, a list with a list of pairs."""
+    arguments = loader.construct_sequence(node, deep=True)
+    pairs = arguments[0] if arguments else []
+    return dict(pairs)
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.Node) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
+def _path(loader: yaml.SafeLoader, node: yaml.Node) -> str:
+    return str(Path(*map(str, loader.construct_sequence(node, deep=True))))
+
+
+_RunLoader.add_constructor(f"{_PYTHON}object/apply:collections.OrderedDict", _pairs)
+_RunLoader.add_constructor(f"{_PYTHON}tuple", _sequence)
+for _name in ("PosixPath", "WindowsPath", "Path"):
+    for _module in ("pathlib", "pathlib._local"):
+        _RunLoader.add_constructor(f"{_PYTHON}object/apply:{_module}.{_name}", _path)
 
 
 def read_yaml(path: Path) -> Any:
     """
-    :param path: YAML file that RL Zoo has written into the folder of a run
-    :return: Content of the file, Python objects included. Such files are as trusted as pickles
+    :param path: YAML file in the folder of a run
+    :return: Content of the file. Tags of Python are not run
+    :raises ValueError: If the file has other tags, is no YAML, or holds something else than names
+        and values
     """
-    return yaml.load(path.read_text(), yaml.UnsafeLoader)
+    text = path.read_bytes()
+    if len(text) > _MAX_YAML:
+        raise ValueError(f"{path} has {len(text)} bytes, too many for a YAML file of a run.")
+    try:
+        # A bomb of aliases unfolds when its content is walked through
+        n_aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
+        if n_aliases > _MAX_ALIASES:
+            raise ValueError(f"{path} has {n_aliases} aliases, too many for a file of a run.")
+        content = yaml.load(text, _RunLoader)
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} cannot be read without running what it names: {error}. Files of a run hold "
+            "texts, numbers, lists and dicts."
+        ) from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a mapping of names to values.")
+    return content
 
 
-def find_statistics(model: Path, env_name: EnvironmentName) -> Path | None:
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """
+    Write a YAML file without tags of Python, whole or not at all.
+
+    :param path: Path
+    :param content: Texts, numbers, lists and dicts; other values become texts
+    """
+    text = yaml.dump(_plain(content), Dumper=_NoAliases, sort_keys=False)
+    atomic_write(path, text.encode())
+
+
+class _NoAliases(yaml.SafeDumper):
+    """Dumper that writes a list that occurs twice twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """
+        :param data: Value
+        :return: True
+        """
+        return True
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+        return [_plain(own) for own in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def find_statistics(model: Path, env_name: str) -> Path | None:
     """
     :param model: Path of a saved model
     :param env_name: Name of its environment
-    :return: Path of the model's normalisation statistics, None if there are none
+    :return: Path of the model's normalisation statistics: the model itself, or a file of an earlier
+        version beside it; None if there are none
     """
+    if _has_statistics(model):
+        return model
     name, folder = model.stem, model.parent
     candidates = [
         folder / name / "vecnormalize.pkl",
@@ -34,6 +124,15 @@ def find_statistics(model: Path, env_name: EnvironmentName) -> Path | None:
         if path.is_file():
             return path
     return None
+
+
+def _has_statistics(model: Path) -> bool:
+    try:
+        manifest = read_manifest(model)
+    except (SafeFileError, OSError):
+        # Named when the model itself is loaded
+        return False
+    return manifest is not None and PART in manifest.info.get("parts", ())
 
 
 def check_algorithm(model: Path, algo: str) -> None:

@@ -4,23 +4,21 @@ Trained agents: loading them with their environments, and the copies that come w
 """
 
 import argparse
-import io
 import json
 import shutil
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch as th
-import yaml  # type: ignore[import-untyped]
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from sb3_happo.vec_env.normalizer_files import PART, read_normalizer
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.exp_manager import EVAL_SEED, TeamExperimentManager
 from sb3_happo_zoo.results import Record, canonical
-from sb3_happo_zoo.run_folder import read_yaml
+from sb3_happo_zoo.run_folder import find_statistics, read_yaml, write_yaml
 
 if TYPE_CHECKING:  # runs load agents
     from sb3_happo_zoo.runs import Run
@@ -58,7 +56,9 @@ class TrainedTeam(NamedTuple):
     config: dict[str, Any]
 
 
-def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTeam:
+def load_agent(
+    path: str | Path, device: th.device | str = "auto", trust_pickle: bool = False
+) -> TrainedTeam:
     """
     Load trained agents with their environments, from a log folder or from those that come with the
     zoo.
@@ -66,6 +66,7 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
     :param path: Folder of a run, such as ``logs/happo/mpe2-simple_spread_v3_1``, for its last
         model; or a model in it
     :param device: PyTorch's device
+    :param trust_pickle: Whether files of earlier versions are loaded, which are pickles
     :return: The agents and their environments
     :raises ValueError: If there are none
     """
@@ -79,7 +80,7 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
         models = ", ".join(sorted(model.name for model in folder.glob("*.zip"))) or "none"
         raise ValueError(f"There is no model {path}; in its folder there are {models}.")
     manager = TeamExperimentManager(
-        argparse.Namespace(),
+        argparse.Namespace(trust_pickle=trust_pickle),
         args["algo"],
         args["env"],
         log_folder="",
@@ -96,7 +97,7 @@ def load_agent(path: str | Path, device: th.device | str = "auto") -> TrainedTea
         manager.seed, manager.eval_env_kwargs = seed - EVAL_SEED, env_kwargs | more
         return manager.create_envs(n_envs, eval_env=True)
 
-    model = TEAM_ALGOS[args["algo"]].load(path, device=device)
+    model = TEAM_ALGOS[args["algo"]].load(path, device=device, trust_pickle=trust_pickle)
     return TrainedTeam(
         model, make_env, manager.deterministic_eval, args["algo"], args["env"], dict(config)
     )
@@ -179,30 +180,35 @@ def copy_agent(trained: Path, folder: Path, record: Record) -> None:
     source = _details_folder(trained)
     details = folder / source.name
     details.mkdir(parents=True)
-    _save_small(model, folder / f"{details.name}.zip")
-    for name in ("config.yml", "versions.yml", "vecnormalize.pkl"):
+    statistics = find_statistics(trained / f"{details.name}.zip", details.name)
+    save_small(model, folder / f"{details.name}.zip", statistics)
+    for name in ("config.yml", "versions.yml"):
         if (source / name).is_file():
-            shutil.copy(source / name, details)
+            write_yaml(details / name, read_yaml(source / name))
     # RL Zoo's list of arguments, without the paths of the machine of the training
     arguments = {name: record[name] for name in ("algo", "env", "seed")}
     arguments |= {"env_kwargs": None, "eval_env_kwargs": None}
-    (details / "args.yml").write_text(yaml.safe_dump(arguments))
+    write_yaml(details / "args.yml", arguments)
     (details / "command.txt").write_text(record["command"] + "\n")
     (folder / RECORD).write_text(json.dumps(record) + "\n")
 
 
-def _save_small(model: MultiAgentOnPolicyAlgorithm, path: Path) -> None:
+def save_small(
+    model: MultiAgentOnPolicyAlgorithm,
+    path: Path,
+    statistics: Path | None,
+    trust_pickle: bool = False,
+) -> None:
     """
+    Save a model without what only a running training needs.
+
     :param model: The model
-    :param path: Path of the compressed ``.zip`` file
+    :param path: Path of the file
+    :param statistics: Path of its normalisation statistics; None if there are none
+    :param trust_pickle: Whether statistics of earlier versions are loaded, which are pickles
     """
-    saved = io.BytesIO()
-    model.save(saved, exclude=LEFT_OUT)
-    with (
-        zipfile.ZipFile(saved) as full,
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as small,
-    ):
-        for name in full.namelist():
-            # It describes the copying machine; versions.yml describes that of the training
-            if name != "system_info.txt":
-                small.writestr(name, full.read(name))
+    content = model.saved_content(exclude=LEFT_OUT)
+    if statistics is not None:
+        content[PART] = read_normalizer(statistics, "VecNormalizeTeam", trust_pickle)
+    # The system is that of the copying machine; versions.yml describes that of the training
+    model.write_content(path, content, system="")

@@ -409,7 +409,7 @@ def test_wrong_normalisers_are_named(tmp_path: Path) -> None:
     policy = make_policy(BOX, env.observation_space["right"])  # type: ignore[index]
     with pytest.raises(ValueError, match=r"observations of \['left', 'right'\] .* pass `agent=`"):
         export(policy, path, "torch", env)
-    with pytest.raises(ValueError, match="no observation of an agent 'rihgt'.*'right'"):
+    with pytest.raises(ValueError, match=r"no observation of an agent 'rihgt'.*'right'"):
         export(policy, path, "torch", env, agent="rihgt")
     with pytest.raises(ValueError, match=r"have the shape \(2,\), .* observes the shape \(3,\)"):
         export(policy, path, "torch", env, agent="up")
@@ -467,7 +467,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 def test_wrong_arguments_are_named(team: HAPPO, tmp_path: Path) -> None:
     policy, path = make_policy(BOX), tmp_path / "agent"
-    with pytest.raises(ValueError, match="Unknown format 'onx'.*Did you mean 'onnx'"):
+    with pytest.raises(ValueError, match=r"Unknown format 'onx'.*Did you mean 'onnx'"):
         export(policy, path, "onx")  # type: ignore[arg-type]
     for whole in (team, team.policy):
         with pytest.raises(TypeError, match=r"whole team.*pass `.policies\['drone/1'\]`"):
@@ -476,7 +476,7 @@ def test_wrong_arguments_are_named(team: HAPPO, tmp_path: Path) -> None:
         export("agent.zip", path)
     with pytest.raises(ValueError, match="tolerance must be positive"):
         export(policy, path, "torch", tolerance=0)
-    with pytest.raises(ValueError, match="units knows no 'actoin'. Did you mean 'action'?"):
+    with pytest.raises(ValueError, match=r"units knows no 'actoin'. Did you mean 'action'?"):
         export(policy, path, "torch", units={"actoin": "m"})
     with pytest.raises(ValueError, match="has 3 units for 2 numbers"):
         export(policy, path, "torch", units={"action": ["m", "m", "m"]})
@@ -568,7 +568,7 @@ def test_an_illegal_option_is_no_tie() -> None:
 
 def test_recurrent_states_are_compared() -> None:
     arguments = changed(make_policy(BOX, **GRU), "next_hidden_state", lambda state: state + 1e-3)
-    with pytest.raises(ExportError, match="'next_hidden_state' differs .* for 100 of 100"):
+    with pytest.raises(ExportError, match=r"'next_hidden_state' differs .* for 100 of 100"):
         check_export(*arguments, 1e-5, "file")
 
 

@@ -7,7 +7,9 @@ import numpy as np
 import torch as th
 
 
-def check_finite_parameters(parameters: Mapping[str, Any], agents: Sequence[str], owner: str) -> None:
+def check_finite_parameters(
+    parameters: Mapping[str, Any], agents: Sequence[str], owner: str
+) -> None:
     """
     :param parameters: State dicts by name, as ``model.get_parameters()`` returns them, or a single
         one

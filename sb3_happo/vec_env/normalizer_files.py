@@ -120,7 +120,10 @@ def _problem_of(content: dict[str, Any]) -> str:
         return "ret_rms are no statistics"
     if not content.get("norm_obs"):
         return ""
-    statistics, space = content["obs_rms"], content["observation_space"]
+    return _problem_of_observations(content["obs_rms"], content["observation_space"])
+
+
+def _problem_of_observations(statistics: Any, space: Any) -> str:
     if not isinstance(statistics, dict):
         statistics, space = {"": statistics}, spaces.Dict({"": space})
     for key, own in statistics.items():

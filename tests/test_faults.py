@@ -34,7 +34,13 @@ from sb3_happo import (
     make_joint_vec_env,
 )
 from sb3_happo.common.finite import NotFiniteError, check_finite
-from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, choose_vec_env, watchdog
+from sb3_happo.vec_env import (
+    JointDummyVecEnv,
+    JointSubprocVecEnv,
+    VecNormalizeTeam,
+    choose_vec_env,
+    watchdog,
+)
 from sb3_happo.vec_env.watchdog import WorkerTimeoutError
 from tests.algorithms import (
     ALGORITHMS,
@@ -214,7 +220,7 @@ def test_statistics_of_normalisation_are_saved_too(tmp_path: Path) -> None:
     assert normalize is not None and isinstance(normalize.obs_rms, dict)
     assert all(np.isfinite(rms.mean).all() for rms in normalize.obs_rms.values())
     fresh = JointDummyVecEnv([partial(nan_team, "observation", -1)])
-    loaded = VecNormalize.load(str(tmp_path / "last_good_vecnormalize.pkl"), fresh)
+    loaded = VecNormalizeTeam.load(str(tmp_path / "last_good.zip"), fresh)
     assert isinstance(loaded.obs_rms, dict)
     for key, rms in normalize.obs_rms.items():
         np.testing.assert_array_equal(rms.mean, loaded.obs_rms[key].mean)

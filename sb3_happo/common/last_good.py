@@ -28,7 +28,6 @@ from sb3_happo.common.finite import (
 )
 
 MODEL_FILE = "last_good.zip"
-STATISTICS_FILE = "last_good_vecnormalize.pkl"
 
 
 class Snapshot:
@@ -260,7 +259,7 @@ def keep_last_good(model: Any, error: Exception, callback: Any) -> None:
     path = Path(folder, MODEL_FILE).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _save(model, path)
+        model.save(path)
     except Exception as failure:  # a full disk, among others, which must not hide the error
         tell(error, f"The last good model could not be saved as {path}: {failure}")
         return
@@ -270,14 +269,6 @@ def keep_last_good(model: Any, error: Exception, callback: Any) -> None:
         f"The last good model ({model._n_updates} updates) is saved in {path}; "
         f"{type(model).__name__}.load(path, env=env) continues from it.",
     )
-
-
-def _save(model: Any, path: Path) -> None:
-    """Save a model, and the statistics of its ``VecNormalize`` beside it."""
-    model.save(path)
-    normalize = model.get_vec_normalize_env()
-    if normalize is not None:
-        normalize.save(str(path.with_name(STATISTICS_FILE)))
 
 
 def tell(error: Exception, words: str) -> None:

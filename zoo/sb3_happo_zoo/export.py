@@ -3,7 +3,7 @@ Export an agent for deployment: a folder with an ONNX file, a card, and a script
 Runtime and NumPy alone; or a single file.
 
     sb3-happo export logs/happo/mpe2-simple_spread_v3_1 --agent agent_0 --out robot
-    sb3-happo export model.zip --agent glider --out robot --normalizer vecnormalize.pkl
+    sb3-happo export model.zip --agent glider --out robot --normalizer vecnormalize.zip
     sb3-happo export glider.zip --out glider.onnx --format onnx
 
 The statistics of VecNormalize become part of the file. Those of a run are found in its folder.
@@ -27,6 +27,7 @@ from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.normalize import VecNormalizeTeam
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.cli import usage_errors
+from sb3_happo_zoo.run_folder import has_statistics
 
 #: Value of --normalizer for no normalisation
 NONE = "none"
@@ -111,6 +112,8 @@ def find_files(model: Path, normalizer: str | None) -> tuple[Path, Path | None]:
         return model, None
     if normalizer is not None:
         return model, Path(normalizer)
+    if has_statistics(model):
+        return model, model
     found = sorted((*folder.glob("vecnormalize.*"), *folder.glob("*/vecnormalize.*")))
     if len(found) > 1:
         names = ", ".join(map(str, found))
@@ -188,7 +191,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--normalizer",
         metavar="FILE",
-        help="statistics of VecNormalize; by default those beside the model; none for none",
+        help="statistics of VecNormalize; by default those in the model's file or beside it; "
+        "none for none",
     )
     parser.add_argument("--verbose", type=int, default=1, help="2: tracebacks of errors")
     return parser

@@ -111,13 +111,12 @@ def find_statistics(model: Path, env_name: str) -> Path | None:
     :return: Path of the model's normalisation statistics: the model itself, or a file of an earlier
         version beside it; None if there are none
     """
-    if _has_statistics(model):
+    if has_statistics(model):
         return model
     name, folder = model.stem, model.parent
     candidates = [
         folder / name / "vecnormalize.pkl",
         folder / f"{name.replace('rl_model_', 'rl_model_vecnormalize_')}.pkl",
-        folder / f"{name}_vecnormalize.pkl",  # of last_good.zip
         folder / env_name / "vecnormalize.pkl",
     ]
     for path in candidates:
@@ -126,7 +125,11 @@ def find_statistics(model: Path, env_name: str) -> Path | None:
     return None
 
 
-def _has_statistics(model: Path) -> bool:
+def has_statistics(model: Path) -> bool:
+    """
+    :param model: Path of a saved model
+    :return: True if the file holds the statistics of a ``VecNormalize`` too
+    """
     try:
         manifest = read_manifest(model)
     except (SafeFileError, OSError):

@@ -149,6 +149,7 @@ ORDER = (
     "common.image_extractors",
     "common.net_arch",
     "common.extractors",
+    "common.value_norm",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",
@@ -174,6 +175,7 @@ ORDER = (
     "common.bootstrap",
     "common.agent_order",
     "common.agent_returns",
+    "common.observation_scale",
     "common.checks",
     "common.own_rewards",
     "common.saved_algorithm",

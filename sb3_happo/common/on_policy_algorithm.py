@@ -236,7 +236,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
 
             # Callbacks read these names, which are those of SB3's loop
             obs_tensor, actions = obs, step.actions
-            values, log_probs = step.values, step.log_probs
+            values, log_probs = self.critic.clip(step.values), step.log_probs
             callback.update_locals(locals())
             continue_training = callback.on_step()
 
@@ -270,6 +270,8 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             last_values = values_of_all_agents(
                 last_values, state.own_values, presence, self._value_after_leaving
             )
+        self._check_scales(rollout_buffer)
+        last_values = self._clip_values(last_values, rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values, facts.dones)
         self._note_absent_agents(rollout_buffer.active_agents())
 
@@ -304,6 +306,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         if self.critic.n_values > 1:
             active = True if state.active is None else state.active
             own_values = step.values.where(th.as_tensor(active, device=self.device), own_values)
+        self._discounted_sums.add(returns, facts.dones & ~facts.truncated)
         self._bootstrap_time_limits(returns, facts, infos, states, own_values)
         rollout_buffer.add(obs, step, returns, state.episode_starts, state.active, state.states)
         if facts.dones.any():
@@ -367,7 +370,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             values = values_of_all_agents(
                 values, own_values[cut], presence, self._value_after_leaving
             )
-        rewards[cut] += self.gamma * values
+        rewards[cut] += self.gamma * self._clip_values(values)
 
     # ---------------------------------------------------------------- learning
 

@@ -166,6 +166,7 @@ ORDER = (
     "common.image_extractors",
     "common.net_arch",
     "common.extractors",
+    "common.value_norm",
     "common.networks",
     # Policies and critics
     "common.agent_inputs",
@@ -195,6 +196,7 @@ ORDER = (
     "common.agent_order",
     "common.agent_returns",
     "common.last_good",
+    "common.observation_scale",
     "common.own_rewards",
     "common.saved_algorithm",
     "common.multi_agent_algorithm",

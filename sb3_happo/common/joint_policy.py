@@ -228,7 +228,7 @@ class JointPolicy(MultiAgentPolicy):
             if step.states is not None:
                 pi[agent] = step.states
         values, vf = self.critic.step(self.critic_observation(obs, pi), before.vf)
-        return JointStep(actions, log_probs, values, RNNStates(pi, vf))
+        return JointStep(actions, log_probs, self.critic.clip(values), RNNStates(pi, vf))
 
     @th.inference_mode()
     def add_values(
@@ -238,7 +238,8 @@ class JointPolicy(MultiAgentPolicy):
         :param step: Decision of the actors
         :param obs: Joint observation before it, each entry ``(n_envs, ...)``
         :param states: Hidden states of the critic before it, or None
-        :return: Decision with the critic's values and hidden states, without gradients
+        :return: Decision with the critic's values and hidden states, without gradients. Values are
+            as the critic predicts them, not clipped: the critic's loss compares with them
         """
         values, vf = self.critic.step(self.critic_observation(obs, step.states), states)
         return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))

@@ -26,6 +26,7 @@ from sb3_happo.common.image_extractors import (
 )
 from sb3_happo.common.net_arch import NetArch, check_net_arch, check_width
 from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
+from sb3_happo.common.value_norm import ValueNorm as ValueNorm
 
 #: Gains of the output layers where ``NetworkOptions.output_gain`` is None: small ones for actors,
 #: which start near the uniform policy
@@ -278,70 +279,3 @@ def initialise(models: Iterable[TeamModel]) -> None:
         model.init_body()
     for model in models:
         model.init_head()
-
-
-class ValueNorm(nn.Module):
-    """
-    Running mean and variance of the returns (Yu et al. 2022, "The Surprising Effectiveness of PPO
-    in Cooperative Multi-Agent Games", appendix D.1). The critic predicts normalised returns; its
-    values are denormalised to units of reward.
-
-    :param n_values: Number of separate statistics: 1 for all columns of the returns together, or
-        one per column
-    :param decay: Weight of the old statistics at each update, in [0, 1). The bias towards the
-        initial zero is divided out, so that a decay near 1 averages over all updates so far
-    :param epsilon: Smallest variance, > 0
-    """
-
-    mean: th.Tensor
-    std: th.Tensor
-    moments: th.Tensor
-    weight: th.Tensor
-
-    def __init__(self, n_values: int = 1, decay: float = 0.99999, epsilon: float = 1e-2) -> None:
-        super().__init__()
-        self.decay = decay
-        self.epsilon = epsilon
-        self.register_buffer("mean", th.zeros(n_values))
-        self.register_buffer("std", th.ones(n_values))
-        # Double precision: with a decay near 1 float32 would lose the first updates
-        self.register_buffer("moments", th.zeros(2, n_values, dtype=th.float64))
-        self.register_buffer("weight", th.zeros(n_values, dtype=th.float64))
-
-    @th.no_grad()
-    def update(self, returns: th.Tensor, active: th.Tensor | None = None) -> None:
-        """
-        Add the returns of a rollout to the statistics.
-
-        :param returns: Returns in units of reward, ``(batch, n_columns)``; with a single statistic
-            all columns count together
-        :param active: Mask of the returns that count, ``(batch, n_columns)``; None for all
-        """
-        n_values = len(self.weight)
-        returns = returns.double().reshape(-1, n_values)
-        present = th.ones_like(returns) if active is None else active.double().reshape(-1, n_values)
-        count = present.sum(dim=0)
-        sums = th.stack([(returns * present).sum(dim=0), (returns**2 * present).sum(dim=0)])
-        batch_moments = sums / count.clamp(min=1)
-        # A column without a single return keeps its statistics
-        step = (1 - self.decay) * (count > 0).double()
-        self.moments.lerp_(batch_moments, step)
-        self.weight.lerp_(th.ones_like(self.weight), step)
-        mean, square = self.moments / self.weight.clamp(min=1e-12)
-        seen = self.weight > 0
-        self.mean.copy_(mean)
-        self.std.copy_(th.where(seen, (square - mean**2).clamp(min=self.epsilon).sqrt(), 1.0))
-
-    def normalize(self, values: th.Tensor) -> th.Tensor:
-        """
-        :param values: Values in units of reward, ``(..., n_columns)``
-        :return: Values in standard deviations from the mean, ``(..., n_columns)``
-        """
-        return (values - self.mean) / self.std
-
-    def denormalize(self, values: th.Tensor) -> th.Tensor:
-        """
-        :param values: Normalised values, as the critic's network returns them, ``(..., n_columns)``
-        :return: Values in units of reward, ``(..., n_columns)``
-        """
-        return values * self.std + self.mean

@@ -238,7 +238,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
 
             # Callbacks read these names, which are those of SB3's loop
             obs_tensor, actions = obs, step.actions
-            values, log_probs = step.values, step.log_probs
+            values, log_probs = self.critic.clip(step.values), step.log_probs
             callback.update_locals(locals())
             continue_training = callback.on_step()
 
@@ -274,6 +274,8 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             )
         if self._last_good is not None:
             self._last_good.end_rollout(self)
+        self._check_scales(rollout_buffer)
+        last_values = self._clip_values(last_values, rollout_buffer)
         rollout_buffer.compute_returns_and_advantage(last_values, facts.dones)
         self._note_absent_agents(rollout_buffer.active_agents())
 
@@ -308,6 +310,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         if self.critic.n_values > 1:
             active = True if state.active is None else state.active
             own_values = step.values.where(th.as_tensor(active, device=self.device), own_values)
+        self._discounted_sums.add(returns, facts.dones & ~facts.truncated)
         self._bootstrap_time_limits(returns, facts, infos, states, own_values)
         rollout_buffer.add(obs, step, returns, state.episode_starts, state.active, state.states)
         if facts.dones.any():
@@ -371,7 +374,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             values = values_of_all_agents(
                 values, own_values[cut], presence, self._value_after_leaving
             )
-        rewards[cut] += self.gamma * values
+        rewards[cut] += self.gamma * self._clip_values(values)
 
     # ---------------------------------------------------------------- learning
 

@@ -1,6 +1,6 @@
 """Rollout of all agents, stored once, on the model's device."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import torch as th
@@ -113,6 +113,8 @@ class MultiAgentRolloutBuffer:
         self.pos = 0
         self.full = False
         self.begins.fill_(False)
+        #: Values as the critic predicted them, where :meth:`clip_values` has changed ``values``
+        self.unclipped_values: th.Tensor | None = None
         #: Hidden states before each sequence, in the order of their first rows
         self.states: list[RNNStates] = []
         self._sequence_lengths = np.full(self.n_envs, self.chunk_length)
@@ -163,6 +165,16 @@ class MultiAgentRolloutBuffer:
             self.begins[self.pos] = rows
             pi = {agent: state[rows] for agent, state in states.pi.items()}
             self.states.append(RNNStates(pi, None if states.vf is None else states.vf[rows]))
+
+    def clip_values(self, clip: Callable[[th.Tensor], th.Tensor]) -> None:
+        """
+        Clip the values, before advantages are computed. The critic's loss compares with its own
+        predictions, which are kept.
+
+        :param clip: Function of values ``(n_steps, n_envs, n_values)`` that returns clipped ones
+        """
+        self.unclipped_values = self.values.clone()
+        self.values.copy_(clip(self.values))
 
     def compute_returns_and_advantage(self, last_values: th.Tensor, dones: np.ndarray) -> None:
         """
@@ -281,9 +293,10 @@ class MultiAgentRolloutBuffer:
         """
         every_value_counts = self.n_values == 1 or bool(self.active.all())
         keys = self.policy.critic.keys
+        values = self.values if self.unclipped_values is None else self.unclipped_values
         data = CriticBatch(
             {key: self.observations[key].flatten(end_dim=1) for key in keys},
-            self.values.flatten(end_dim=1),
+            values.flatten(end_dim=1),
             self.returns.flatten(end_dim=1),
             None if every_value_counts else self.active.flatten(end_dim=1),
         )

@@ -13,7 +13,10 @@ from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.last_good import check_next_outputs
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
+from sb3_happo.common.observation_scale import warn_of_observations, warn_of_values
+from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.type_aliases import RNNStates
+from sb3_happo.common.value_norm import DiscountedSums
 from sb3_happo.vec_env.step_facts import initial_facts
 from sb3_happo.vec_env.transitions import TransitionWatch
 
@@ -23,6 +26,7 @@ _OF_RUNNING_EPISODES = (
     "_last_own_values",
     "_agent_returns",
     "_absent_agents",
+    "_discounted_sums",
     "_presence_checked",
     "_watch",
 )
@@ -55,6 +59,8 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
 
     policy: JointPolicy  # type: ignore[assignment]
     _last_active: np.ndarray | None
+    #: True after the first rollout, whose observations are compared with unit scale
+    _scales_checked = False
     #: Watch of the training environment, and the number of the last step that training has made
     _watch: TransitionWatch | None = None
     _last_transition: int | None = None
@@ -74,7 +80,9 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
     def _reset_collector(self) -> None:
         self._agent_returns.restart()
         self._last_states = self.policy.initial_states(self.n_envs)
-        self._last_own_values = th.zeros(self.n_envs, self.critic.n_values, device=self.device)
+        n_values = self.critic.n_values
+        self._last_own_values = th.zeros(self.n_envs, n_values, device=self.device)
+        self._discounted_sums = DiscountedSums(self.n_envs, n_values, self.gamma, self.device)
 
     @property
     def collector_state(self) -> CollectorState:
@@ -121,7 +129,10 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
         self._last_transition = self._watch.last
         self._reset_collector()
         no_rewards = th.zeros(self.n_envs, 1, device=self.device)
-        self._check_step(self._to_tensors(obs), no_rewards, [])
+        tensors = self._to_tensors(obs)
+        self._check_step(tensors, no_rewards, [])
+        if not self._scales_checked:
+            warn_of_observations(self, self.policy, tensors)
 
     def _env_has_moved(self) -> bool:
         """
@@ -130,6 +141,31 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
         """
         assert self._watch is not None
         return self._watch.last != self._last_transition
+
+    def _clip_values(
+        self, values: th.Tensor, rollout_buffer: MultiAgentRolloutBuffer | None = None
+    ) -> th.Tensor:
+        """
+        Clip normalised values to bounds that follow from all rewards so far.
+
+        :param values: Values to bootstrap with, ``(n, n_values)``
+        :param rollout_buffer: Rollout whose values are clipped too, in place
+        :return: Clipped values, ``(n, n_values)``; unchanged where values are not normalised
+        """
+        norm = self.critic.value_norm
+        if norm is None:
+            return values
+        norm.extend_bounds(self._discounted_sums.lowest, self._discounted_sums.highest)
+        if rollout_buffer is not None:
+            rollout_buffer.clip_values(norm.clip)
+        return norm.clip(values)
+
+    def _check_scales(self, rollout_buffer: MultiAgentRolloutBuffer) -> None:
+        """Warn once of observations far from unit scale, and of values far from the returns."""
+        if not self._scales_checked:
+            self._scales_checked = True
+            warn_of_observations(self, self.policy, rollout_buffer.observations)
+        warn_of_values(self, self.critic, rollout_buffer)
 
     def _note_absent_agents(self, present: Sequence[str]) -> None:
         """

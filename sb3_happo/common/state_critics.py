@@ -12,13 +12,13 @@ from sb3_happo.common.networks import (
     CRITIC_OUTPUT_GAIN,
     NetworkOptions,
     TeamModel,
-    ValueNorm,
     make_body,
     make_memory,
     make_optimizer,
 )
 from sb3_happo.common.recurrent import select, single_steps
 from sb3_happo.common.type_aliases import CriticBatch, Sequences
+from sb3_happo.common.value_norm import OutputChange, ValueNorm
 from sb3_happo.envs.spaces import AGENT_STATES, STATE
 
 #: Hidden states of the actors side by side, for a critic that reads them. No key of an agent begins
@@ -203,13 +203,30 @@ class Critic(nn.Module):
         :param observations: Joint observation, each entry ``(batch, ...)``
         :param states: Hidden states before it; None for a critic without memory, or at the start of
             an episode
-        :return: Values in units of reward, ``(batch, n_values)``, and the hidden states after it
+        :return: Values in units of reward, ``(batch, n_values)``, not clipped to the bounds of
+            normalised values (:meth:`clip`), and the hidden states after it
         """
         sequences = None if states is None else single_steps(states)
         values, states = self.evaluate(observations, sequences)
         if self.value_norm is not None:
             values = self.value_norm.denormalize(values)
         return values, states
+
+    def clip(self, values: th.Tensor) -> th.Tensor:
+        """
+        :param values: Values in units of reward, ``(..., n_values)``
+        :return: Values within the bounds that follow from the rewards, ``(..., n_values)``; without
+            normalisation there are none
+        """
+        return values if self.value_norm is None else self.value_norm.clip(values)
+
+    def change_outputs(self, change: OutputChange) -> None:
+        """
+        Change the output layers of the networks.
+
+        :param change: Change of the outputs, with one factor and one summand per network
+        """
+        change.apply_to_layers([network.head for network in self.networks])
 
     def predict_values(
         self, observations: dict[str, th.Tensor], states: th.Tensor | None = None
@@ -218,9 +235,9 @@ class Critic(nn.Module):
         :param observations: Joint observation, each entry ``(batch, ...)``
         :param states: Hidden states before it; None for a critic without memory, or at the start of
             an episode
-        :return: Values in units of reward, ``(batch, n_values)``
+        :return: Values in units of reward, within their bounds, ``(batch, n_values)``
         """
-        return self.step(observations, states)[0]
+        return self.clip(self.step(observations, states)[0])
 
 
 class CentralizedCritic(Critic):
@@ -234,7 +251,7 @@ class CentralizedCritic(Critic):
     :param n_agents: Number of agents of the team
     :param lr_schedule: Learning rate over the remaining progress
     :param normalize_value: Prediction of normalised returns, see
-        :class:`~sb3_happo.common.networks.ValueNorm`
+        :class:`~sb3_happo.common.value_norm.ValueNorm`
     :param options: Network options
     :param n_remembered: Size of the hidden states that the critic reads, by agent
     :raises ValueError: If the joint observation holds no state

@@ -120,7 +120,8 @@ class CriticBatch(NamedTuple):
 
     :param observations: Entries of the joint observation that the critic reads, each
         ``(batch, ...)``
-    :param old_values: Values at collection, in units of reward, ``(batch, n_values)``
+    :param old_values: Values at collection, in units of reward, before they were clipped,
+        ``(batch, n_values)``
     :param returns: TD(lambda) targets, in units of reward, ``(batch, n_values)``
     :param active: Mask of the values that count, ``(batch, n_values)``; None if all do
     :param sequences: Division of the rows into sequences; None for a feed-forward critic

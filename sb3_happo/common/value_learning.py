@@ -63,9 +63,10 @@ class CriticUpdate(NamedTuple):
 def critic_targets(critic: Critic, data: CriticBatch) -> CriticBatch:
     """
     Targets in the units in which the critic predicts. With normalised values, the returns are first
-    added to the running statistics.
+    added to the running statistics, and the output layer changes with these, so that the values
+    stay as they are.
 
-    :param critic: Critic, whose statistics change
+    :param critic: Critic, whose statistics and output layers change
     :param data: Rollout, in units of reward
     :return: Rollout, in the critic's units
     """
@@ -73,8 +74,10 @@ def critic_targets(critic: Critic, data: CriticBatch) -> CriticBatch:
     if norm is None:
         return data
     # The network's outputs at collection: normalised before the statistics change
-    old_values = norm.normalize(data.old_values)
-    norm.update(data.returns, data.active)
+    old_outputs = norm.normalize(data.old_values)
+    change = norm.update(data.returns, data.active)
+    critic.change_outputs(change)
+    old_values = change.apply_to(old_outputs)
     return data._replace(old_values=old_values, returns=norm.normalize(data.returns))
 
 
@@ -120,7 +123,7 @@ def update_critic(
         learned = learned or step.finite
     count_left_out(critic, "the critic", learned)
     # Values that do not count are not learned, and would spoil the figure
-    values, returns = data.old_values, data.returns
+    values, returns = critic.clip(data.old_values), data.returns
     if data.active is not None:
         values, returns = values[data.active], returns[data.active]
     explained = explained_variance(values, returns)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,20 @@ DICT = spaces.Dict(
         ("arm/0", encoded_space(spaces.Discrete(4, start=3))),
         ("type", encoded_space(spaces.Box(-1, np.inf, (), np.float32))),
         ("bits", spaces.MultiBinary((2, 3))),
-        ("grid", encoded_space(spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 1], [1, 0]]))),
+        (
+            "grid",
+            encoded_space(
+                spaces.MultiDiscrete(np.array([[2, 3], [4, 5]]), start=np.array([[1, 1], [1, 0]]))
+            ),
+        ),
         ("x.y", encoded_space(spaces.Box(0, 1, (0,)))),
         ("counts", spaces.Box(-3, 9, (2,), np.int32)),
     ]
 )
 IMAGE = spaces.Box(0, 255, (3, 40, 40), np.uint8)
 SMALL_IMAGE = spaces.Box(0, 255, (3, 8, 8), np.uint8)
-LSTM = dict(recurrent="lstm", lstm_hidden_size=8)
-GRU = dict(recurrent="gru", lstm_hidden_size=8, n_lstm_layers=2)
+LSTM: dict[str, Any] = dict(recurrent="lstm", lstm_hidden_size=8)
+GRU: dict[str, Any] = dict(recurrent="gru", lstm_hidden_size=8, n_lstm_layers=2)
 
 
 def make_policy(
@@ -84,7 +90,7 @@ def normalised_env(observation_spaces: dict[str, spaces.Space], **kwargs: Any) -
 
     env = VecNormalizeTeam(DummyVecEnv([make] * 2), training=False, **kwargs)
     env.reset()
-    for index, rms in enumerate(env.obs_rms.values()):  # type: ignore[attr-defined]
+    for index, rms in enumerate(env.obs_rms.values()):
         rms.mean += 50.0 * index + np.arange(rms.mean.size, dtype=float).reshape(rms.mean.shape)
         rms.var *= 0.3 + index
     return env
@@ -96,7 +102,8 @@ CASES: dict[str, Callable[[], AgentPolicy]] = {
     "discrete": lambda: make_policy(spaces.Discrete(3, start=2)),
     "one option": lambda: make_policy(spaces.Discrete(1), masked=True),
     "multi_discrete": lambda: make_policy(
-        spaces.MultiDiscrete([[2, 3], [2, 2]], start=[[1, 0], [0, 5]]), masked=True
+        spaces.MultiDiscrete(np.array([[2, 3], [2, 2]]), start=np.array([[1, 0], [0, 5]])),
+        masked=True,
     ),
     "multi_binary": lambda: make_policy(spaces.MultiBinary((2, 2))),
     "box": lambda: make_policy(BOX, layer_norm=True, input_layer_norm=True),
@@ -119,7 +126,7 @@ CASES: dict[str, Callable[[], AgentPolicy]] = {
     ),
     "discrete observation": lambda: make_policy(BOX, encoded_space(spaces.Discrete(5, start=2))),
     "grid observation": lambda: make_policy(
-        BOX, encoded_space(spaces.MultiDiscrete([[2, 3], [4, 5]]))
+        BOX, encoded_space(spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])))
     ),
     "bits observation": lambda: make_policy(BOX, spaces.MultiBinary((2, 3))),
     "nothing to observe": lambda: make_policy(BOX, encoded_space(spaces.Box(0, 1, (0,)))),
@@ -261,9 +268,9 @@ def test_the_robot_needs_onnx_runtime_and_numpy_alone(team: HAPPO, robot: Path) 
     assert isinstance(team.observation_space, spaces.Dict)
     policy = team.policies["drone/2"]
     for index, action in enumerate(json.loads(done.stdout)):
-        joint = {key: np.zeros(part.shape) for key, part in team.observation_space.items()}
+        joint = {key: np.zeros(part.shape or ()) for key, part in team.observation_space.items()}
         joint["drone/2/position"] = positions[index]
-        position = normalizer.normalize_obs(joint)["drone/2/position"]  # type: ignore[arg-type]
+        position = normalizer.normalize_obs(joint)["drone/2/position"]
         own = {"position": position, "mode": 2 + index % 3}
         state = None if index == 3 else state
         expected, state = policy.predict(own, state, deterministic=True)
@@ -345,7 +352,7 @@ def test_clipping_and_epsilon_of_the_normaliser(tmp_path: Path) -> None:
     env = normalised_env({"left": VECTOR, "right": VECTOR}, clip_obs=0.5, epsilon=0.1)
     policy = make_policy(BOX, VECTOR)
     export(policy, tmp_path / "agent", "torch", env, agent="right")
-    joint = {key: np.zeros(part.shape) for key, part in env.observation_space.items()}  # type: ignore
+    joint = {key: np.zeros(part.shape or ()) for key, part in env.observation_space.items()}  # type: ignore
     joint["right"] = np.array([50.9, 51.1, 49.0], np.float32)
     normalised = env.normalize_obs(joint)["right"]
     assert set(np.abs(normalised) == 0.5) == {False, True}
@@ -368,8 +375,8 @@ def test_observations_that_are_not_normalised() -> None:
 def test_normalisation_of_large_means_is_exact(tmp_path: Path) -> None:
     """In float32 the mean would round by more than the deviation."""
     env = normalised_env({"right": spaces.Box(-np.inf, np.inf, (3,), np.float32)})
-    env.obs_rms["right"].mean[:] = 1e6 + 0.01  # type: ignore[index]
-    env.obs_rms["right"].var[:] = 0.01  # type: ignore[index]
+    env.obs_rms["right"].mean[:] = 1e6 + 0.01
+    env.obs_rms["right"].var[:] = 0.01
     policy = make_policy(BOX, env.observation_space["right"])  # type: ignore[index]
     assert export(policy, tmp_path / "a", "torch", env).largest_difference < 1e-6
 
@@ -443,9 +450,7 @@ def test_a_file_that_acts_otherwise_is_not_written(tmp_path: Path) -> None:
     path = tmp_path / "agent.pt2"
     path.write_text("before")
     policy = Stubborn(VECTOR, BOX, lambda _: 1e-3, net_arch=[8], output_gain=1.0)
-    with pytest.raises(
-        ExportError, match=r"agent.pt2 was not written: its output 'action' differs"
-    ):
+    with pytest.raises(ExportError, match="was not written: its output 'action' differs"):
         export(policy, path, "torch")
     assert path.read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 1
@@ -461,7 +466,7 @@ def test_a_module_that_cannot_be_traced_is_named(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     policy = make_policy(BOX)
     nn.init.constant_(policy.head.weight, np.nan)
-    with pytest.raises(ExportError, match="head.weight"):
+    with pytest.raises(ExportError, match=r"head\.weight"):
         export(policy, tmp_path / "agent", "torch")
 
 
@@ -476,7 +481,7 @@ def test_wrong_arguments_are_named(team: HAPPO, tmp_path: Path) -> None:
         export("agent.zip", path)
     with pytest.raises(ValueError, match="tolerance must be positive"):
         export(policy, path, "torch", tolerance=0)
-    with pytest.raises(ValueError, match=r"units knows no 'actoin'. Did you mean 'action'?"):
+    with pytest.raises(ValueError, match=r"units knows no 'actoin'. Did you mean 'action'\?"):
         export(policy, path, "torch", units={"actoin": "m"})
     with pytest.raises(ValueError, match="has 3 units for 2 numbers"):
         export(policy, path, "torch", units={"action": ["m", "m", "m"]})
@@ -538,7 +543,7 @@ def test_equal_options_are_a_tie_and_others_are_not() -> None:
     arguments = changed(policy, "action", lambda action: action - 1)  # from 3 to 2
     assert check_export(*arguments, 1e-5, "file").n_ties == 100
     for step in (1, 5, -2):  # to the third option, and to none
-        arguments = changed(policy, "action", lambda action, step=step: action + step)
+        arguments = changed(policy, "action", partial(np.add, step))
         with pytest.raises(ExportError, match="differs from `predict`"):
             check_export(*arguments, 1e-5, "file")
 
@@ -577,3 +582,37 @@ def test_random_masks_leave_a_choice() -> None:
     masks = draw_inputs(policy, signature_of(policy), {}, 500)["action_mask"]
     assert not len(policy.masks.rows_without_choice(masks))
     assert 0.3 < masks.mean() < 0.9
+
+
+# ---------------------------------------------------------------- command line
+
+
+def test_command_line(team: HAPPO, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The statistics beside a model are found; those that are wanted and missing are an error."""
+    main = pytest.importorskip("sb3_happo_zoo.export").main
+    team.save(tmp_path / "model.zip")
+    normalizer = team.get_vec_normalize_env()
+    assert normalizer is not None
+    normalizer.save(str(tmp_path / "vecnormalize.pkl"))
+    model, out = str(tmp_path / "model.zip"), tmp_path / "out" / "agent.pt2"
+    torch_file = ["--out", str(out), "--format", "torch"]
+    main([model, "--agent", "drone/2", *torch_file])
+    assert "that of" in capsys.readouterr().out
+    card: dict[str, Any] = {"sb3_happo": ""}
+    th.export.load(out, extra_files=card)
+    assert json.loads(card["sb3_happo"])["normalization"]["inputs"]["observation/position"][
+        "key"
+    ] == ("drone/2/position")
+    team.policies["drone/1"].save(tmp_path / "agent.zip")
+    for arguments, error in (
+        ([model], "agents 'drone/1', 'drone/2'; choose one with --agent"),
+        ([model, "--agent", "drone/3"], "no agent 'drone/3'. Did you mean"),
+        ([str(tmp_path / "no.zip")], "There is no file"),
+        ([str(tmp_path / "vecnormalize.pkl")], "pass a model or an agent's policy"),
+        ([str(tmp_path)], "is no folder of a run"),
+        ([str(tmp_path / "agent.zip")], "pass the file of the model"),
+        ([model, "--agent", "drone/1", "--normalizer", "no.pkl"], "There are no statistics no.pkl"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*arguments, *torch_file])
+        assert error in capsys.readouterr().err

@@ -137,7 +137,8 @@ class MultiAgentPolicy(SavedPolicy):
     ) -> AgentPolicy:
         """Policy of one agent, with its own keyword arguments."""
         own_space = self.team_spaces.own[agent]
-        kwargs = {name: value for name, value in kwargs.items() if name != "learning_rate"}
+        kwargs = {"agent_name": agent, **kwargs}
+        kwargs.pop("learning_rate", None)
         where = f"policy_kwargs['agent_kwargs'][{agent!r}]"
         with explain_extractor(kwargs, f"agent {agent!r}, {own_space}", where):
             return self.agent_class(
@@ -147,7 +148,6 @@ class MultiAgentPolicy(SavedPolicy):
                 head=self.actor_head,
                 masked=self.team_spaces.is_masked(agent),
                 agent_id=agent_id,
-                agent_name=agent,
                 **kwargs,
             )
 
@@ -175,9 +175,8 @@ class MultiAgentPolicy(SavedPolicy):
         # as they were found, for they depend on overrides that may hold schedules
         agent_kwargs = {}
         for agent, own in self._init_kwargs["agent_kwargs"].items():
-            agent_kwargs[agent] = {
-                name: value for name, value in own.items() if name != "learning_rate"
-            }
+            agent_kwargs[agent] = dict(own)
+            agent_kwargs[agent].pop("learning_rate", None)
         return {
             "observation_space": self.observation_space,
             "action_space": self.action_space,

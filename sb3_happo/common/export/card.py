@@ -108,7 +108,8 @@ def _space(space: spaces.Space) -> dict[str, Any]:
 
 def _bounds(bounds: np.ndarray) -> Any:
     """One number if all are equal, else nested lists."""
-    finite = np.where(np.isfinite(bounds), bounds, None)
+    finite = bounds.astype(object)
+    finite[~np.isfinite(bounds)] = None
     equal = bool(bounds.size) and bool((bounds == bounds.flat[0]).all())
     return finite.flat[0] if equal else finite.tolist()
 

@@ -66,8 +66,8 @@ class Reference:
         :param inputs: Inputs by name
         :return: Outputs by name
         """
-        # `predict` of an actor takes masks, that of SB3's base class does not
-        predict: Any = self.policy.predict_encoded  # type: ignore[operator]
+        # A method of the subclass that imports this module
+        predict: Any = self.policy.predict_encoded
         action, states = predict(
             self._observation(inputs),
             self._states(inputs),
@@ -220,7 +220,7 @@ def _gaps(
     :return: Difference between the values of the two options of each choice, relative to their
         size; 0 where the actions are equal, ``(batch, n_factors)``
     """
-    start = 0
+    start: Any = 0
     if isinstance(info.space, (spaces.Discrete, spaces.MultiDiscrete)):
         start = info.space.start
     first = (own - start).reshape(len(own), -1).astype(np.int64)

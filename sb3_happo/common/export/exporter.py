@@ -129,9 +129,8 @@ def export(
 def _check_arguments(policy: Any, format: str, tolerance: float) -> None:
     if format not in FORMATS:
         hint = did_you_mean(str(format), FORMATS, otherwise="")
-        raise ValueError(
-            f"Unknown format {format!r}; use one of {', '.join(map(repr, FORMATS))}. {hint}".rstrip()
-        )
+        known = ", ".join(map(repr, FORMATS))
+        raise ValueError(f"Unknown format {format!r}; use one of {known}. {hint}".rstrip())
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, not {tolerance}")
     if isinstance(policy, ActorNetwork):

@@ -58,13 +58,13 @@ class Normalization(NamedTuple):
         statistics: Any = self.normalizer.obs_rms
         if isinstance(statistics, RunningMeanStd):
             # The class of Stable-Baselines3: the team's class asks the environments who is present
-            return {"": VecNormalize.normalize_obs(self.normalizer, observation[""])}  # type: ignore[dict-item]
+            own: Any = VecNormalize.normalize_obs(self.normalizer, observation[""])
+            return {"": own}
         # It normalises whole joint observations only
         joint = {key: np.zeros(rms.mean.shape) for key, rms in statistics.items()}
         joint |= {key: observation[part] for part, key in self.keys.items()}
         normalized: Any = VecNormalize.normalize_obs(self.normalizer, joint)
-        own = {part: normalized[key] for part, key in self.keys.items()}
-        return observation | own
+        return observation | {part: normalized[key] for part, key in self.keys.items()}
 
 
 def find_normalization(
@@ -126,17 +126,27 @@ def _keys_of_parts(
     name = agent if agent is not None else policy.agent_name
     if name is not None and _holds(joint, _keys_of_agent(name, own)):
         return _keys_of_agent(name, own)
-    if "" not in own and own.keys() == {key for key in joint.spaces if not is_flag(key)}:
+    if "" not in own and own.keys() == set(filter(_is_own, joint.spaces)):
         # The environment of a team of one, whose entries do not bear the agent's name
         return {part: part for part in own}
     if agent is None:
         return _keys_of_agent(_only_candidate(policy, joint), own)
-    names = sorted(set(_candidates(own, joint)) | {key.split("/")[0] for key in joint.spaces})
-    known = [name for name in names if name not in _CRITIC_KEYS and not is_flag(name)]
-    hint = did_you_mean(agent, known, otherwise=f"There are {', '.join(map(repr, known))}.")
-    raise ValueError(
-        f"The normaliser has no observation of an agent {agent!r} with the parts "
-        f"{list(_keys_of_agent(agent, own).values())}. {hint}"
+    raise ValueError(_no_agent(agent, own, joint))
+
+
+def _is_own(key: str) -> bool:
+    """Whether an entry of a joint observation is part of an agent's own observation."""
+    return key not in _CRITIC_KEYS and not is_flag(key)
+
+
+def _no_agent(agent: str, own: Mapping[str, spaces.Space], joint: spaces.Dict) -> str:
+    """Text of an error about an agent that the normaliser does not have."""
+    names = set(_candidates(own, joint))
+    names |= {key.split("/")[0] for key in joint.spaces if _is_own(key)}
+    hint = did_you_mean(agent, names, otherwise=f"There are {', '.join(sorted(names))}.")
+    wanted = list(_keys_of_agent(agent, own).values())
+    return (
+        f"The normaliser has no observation of an agent {agent!r} with the parts {wanted}. {hint}"
     )
 
 
@@ -155,7 +165,7 @@ def _candidates(own: Mapping[str, spaces.Space], joint: spaces.Dict) -> list[str
     """Agents whose observations in a joint space are of the policy's spaces."""
     names = []
     for key in joint.spaces:
-        if key in _CRITIC_KEYS or is_flag(key):
+        if not _is_own(key):
             continue
         name = key if "" in own else key.removesuffix(f"/{next(iter(own))}")
         keys = _keys_of_agent(name, own)

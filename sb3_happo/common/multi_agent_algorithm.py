@@ -30,6 +30,7 @@ from sb3_happo.common.checks import (
     check_rewards,
     is_joint,
 )
+from sb3_happo.common.episode_states import drawn_seed
 from sb3_happo.common.hyperparameters import (
     check_agent_learning_rates,
     check_settings,
@@ -37,7 +38,7 @@ from sb3_happo.common.hyperparameters import (
     plain_numbers,
 )
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
-from sb3_happo.common.saved_algorithm import SavedAlgorithm
+from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs import as_joint_env
 from sb3_happo.envs.spaces import ACTION_MASK, is_flag
@@ -49,7 +50,7 @@ from sb3_happo.vec_env.normalize import as_team_normalizer
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
 
 
-class MultiAgentAlgorithm(SavedAlgorithm):
+class MultiAgentAlgorithm(ResumableAlgorithm):
     """
     Base of the algorithms for teams, beside one of SB3's base classes:
     ``class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm)``.
@@ -173,6 +174,17 @@ class MultiAgentAlgorithm(SavedAlgorithm):
         :param seed: Seed, a NumPy scalar too; None to leave the generators as they are
         """
         super().set_random_seed(plain_number(seed))
+
+    def _seed_generators(self) -> None:
+        """
+        Seed the generators when the networks are made. A model that was trained before, and is
+        loaded, gets other random numbers than those of its beginning, which depend on its seed and
+        its timesteps.
+        """
+        seed = self.seed
+        if seed is not None and self.num_timesteps > 0:
+            seed = drawn_seed(int(seed), self.num_timesteps)
+        self.set_random_seed(seed)
 
     def _make_log_names(self) -> None:
         """Short names of the agents: SB3's console logger cuts keys at 36 characters."""

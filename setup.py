@@ -46,6 +46,7 @@ setup(
         "gymnasium>=1.0,<2",
         "numpy>=1.24,<3",
         "pettingzoo>=1.24.3",
+        "safetensors>=0.4.3",
         "sb3-contrib>=2.9,<3",
         "stable-baselines3>=2.9,<3",
         "torch>=2.8,<3",

@@ -116,6 +116,12 @@ ORDER = (
     "envs.make",
     "envs",
     "envs.checker.*",
+    # Files
+    "common",
+    "common.plain_classes",
+    "common.plain_spaces",
+    "common.plain_data",
+    "common.safe_files",
     # Vectorised environments: NumPy and SB3
     "vec_env.actions",
     "vec_env.single_agent",
@@ -134,7 +140,6 @@ ORDER = (
     "vec_env.make",
     "vec_env",
     # Networks
-    "common",
     "common.type_aliases",
     "common.hyperparameters",
     "common.saved_files",

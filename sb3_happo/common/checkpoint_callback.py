@@ -8,6 +8,7 @@ from typing import Any, Literal
 from sb3_happo.common.checkpoint_files import (
     checkpoint_path,
     checkpoints_in,
+    remove_leftovers,
     remove_old,
     write_checkpoint,
 )
@@ -115,6 +116,7 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         self._check_monitors()
         self._check_folder()
         self.save_path.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.save_path, self.name_prefix)
         self._snapshot, self._terminated_at, self._continued = None, None, False
         self._n_updates, self._interval = 0, -1
 
@@ -276,7 +278,7 @@ class ResumableCheckpointCallback(SavesOnInterruption):
 
     def _write_file(self, path: Path, content: dict[str, Any]) -> None:
         try:
-            write_checkpoint(path, content)
+            write_checkpoint(path, content, type(self.model))
         except OSError as error:
             older = checkpoints_in(self.save_path, self.name_prefix)[1:]
             if error.errno != errno.ENOSPC or not older:
@@ -284,7 +286,7 @@ class ResumableCheckpointCallback(SavesOnInterruption):
             # Room for the new one, without the newest of the old ones
             for _, other in older:
                 other.unlink(missing_ok=True)
-            write_checkpoint(path, content)
+            write_checkpoint(path, content, type(self.model))
 
     # ---------------------------------------------------------------- interruptions
 

@@ -1,13 +1,14 @@
 """Files of checkpoints: names, writing, reading, the newest whole one of a folder."""
 
-import os
 import re
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch as th
+from sb3_happo.common.safe_files import read_safe_file, write_safe_file
 
+#: Kind of the files
+KIND = "checkpoint"
 #: Ending of the files' names
 ENDING = ".ckpt"
 _NAME = re.compile(r"^(?P<prefix>.+)_(?P<steps>\d+)_steps\.ckpt$")
@@ -41,22 +42,22 @@ def checkpoints_in(folder: str | Path, prefix: str | None = None) -> list[tuple[
     return sorted(found, reverse=True)
 
 
-def write_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+def write_checkpoint(path: str | Path, content: dict[str, Any], cls: type) -> None:
     """
     Write a checkpoint. An existing file is replaced when the new one is whole.
 
     :param path: Path of the file
     :param content: Plain data
+    :param cls: Class of the algorithm
+    :raises OSError: If the file cannot be written
+    :raises CheckpointError: If a value is no plain data, such as a part of a callback's
+        ``state_dict()``
     """
-    beside = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            th.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    unsaved = write_safe_file(path, KIND, content, saved_by=cls.__name__)
+    if unsaved:
+        Path(path).unlink(missing_ok=True)
+        named = "; ".join(f"{value.path} is {value.text}" for value in unsaved)
+        raise CheckpointError(f"A checkpoint holds plain data only: {named}.")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -72,8 +73,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
-        return th.load(path, map_location="cpu", weights_only=False)
-    except Exception as error:
+        file = read_safe_file(path, KIND)
+        return {part: file.value(part) for part in file.plain}
+    except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
 
 
@@ -98,6 +100,17 @@ def read_newest(folder: str | Path, prefix: str | None = None) -> dict[str, Any]
     raise CheckpointError(text)
 
 
+def remove_leftovers(folder: str | Path, prefix: str) -> None:
+    """
+    Remove unfinished files that processes have left which were killed.
+
+    :param folder: Folder of the checkpoints of one training
+    :param prefix: Beginning of the files' names
+    """
+    for path in Path(folder).glob(f".{prefix}_*{ENDING}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
     """
     :param folder: Folder of the checkpoints
@@ -105,7 +118,4 @@ def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
     :param keep: Number of the newest ones that stay
     """
     for _, path in checkpoints_in(folder, prefix)[keep:]:
-        path.unlink(missing_ok=True)
-    for path in Path(folder).glob(f"{prefix}_*{ENDING}.*.tmp"):
-        # A process that was killed has left it
         path.unlink(missing_ok=True)

@@ -149,7 +149,7 @@ class ResumableAlgorithm(SavedAlgorithm):
         content = self.checkpoint_content(Snapshot(self.training_state(episodes)))
         if content is None:
             raise ValueError("The networks have NaN or infinite parameters; nothing is saved.")
-        write_checkpoint(path, content)
+        write_checkpoint(path, content, type(self))
         self.begin_episodes_after(episodes)
 
     @property

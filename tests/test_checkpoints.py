@@ -1,9 +1,10 @@
 """A training that was interrupted and continued from its checkpoint equals an unbroken one."""
 
+import contextlib
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +151,8 @@ class Experiment:
             # Nothing is saved at the moment of a kill
             saving.save_interrupted = lambda error: None  # type: ignore[method-assign]
         callbacks = [saving, *self.make_callbacks(), *(more or [])]
-        try:
+        with contextlib.suppress(Interrupted):
             model.learn(TOTAL, callbacks, log_interval=self.log_interval)
-        except Interrupted:
-            pass
         return figures.rows
 
     def check(self, n_timesteps: int, killed: bool = False) -> int:
@@ -335,8 +334,9 @@ def test_callbacks(killed: bool, tmp_path: Path) -> None:
     assert whole.evaluations_results == continued.evaluations_results
     assert whole.evaluations_timesteps == continued.evaluations_timesteps
     assert whole.best_mean_reward == continued.best_mean_reward
-    assert vars(whole.callback)["no_improvement_evals"] == (
-        vars(continued.callback)["no_improvement_evals"]
+    assert (
+        vars(whole.callback)["no_improvement_evals"]
+        == (vars(continued.callback)["no_improvement_evals"])
     )
 
 
@@ -366,24 +366,6 @@ class Timer(gym.Env):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self.step_number, self.generator = state["step_number"], state["generator"]
-
-
-@pytest.mark.parametrize("vec_env_cls", [None, JointSubprocVecEnv], ids=["process", "workers"])
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "interrupted"])
-def test_environments_with_a_state_are_kept(
-    vec_env_cls: Any, killed: bool, tmp_path: Path
-) -> None:
-    """Their episodes go on: 90 steps are longer than the 48 between two checkpoints."""
-    rows: dict[int, dict[str, Any]] = {}
-
-    def make() -> HAPPO:
-        env = make_joint_vec_env(Timer, N_ENVS, vec_env_cls=vec_env_cls)
-        return HAPPO("MlpLstmPolicy", env, **SETTINGS, policy_kwargs=dict(lstm_hidden_size=8))
-
-    experiment = Experiment(make, tmp_path)
-    experiment.check(5 * UPDATE + 10, killed)
-    rows = experiment.run(make(), tmp_path / "again")
-    assert rows[TOTAL]["rollout/ep_len_mean"] == "90.0"
 
 
 def test_ended_training_and_another_call_of_learn(tmp_path: Path) -> None:
@@ -600,11 +582,11 @@ def test_keep(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> Iterator[Path]:
+def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "saved"
     with pytest.raises(Interrupted):
         spread().learn(TOTAL, [ResumableCheckpointCallback(3, folder), StopAt(4 * UPDATE)])
-    yield folder
+    return folder
 
 
 def test_what_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:

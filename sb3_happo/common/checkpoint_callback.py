@@ -12,7 +12,6 @@ from sb3_happo.common.checkpoint_files import (
     remove_old,
     write_checkpoint,
 )
-from sb3_happo.common.checks import all_finite
 from sb3_happo.common.episode_states import RecordedSteps
 from sb3_happo.common.interruptions import SavesOnInterruption, TrainingTerminated
 from sb3_happo.common.monitor_files import cut_monitor_files, monitor_sizes

@@ -18,8 +18,6 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
-from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
-from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv
 
 # Wrappers whose state is their plain attributes
 _PLAIN_WRAPPERS = (VecNormalize, VecMonitor, VecTransposeImage, VecCheckNan)
@@ -60,19 +58,14 @@ def seeded_reset(env: VecEnv, seed: int) -> Any:
 def keeps_episodes(env: VecEnv) -> bool:
     """
     :param env: Training environment
-    :return: True if its episodes are kept at a checkpoint: the ``VecEnv``, or every environment
-        inside it, has the methods ``get_state()`` and ``set_state(state)``, and the wrappers around
-        it have no state that is unknown
+    :return: True if its episodes are kept at a checkpoint: the ``VecEnv`` inside all wrappers has
+        the methods ``get_state()`` and ``set_state(state)``, and the wrappers around it have no
+        state that is unknown
     """
     for wrapper in _wrappers(env):
         if not isinstance(wrapper, _PLAIN_WRAPPERS):
             return False
-    inside = env.unwrapped
-    if _has_both(inside):
-        return True
-    if not isinstance(inside, (JointDummyVecEnv, JointSubprocVecEnv)):
-        return False
-    return inside.has_attr(GET_STATE) and inside.has_attr(SET_STATE)
+    return _has_both(env.unwrapped)
 
 
 def episode_states(env: VecEnv) -> Any:
@@ -82,9 +75,8 @@ def episode_states(env: VecEnv) -> Any:
     :raises ValueError: If ``get_state`` returns something else
     """
     inside: Any = env.unwrapped
-    states = inside.get_state() if _has_both(inside) else inside.get_episode_states()
     try:
-        return plain_copy(states)
+        return plain_copy(inside.get_state())
     except NotPlainError as error:
         raise ValueError(
             f"get_state() of the environment returned {error}; it must return numbers, texts, "
@@ -98,10 +90,7 @@ def restore_episodes(env: VecEnv, states: Any) -> None:
     :param states: Result of :func:`episode_states`
     """
     inside: Any = env.unwrapped
-    if _has_both(inside):
-        inside.set_state(states)
-    else:
-        inside.set_episode_states(states)
+    inside.set_state(states)
 
 
 def _has_both(env: VecEnv) -> bool:

@@ -140,7 +140,7 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
         if critic_states is not None:
             critic_states = critic_states.to(self.device)
         self.collector_state = CollectorState(
-            own["obs"],
+            _with_layout(own["obs"], self._last_obs),
             own["episode_starts"],
             own["active"],
             RNNStates(actor_states, critic_states),
@@ -187,6 +187,26 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]
+
+
+def _with_layout(obs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """
+    Arrays in the memory layout of others. A convolution of transposed images and one of a
+    contiguous copy differ in the last bits.
+
+    :param obs: Observations of a file, each entry ``(n_envs, ...)``
+    :param model: Observations of the environment, whose layout is taken
+    :return: Observations with the same values
+    """
+    laid_out = {}
+    for key, value in obs.items():
+        like = model.get(key) if isinstance(model, dict) else None
+        if isinstance(value, np.ndarray) and isinstance(like, np.ndarray):
+            copied = np.empty_like(like, dtype=value.dtype)
+            copied[...] = value
+            value = copied
+        laid_out[key] = value
+    return laid_out
 
 
 def warn_of_lost_episodes() -> None:

@@ -25,15 +25,27 @@ def test_numbers_do_not_depend_on_the_threads() -> None:
     """A large minibatch, divided among threads or not: the same weights to the last bit."""
 
     def trained(n_threads: int) -> th.Tensor:
-        th.set_num_threads(1)  # the initial weights' decomposition does depend on them
-        model = HAPPO("CartPole-v1", n_steps=4096, batch_size=4096, n_epochs=2, seed=0)
         th.set_num_threads(n_threads)
+        model = HAPPO("CartPole-v1", n_steps=4096, batch_size=4096, n_epochs=2, seed=0)
         model.learn(4096)
         return th.cat([param.detach().flatten() for param in model.policy.parameters()])
 
     before = th.get_num_threads()
     try:
         assert th.equal(trained(1), trained(3))
+    finally:
+        th.set_num_threads(before)
+
+
+def test_initial_weights_do_not_depend_on_the_threads() -> None:
+    def initial(n_threads: int) -> th.Tensor:
+        th.set_num_threads(n_threads)
+        model = HAPPO("CartPole-v1", seed=0, policy_kwargs=dict(net_arch=[512, 512]))
+        return th.cat([param.detach().flatten() for param in model.policy.parameters()])
+
+    before = th.get_num_threads()
+    try:
+        assert th.equal(initial(1), initial(4))
     finally:
         th.set_num_threads(before)
 

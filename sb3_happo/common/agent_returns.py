@@ -65,6 +65,20 @@ class AgentReturns:
         self._sums[dones] = 0.0
         self._present[dones] = False
 
+    def state(self) -> dict[str, Any]:
+        """
+        :return: Finished episodes, and sums of the running ones, plain data
+        """
+        return {"episodes": list(self._episodes), "sums": self._sums, "present": self._present}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """
+        :param state: Result of :meth:`state`
+        """
+        self._episodes.clear()
+        self._episodes.extend(state["episodes"])
+        self._sums, self._present = state["sums"], state["present"]
+
     def means(self) -> dict[str, float]:
         """
         :return: Mean return of each agent over the last episodes in which it took part; without

@@ -30,6 +30,7 @@ from sb3_happo.common.checks import (
     check_rewards,
     is_joint,
 )
+from sb3_happo.common.episode_states import drawn_seed
 from sb3_happo.common.hyperparameters import (
     COUNT,
     check_agent_learning_rates,
@@ -41,8 +42,8 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, keep_last_good
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo.common.safe_files import write_or_fail
-from sb3_happo.common.saved_algorithm import SavedAlgorithm
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.unwritten_files import keep_unwritten_files
 from sb3_happo.envs import as_joint_env
@@ -55,7 +56,7 @@ from sb3_happo.vec_env.normalize import as_team_normalizer
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
 
 
-class MultiAgentAlgorithm(SavedAlgorithm):
+class MultiAgentAlgorithm(ResumableAlgorithm):
     """
     Base of the algorithms for teams, beside one of SB3's base classes:
     ``class MultiAgentOnPolicyAlgorithm(MultiAgentAlgorithm, OnPolicyAlgorithm)``.
@@ -185,6 +186,17 @@ class MultiAgentAlgorithm(SavedAlgorithm):
         :param seed: Seed, a NumPy scalar too; None to leave the generators as they are
         """
         super().set_random_seed(plain_number(seed))
+
+    def _seed_generators(self) -> None:
+        """
+        Seed the generators when the networks are made. A model that was trained before, and is
+        loaded, gets other random numbers than those of its beginning, which depend on its seed and
+        its timesteps.
+        """
+        seed = self.seed
+        if seed is not None and self.num_timesteps > 0:
+            seed = drawn_seed(int(seed), self.num_timesteps)
+        self.set_random_seed(seed)
 
     def _make_log_names(self) -> None:
         """Short names of the agents: SB3's console logger cuts keys at 36 characters."""

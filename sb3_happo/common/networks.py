@@ -26,6 +26,7 @@ from sb3_happo.common.image_extractors import (
 )
 from sb3_happo.common.net_arch import NetArch, check_net_arch, check_width
 from sb3_happo.common.recurrent import RecurrentKind, RecurrentLayers
+from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.value_norm import ValueNorm as ValueNorm
 
 #: Gains of the output layers where ``NetworkOptions.output_gain`` is None: small ones for actors,
@@ -275,7 +276,9 @@ def initialise(models: Iterable[TeamModel]) -> None:
     :param models: Networks, actors before critics
     """
     models = [model for model in models if model.ortho_init]
-    for model in models:
-        model.init_body()
-    for model in models:
-        model.init_head()
+    # The decomposition behind orthogonal weights depends on the number of threads
+    with torch_threads(1):
+        for model in models:
+            model.init_body()
+        for model in models:
+            model.init_head()

@@ -149,7 +149,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         self._check_settings()
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
+        self._seed_generators()
         rate = self.critic_learning_rate
         self.critic_lr_schedule = FloatSchedule(self.learning_rate if rate is None else rate)
         if self.clip_range_vf is not None:

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.last_good import check_next_outputs
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.observation_scale import warn_of_observations, warn_of_values
+from sb3_happo.common.on_policy_loop import OnPolicyLoop
+from sb3_happo.common.plain_state import plain_copy
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.type_aliases import RNNStates
 from sb3_happo.common.value_norm import DiscountedSums
@@ -51,7 +52,7 @@ class CollectorState(NamedTuple):
     own_values: th.Tensor
 
 
-class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
+class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
     """
     State from which an on-policy algorithm continues to collect rollouts. It begins anew if
     somebody else has reset or stepped the training environment.
@@ -108,13 +109,14 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
         self._last_own_values = state.own_values
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        if self._watch is None or self._watch.env is not self.env:
+            self._watch = TransitionWatch(self.env)
+        self._continue_ended_training()
         before, episodes = self._last_obs, self.ep_info_buffer
         result = super()._setup_learn(*args, **kwargs)
         if self.ep_info_buffer is not episodes:
             self._agent_returns.clear()
-        assert self.env is not None
-        if self._watch is None or self._watch.env is not self.env:
-            self._watch = TransitionWatch(self.env)
         if self._last_obs is not before:
             # The environments were reset
             self._begin_episodes(self._last_obs)
@@ -133,6 +135,39 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
         self._check_step(tensors, no_rewards, [])
         if not self._scales_checked:
             warn_of_observations(self, self.policy, tensors)
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        collector = self.collector_state
+        own = {
+            "obs": dict(collector.obs),
+            "episode_starts": collector.episode_starts,
+            "active": collector.active,
+            "actor_states": collector.states.pi,
+            "critic_states": collector.states.vf,
+            "own_values": collector.own_values,
+            "agent_returns": self._agent_returns.state(),
+            "discounted_sums": self._discounted_sums.state(),
+        }
+        return super()._checkpoint_state() | {"rollouts": plain_copy(own)}
+
+    def _restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super()._restore_checkpoint_state(state)
+        assert self._watch is not None
+        own = state["rollouts"]
+        self._agent_returns.restore(own["agent_returns"])
+        self._discounted_sums.restore(own["discounted_sums"])
+        actor_states = {agent: part.to(self.device) for agent, part in own["actor_states"].items()}
+        critic_states = own["critic_states"]
+        if critic_states is not None:
+            critic_states = critic_states.to(self.device)
+        self.collector_state = CollectorState(
+            _with_layout(own["obs"], self._last_obs),
+            own["episode_starts"],
+            own["active"],
+            RNNStates(actor_states, critic_states),
+            own["own_values"].to(self.device),
+        )
+        self._last_transition = self._watch.last
 
     def _env_has_moved(self) -> bool:
         """
@@ -198,6 +233,26 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]
+
+
+def _with_layout(obs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """
+    Arrays in the memory layout of others. A convolution of transposed images and one of a
+    contiguous copy differ in the last bits.
+
+    :param obs: Observations of a file, each entry ``(n_envs, ...)``
+    :param model: Observations of the environment, whose layout is taken
+    :return: Observations with the same values
+    """
+    laid_out = {}
+    for key, value in obs.items():
+        like = model.get(key) if isinstance(model, dict) else None
+        if isinstance(value, np.ndarray) and isinstance(like, np.ndarray):
+            copied = np.empty_like(like, dtype=value.dtype)
+            copied[...] = value
+            value = copied
+        laid_out[key] = value
+    return laid_out
 
 
 def warn_of_lost_episodes() -> None:

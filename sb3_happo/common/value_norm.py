@@ -202,3 +202,16 @@ class DiscountedSums:
             rows = th.as_tensor(terminated, device=rewards.device)
             self._low[rows] = 0.0
             self._high[rows] = 0.0
+
+    def state(self) -> list[th.Tensor]:
+        """
+        :return: Sums of the present stretches and their extremes so far, for a checkpoint
+        """
+        return [self.lowest, self.highest, self._low, self._high]
+
+    def restore(self, state: list[th.Tensor]) -> None:
+        """
+        :param state: Result of :meth:`state` for as many environments
+        """
+        device = self.lowest.device
+        self.lowest, self.highest, self._low, self._high = (part.to(device) for part in state)

@@ -310,7 +310,9 @@ def worker_main(connection: Connection, inherited: list[Connection], message: by
     """
     for other in inherited:
         other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the parent ends the workers
+    # The parent ends the workers: at Ctrl-C, and at the SIGTERM of a slot's end, which all receive
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _write_tracebacks()
     worker = Worker()
     try:

@@ -1,0 +1,121 @@
+"""Files of checkpoints: names, writing, reading, the newest whole one of a folder."""
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sb3_happo.common.safe_files import read_safe_file, write_safe_file
+
+#: Kind of the files
+KIND = "checkpoint"
+#: Ending of the files' names
+ENDING = ".ckpt"
+_NAME = re.compile(r"^(?P<prefix>.+)_(?P<steps>\d+)_steps\.ckpt$")
+
+
+class CheckpointError(ValueError):
+    """File that is no whole checkpoint, or a folder without one."""
+
+
+def checkpoint_path(folder: str | Path, prefix: str, n_timesteps: int) -> Path:
+    """
+    :param folder: Folder of the checkpoints
+    :param prefix: Beginning of the file's name
+    :param n_timesteps: Timesteps at the checkpoint
+    :return: Path of the file
+    """
+    return Path(folder) / f"{prefix}_{n_timesteps}_steps{ENDING}"
+
+
+def checkpoints_in(folder: str | Path, prefix: str | None = None) -> list[tuple[int, Path]]:
+    """
+    :param folder: Folder
+    :param prefix: Beginning of the files' names; None for any
+    :return: Timesteps and path of each checkpoint, whole or not, from the newest to the oldest
+    """
+    found = []
+    for path in Path(folder).glob(f"*{ENDING}"):
+        match = _NAME.match(path.name)
+        if match is not None and prefix in (None, match["prefix"]):
+            found.append((int(match["steps"]), path))
+    return sorted(found, reverse=True)
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any], cls: type) -> None:
+    """
+    Write a checkpoint. An existing file is replaced when the new one is whole.
+
+    :param path: Path of the file
+    :param content: Plain data
+    :param cls: Class of the algorithm
+    :raises OSError: If the file cannot be written
+    :raises CheckpointError: If a value is no plain data, such as a part of a callback's
+        ``state_dict()``
+    """
+    unsaved = write_safe_file(path, KIND, content, saved_by=cls.__name__)
+    if unsaved:
+        Path(path).unlink(missing_ok=True)
+        named = "; ".join(f"{value.path} is {value.text}" for value in unsaved)
+        raise CheckpointError(f"A checkpoint holds plain data only: {named}.")
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """
+    :param path: Path of a checkpoint, or of a folder with checkpoints, of which the newest whole
+        one is read
+    :return: Plain data
+    :raises CheckpointError: If there is none, or the file is torn or something else
+    """
+    path = Path(path)
+    if path.is_dir():
+        return read_newest(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint {path}.")
+    try:
+        file = read_safe_file(path, KIND)
+        return {part: file.value(part) for part in file.plain}
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+
+
+def read_newest(folder: str | Path, prefix: str | None = None) -> dict[str, Any]:
+    """
+    :param folder: Folder with checkpoints
+    :param prefix: Beginning of the files' names; None for any
+    :return: Content of the newest whole checkpoint; a warning names those that are not whole
+    :raises CheckpointError: If there is none
+    """
+    problems = []
+    for _, path in checkpoints_in(folder, prefix):
+        try:
+            content = read_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem} The one before it is used.", stacklevel=2)
+        return content
+    text = " ".join(["The folder", str(folder), "has no whole checkpoint.", *problems])
+    raise CheckpointError(text)
+
+
+def remove_leftovers(folder: str | Path, prefix: str) -> None:
+    """
+    Remove unfinished files that processes have left which were killed.
+
+    :param folder: Folder of the checkpoints of one training
+    :param prefix: Beginning of the files' names
+    """
+    for path in Path(folder).glob(f".{prefix}_*{ENDING}.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
+    """
+    :param folder: Folder of the checkpoints
+    :param prefix: Beginning of the files' names
+    :param keep: Number of the newest ones that stay
+    """
+    for _, path in checkpoints_in(folder, prefix)[keep:]:
+        path.unlink(missing_ok=True)

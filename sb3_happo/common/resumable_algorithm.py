@@ -1,0 +1,606 @@
+"""Checkpoints from which a training continues as if it had never ended."""
+
+import io
+import pathlib
+import secrets
+import warnings
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from sb3_happo.common.callback_states import CallbackStates, evaluation_envs
+from sb3_happo.common.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
+from sb3_happo.common.checks import takes_tensors
+from sb3_happo.common.episode_states import (
+    WrapperStates,
+    drawn_seed,
+    episode_states,
+    keeps_episodes,
+    repeat_steps,
+    restore_episodes,
+    seeded_reset,
+)
+from sb3_happo.common.interruptions import interruption_callbacks, saved_on_interruption
+from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
+from sb3_happo.common.random_states import random_states, restore_random_states
+from sb3_happo.common.saved_algorithm import SavedAlgorithm
+
+SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
+
+#: Version of the content of checkpoints
+VERSION = 1
+# Attributes that are not saved with a model
+_OF_TRAINING = ("_resumed", "_callbacks", "_own_state", "_wrapper_states", "_keeps_episodes")
+# Attributes that are in other parts of a checkpoint, or belong to the program that trains
+_NOT_STATE = (
+    *("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_transition"),
+    *("num_timesteps", "_total_timesteps", "_num_timesteps_at_start", "_learn_start"),
+    *("seed", "verbose", "n_envs", "start_time", "saved_by", "_custom_logger", "_log_names"),
+    *("policy_kwargs", "tensorboard_log", "_stats_window_size", *_OF_TRAINING),
+)
+
+
+class Snapshot:
+    """
+    State of a training between two updates, in memory.
+
+    :param state: Plain data
+    :param parameters: Parameters and optimisers, as ``get_parameters`` returns them, copied; None
+        for those of the model as it is
+    """
+
+    def __init__(self, state: dict[str, Any], parameters: dict[str, Any] | None = None) -> None:
+        self.state = state
+        self.parameters = parameters
+
+    @property
+    def n_timesteps(self) -> int:
+        """
+        :return: Timesteps at the snapshot
+        """
+        return self.state["progress"]["num_timesteps"]
+
+
+class TrainingCallbacks(CallbackList):
+    """
+    Callbacks of a training, with the state of a checkpoint if it is continued.
+
+    :param model: Model
+    :param callback: Callback of the user, initialised
+    """
+
+    def __init__(self, model: "ResumableAlgorithm", callback: BaseCallback) -> None:
+        super().__init__([callback])
+        self.model = model
+        self.states = CallbackStates(callback)
+        #: True between two updates, when a checkpoint may be made
+        self.between_updates = False
+
+    def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
+        """
+        :param locals_: Local variables of ``learn``
+        :param globals_: Global variables
+        """
+        super().on_training_start(locals_, globals_)
+        assert isinstance(self.model, ResumableAlgorithm)
+        self.model._continue_training()
+
+    def on_rollout_start(self) -> None:
+        """Call the callbacks between two updates."""
+        self.between_updates = True
+        super().on_rollout_start()
+        self.between_updates = False
+
+
+class ResumableAlgorithm(SavedAlgorithm):
+    """
+    Part of :class:`~sb3_happo.common.multi_agent_algorithm.MultiAgentAlgorithm` that makes
+    checkpoints and continues from them.
+
+    A checkpoint holds all that a training depends on, except the environments. Therefore every
+    environment is reset at a checkpoint, with seeds drawn from the seed of the training and the
+    number of timesteps, in the training that goes on and in the one that is continued alike. The
+    episodes that run at that moment are in no statistic. Environments with ``get_state()`` and
+    ``set_state(state)`` are kept instead.
+
+    A subclass with further state overrides :meth:`_checkpoint_state`,
+    :meth:`_restore_checkpoint_state` and :meth:`_begin_episodes`.
+    """
+
+    #: False if a state between two updates is too large for a copy in memory at each of them
+    small_state: ClassVar[bool] = True
+    #: State of the checkpoint that the next ``learn`` continues
+    _resumed: dict[str, Any] | None = None
+    _callbacks: TrainingCallbacks | None = None
+    _own_state: ChangingState | None = None
+    _wrapper_states: WrapperStates | None = None
+    _learn_start: int = 0
+    _episode_seed: int | None = None
+    _keeps_episodes: bool | None = None
+
+    # ---------------------------------------------------------------- saving
+
+    def save_checkpoint(self, path: str | pathlib.Path) -> None:
+        """
+        Save all that the training depends on, and begin new episodes, as the training that is
+        continued from the file does. Use
+        :class:`~sb3_happo.common.checkpoint_callback.ResumableCheckpointCallback` during ``learn``.
+
+        :param path: Path of the file
+        :raises RuntimeError: During an update or the collection of experience, or before the first
+            ``learn``
+        """
+        if self.env is None or self._last_obs is None:
+            raise RuntimeError(
+                "A checkpoint needs a training that has begun; save a new model with "
+                "model.save(path)."
+            )
+        if self._callbacks is not None and not self._callbacks.between_updates:
+            raise RuntimeError(
+                "A checkpoint is made between two updates. During learn() pass "
+                "ResumableCheckpointCallback(save_freq, save_path) as a callback."
+            )
+        self._prepare_states()
+        episodes = self.episodes_at_checkpoint()
+        content = self.checkpoint_content(Snapshot(self.training_state(episodes)))
+        if content is None:
+            raise ValueError("The networks have NaN or infinite parameters; nothing is saved.")
+        write_checkpoint(path, content, type(self))
+        self.begin_episodes_after(episodes)
+
+    @property
+    def continues_checkpoint(self) -> bool:
+        """
+        :return: True from the loading of a checkpoint to the first step of ``learn``
+        """
+        return self._resumed is not None
+
+    @property
+    def keeps_episodes(self) -> bool:
+        """
+        :return: True if the episodes of the training environment are kept at a checkpoint
+        """
+        assert self.env is not None
+        if self._keeps_episodes is None:
+            self._keeps_episodes = keeps_episodes(self.env)
+        return self._keeps_episodes
+
+    def episodes_at_checkpoint(self) -> dict[str, Any]:
+        """
+        :return: Form in which the episodes pass a checkpoint, plain data
+        """
+        assert self.env is not None
+        if self.keeps_episodes:
+            return {"mode": "kept", "states": episode_states(self.env)}
+        return {"mode": "reset", "anchor": self.num_timesteps}
+
+    def episodes_since(self, anchor: int) -> dict[str, Any]:
+        """
+        :param anchor: Timesteps at the last reset of a checkpoint
+        :return: Form in which running episodes are continued by repeating their steps, to which
+            "actions" are added, see :meth:`~sb3_happo.common.episode_states.RecordedSteps.get`
+        """
+        normalizer = self.get_vec_normalize_env()
+        last = self._last_obs if normalizer is None else normalizer.get_original_obs()
+        last_obs = plain_copy(dict(last)) if isinstance(last, dict) else plain_copy(last)
+        return {"mode": "repeated", "anchor": anchor, "actions": None, "last_obs": last_obs}
+
+    def training_state(self, episodes: dict[str, Any]) -> dict[str, Any]:
+        """
+        :param episodes: Form in which the episodes pass the checkpoint
+        :return: State of the training without parameters and optimisers, plain data
+        """
+        progress = {
+            "num_timesteps": self.num_timesteps,
+            "total_timesteps": self._total_timesteps,
+            "learn_start": self._learn_start,
+        }
+        state = {
+            "version": VERSION,
+            "class": type(self).__name__,
+            "n_envs": self.n_envs,
+            "progress": progress,
+            "episodes": episodes,
+            "callbacks": {},
+        }
+        if self._callbacks is not None:
+            state["callbacks"] = self._callbacks.states.get()
+        return state | self._checkpoint_state()
+
+    def snapshot(self, episodes: dict[str, Any]) -> Snapshot:
+        """
+        :param episodes: Form in which the episodes pass the checkpoint
+        :return: Copy of the whole state, with parameters and optimisers
+        """
+        return Snapshot(self.training_state(episodes), _copy_tensors(self.get_parameters()))
+
+    def checkpoint_content(self, snapshot: Snapshot) -> dict[str, Any] | None:
+        """
+        :param snapshot: State of the training. Its parameters become those of the model
+        :return: Content of a file; None if a parameter is NaN or infinite
+        """
+        if snapshot.parameters is not None:
+            self.set_parameters(_copy_tensors(snapshot.parameters), device=self.device)
+        if not all(bool(value.isfinite().all()) for value in self.policy.parameters()):
+            return None
+        model = io.BytesIO()
+        self.save(model)
+        return {"state": snapshot.state, "model": np.frombuffer(model.getvalue(), np.uint8)}
+
+    # ---------------------------------------------------------------- loading
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfResumable],
+        path: str | pathlib.Path,
+        env: Any = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> SelfResumable:
+        """
+        Load a checkpoint. The next call of ``learn``, with the same arguments as the one that was
+        interrupted, goes on to the same end.
+
+        :param path: Path of a checkpoint, or of a folder, of which the newest whole one is taken
+        :param env: Environment, of any form that the constructor takes, made as before; not needed
+            for ``predict``
+        :param device: Device of the model
+        :param custom_objects: Objects in the place of saved ones, by name
+        :param kwargs: Further keyword arguments of :meth:`load`
+        :return: Model
+        :raises CheckpointError: If there is no whole checkpoint
+        :raises ValueError: If it is of another algorithm or team, or of another number of
+            environments
+        """
+        content = read_checkpoint(path)
+        model = cls.load(_model_file(content, path), env, device, custom_objects, **kwargs)
+        model._take_state(content["state"])
+        return model
+
+    def restore_checkpoint(self, path: str | pathlib.Path) -> None:
+        """
+        Take over the state of a checkpoint, as :meth:`load_checkpoint`, into a model that was made
+        with the same arguments. The settings are this model's, not the file's.
+
+        :param path: Path of a checkpoint, or of a folder, of which the newest whole one is taken
+        :raises CheckpointError: If there is no whole checkpoint
+        :raises ValueError: If it does not fit this model
+        """
+        content = read_checkpoint(path)
+        if content["state"]["class"] != type(self).__name__:
+            raise ValueError(
+                f"{path} is a checkpoint of {content['state']['class']}, and this model is a "
+                f"{type(self).__name__}."
+            )
+        self.set_parameters(_model_file(content, path), device=self.device)
+        self._take_state(content["state"])
+
+    def _take_state(self, state: dict[str, Any]) -> None:
+        """Keep a state for the next ``learn``, and show its progress."""
+        if self.env is not None:
+            self._check_number_of_envs(state)
+        self._own_state = ChangingState(self, _NOT_STATE)
+        self._own_state.set(state["attributes"])
+        self.num_timesteps = state["progress"]["num_timesteps"]
+        self._total_timesteps = state["progress"]["total_timesteps"]
+        self._learn_start = state["progress"]["learn_start"]
+        self._last_obs = None
+        self._resumed = state
+
+    def _check_number_of_envs(self, state: dict[str, Any]) -> None:
+        if self.n_envs != state["n_envs"]:
+            raise ValueError(
+                f"The checkpoint is of a training in {state['n_envs']} environments, and this one "
+                f"has {self.n_envs}. To continue with another number, load the model: "
+                f"{type(self).__name__}.load(path, env)."
+            )
+
+    # ---------------------------------------------------------------- training
+
+    def learn(  # type: ignore[override]
+        self: SelfResumable, total_timesteps: int, callback: MaybeCallback = None, *args: Any
+    ) -> SelfResumable:
+        """
+        Train, and let callbacks save the state if something interrupts the training.
+
+        :param total_timesteps: Timesteps to train for
+        :param callback: Callback
+        :param args: Further arguments of SB3's ``learn``
+        :return: Trained model
+        """
+        try:
+            with saved_on_interruption(interruption_callbacks(callback)):
+                return super().learn(  # type: ignore[safe-super]
+                    total_timesteps, callback, *args
+                )
+        finally:
+            self._callbacks = None
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        self._continue_ended_training()
+        if self._resumed is None:
+            self._learn_start = 0 if reset_num_timesteps else self.num_timesteps
+        else:
+            self._check_number_of_envs(self._resumed)
+            total_timesteps = self._remaining(total_timesteps, reset_num_timesteps)
+            reset_num_timesteps = False
+        self._prepare_states()
+        total_timesteps, callback = super()._setup_learn(  # type: ignore[safe-super]
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        self._callbacks = TrainingCallbacks(self, callback)
+        return total_timesteps, self._callbacks
+
+    def _prepare_states(self) -> None:
+        """Note the settings, and the seed of the episodes after checkpoints."""
+        assert self.env is not None
+        if self._own_state is None:
+            self._own_state = ChangingState(self, _NOT_STATE)
+        if self._wrapper_states is None or self._wrapper_states.env is not self.env:
+            self._wrapper_states = WrapperStates(self.env)
+            self._keeps_episodes = None
+        if self._episode_seed is None:
+            self._episode_seed = secrets.randbits(31) if self.seed is None else self.seed
+
+    def _remaining(self, total_timesteps: int, reset_num_timesteps: bool) -> int:
+        """
+        Remaining timesteps of an interrupted call of ``learn``.
+
+        :param total_timesteps: Argument of the present call
+        :param reset_num_timesteps: Argument of the present call
+        :return: Timesteps up to the end of the interrupted call if the present one has the same
+            arguments or asks for the rest; otherwise up to the new end
+        """
+        done, end = self.num_timesteps, self._total_timesteps
+        if total_timesteps != end - self._learn_start:
+            start = self._learn_start if reset_num_timesteps else done
+            end = start + total_timesteps
+        if end != self._total_timesteps:
+            warnings.warn(
+                f"The training was interrupted on its way to {self._total_timesteps} timesteps and "
+                f"goes on to {end}; its schedules follow the new end, so that it differs from an "
+                "unbroken one.",
+                stacklevel=2,
+            )
+        return end - done
+
+    def _continue_training(self) -> None:
+        """Restore the state of a checkpoint, when everything else is ready for the first step."""
+        state, self._resumed = self._resumed, None
+        if state is None:
+            return
+        assert self._callbacks is not None
+        savers = interruption_callbacks(self._callbacks)
+        for callback in savers:
+            callback.before_continuing(state["episodes"])
+        episodes = self._prepare_episodes(state["episodes"])
+        self._restore_checkpoint_state(state)
+        self._restore_log(state["log"])
+        self._callbacks.states.set(state["callbacks"])
+        self.begin_episodes_after(episodes)
+        for callback in savers:
+            callback.after_continuing(episodes)
+
+    def _continue_ended_training(self) -> None:
+        """Restore the state of a checkpoint that was made after the end of ``learn``."""
+        state = self._resumed
+        if state is None or self.num_timesteps < self._total_timesteps:
+            return
+        self._check_number_of_envs(state)
+        self._resumed = None
+        self._prepare_states()
+        assert self.env is not None
+        self.env.reset()
+        episodes = self._prepare_episodes(state["episodes"])
+        self._restore_checkpoint_state(state)
+        self.begin_episodes_after(episodes)
+
+    # ---------------------------------------------------------------- episodes
+
+    def begin_episodes_after(self, episodes: dict[str, Any]) -> None:
+        """
+        Begin new episodes after a checkpoint, unless they go on, and seed the evaluations that
+        follow.
+
+        :param episodes: Form in which the episodes pass the checkpoint
+        """
+        assert self.env is not None
+        if episodes["mode"] == "reset":
+            anchor = episodes["anchor"]
+            with _UncountedReset(self.env, uncounted=anchor == 0):
+                obs = seeded_reset(self.env, self._seed_at(anchor))
+            self._begin_episodes(obs)
+        self.seed_evaluations()
+
+    def _seed_at(self, n_timesteps: int) -> int:
+        """Seed of the environments' reset at a checkpoint; the training's own at the start."""
+        assert self._episode_seed is not None
+        if n_timesteps == 0:
+            return self._episode_seed
+        return drawn_seed(self._episode_seed, n_timesteps)
+
+    def seed_evaluations(self) -> None:
+        """
+        Seed the next episodes of the callbacks' evaluations, so that they depend on the seed of the
+        training and the timesteps of the last update alone.
+        """
+        assert self._episode_seed is not None
+        for index, env in enumerate(evaluation_envs(self._callbacks, self.env)):
+            env.seed(drawn_seed(self._episode_seed, self.num_timesteps, index + 1))
+
+    def _prepare_episodes(self, episodes: dict[str, Any]) -> dict[str, Any]:
+        """
+        Bring the environment to the state of a checkpoint, where its episodes go on.
+
+        :param episodes: Form in which the episodes pass the checkpoint
+        :return: The same, or a reset where the episodes cannot be continued
+        """
+        assert self.env is not None
+        if episodes["mode"] == "kept":
+            # The environment was reset before
+            restore_episodes(self.env, episodes["states"])
+        if episodes["mode"] != "repeated":
+            return episodes
+        anchor = episodes["anchor"]
+        obs = seeded_reset(self.env, self._seed_at(anchor))
+        as_tensors = takes_tensors(self.env)
+        last = repeat_steps(self.env, episodes["actions"], self.device, as_tensors)
+        normalizer = self.get_vec_normalize_env()
+        last = obs if last is None else last
+        if normalizer is not None:
+            last = normalizer.get_original_obs()
+        if _equal(last, episodes["last_obs"]):
+            return episodes
+        warnings.warn(
+            "The environments did not come to the same state again when they were reset with the "
+            "same seeds and given the same actions, so that their episodes begin anew. They draw "
+            "random numbers that reset(seed=...) does not determine, or something else has moved "
+            "them.",
+            stacklevel=2,
+        )
+        return {"mode": "reset", "anchor": self.num_timesteps}
+
+    # ---------------------------------------------------------------- hooks
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        """
+        Hook: state of the training, without parameters, optimisers and callbacks. An override adds
+        entries: ``return super()._checkpoint_state() | {"replay_buffer": ...}``.
+
+        :return: Plain data, copied
+        """
+        assert self._own_state is not None and self._wrapper_states is not None
+        return {
+            "attributes": self._own_state.get(),
+            "random": random_states(*self._action_spaces()),
+            "wrappers": self._wrapper_states.get(),
+            "log": self._log_state(),
+        }
+
+    def _restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        """
+        Hook: take over a state of :meth:`_checkpoint_state`. Environment, logger and callbacks
+        exist; an environment whose episodes go on is in their state.
+
+        :param state: State, with the entries of overrides
+        """
+        assert self._own_state is not None and self._wrapper_states is not None
+        self._own_state.set(state["attributes"])
+        self._wrapper_states.set(state["wrappers"])
+        restore_random_states(state["random"], *self._action_spaces())
+
+    def _begin_episodes(self, obs: Any) -> None:
+        """
+        Hook: continue from the observations ``obs`` that a reset of all environments returned.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        """
+        self._last_obs = obs
+        self._last_episode_starts = np.ones(self.n_envs, dtype=bool)
+        normalizer = self.get_vec_normalize_env()
+        if normalizer is not None:
+            self._last_original_obs = normalizer.get_original_obs()
+
+    # ---------------------------------------------------------------- parts
+
+    def _action_spaces(self) -> list[Any]:
+        assert self.env is not None
+        own, other = self.action_space, self.env.action_space
+        return [own] if other is own else [own, other]
+
+    def _log_state(self) -> dict[str, Any]:
+        """Figures that were recorded and not written yet; images and the like are left out."""
+        logger = getattr(self, "_logger", None)
+        values: dict[str, Any] = {}
+        if logger is None:
+            return {"values": values, "counts": {}, "excluded": {}}
+        for name, value in logger.name_to_value.items():
+            try:
+                values[name] = plain_copy(value)
+            except NotPlainError:
+                continue
+        counts = {name: logger.name_to_count.get(name, 0) for name in values}
+        excluded = {name: logger.name_to_excluded[name] for name in values}
+        return {"values": values, "counts": counts, "excluded": excluded}
+
+    def _restore_log(self, state: dict[str, Any]) -> None:
+        self.logger.name_to_value.update(state["values"])
+        self.logger.name_to_count.update(state["counts"])
+        for name, excluded in state["excluded"].items():
+            self.logger.name_to_excluded[name] = tuple(excluded)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *_OF_TRAINING, "_episode_seed"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | dict.fromkeys(_OF_TRAINING)
+
+
+class _UncountedReset:
+    """
+    Leave the statistics of ``VecNormalize`` as they are at a reset.
+
+    :param env: Vectorised environment
+    :param uncounted: False for no effect
+    """
+
+    def __init__(self, env: VecEnv, uncounted: bool) -> None:
+        self._normalizers: list[Any] = []
+        while uncounted and isinstance(env, VecEnvWrapper):
+            if isinstance(env, VecNormalize) and env.training:
+                self._normalizers.append(env)
+            env = env.venv
+
+    def __enter__(self) -> None:
+        for normalizer in self._normalizers:
+            normalizer.training = False
+
+    def __exit__(self, *error: object) -> None:
+        for normalizer in self._normalizers:
+            normalizer.training = True
+
+
+def _model_file(content: dict[str, Any], path: str | pathlib.Path) -> io.BytesIO:
+    if content.get("state", {}).get("version") != VERSION:
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {content.get('state', {}).get('version')}, and "
+            f"this version of sb3_happo reads version {VERSION}."
+        )
+    return io.BytesIO(np.asarray(content["model"]).tobytes())
+
+
+def _copy_tensors(value: Any) -> Any:
+    """Copy of state dicts."""
+    if isinstance(value, th.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return type(value)((name, _copy_tensors(own)) for name, own in value.items())
+    if isinstance(value, list):
+        return [_copy_tensors(own) for own in value]
+    return value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """True if two observations are equal; NaN equals NaN."""
+    if isinstance(first, dict):
+        if not isinstance(second, dict) or first.keys() != second.keys():
+            return False
+        return all(_equal(first[key], second[key]) for key in first)
+    arrays = [_as_array(first), _as_array(second)]
+    return np.array_equal(*arrays, equal_nan=arrays[0].dtype.kind == "f")
+
+
+def _as_array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)

@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -540,8 +540,8 @@ def test_a_full_disk_is_said_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from sb3_happo.common import checkpoint_callback
+    from sb3_happo.common.checkpoint_files import write_checkpoint as write
 
-    write = checkpoint_callback.write_checkpoint
     failed: list[Path] = []
 
     def full(path: Path, content: dict[str, Any], cls: type) -> None:
@@ -606,7 +606,7 @@ def test_what_does_not_fit_is_named(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 environments, and this one has 1"):
         HAPPO.load_checkpoint(saved, one)
     with pytest.raises(ValueError, match="the wrappers"):
-        HAPPO.load_checkpoint(saved, VecNormalize(spread().env)).learn(TOTAL)
+        HAPPO.load_checkpoint(saved, VecNormalize(cast(VecEnv, spread().env))).learn(TOTAL)
     with pytest.raises(ValueError, match="Continue it with HAPPO"):
         spread().learn(TOTAL, ResumableCheckpointCallback(3, saved))
 
@@ -619,7 +619,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         (dict(save_freq=1, unit="steps"), "unit must be"),
     ):
         with pytest.raises(ValueError, match=message):
-            ResumableCheckpointCallback(save_path=tmp_path, **kwargs)  # type: ignore[arg-type]
+            ResumableCheckpointCallback(save_path=tmp_path, **kwargs)
     model = spread()
     with pytest.raises(RuntimeError, match="has begun"):
         model.save_checkpoint(tmp_path / "x.ckpt")

@@ -255,7 +255,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
         self: SelfMultiAgent,
         total_timesteps: float,
         callback: MaybeCallback = None,
-        log_interval: int = 1,
+        log_interval: int | None = 1,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -297,7 +297,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
         ):
             self._executor, self._last_good = executor, LastGood()
             try:
-                super().learn(  # type: ignore[safe-super]
+                super().learn(
                     n_steps,
                     callback,
                     log_interval,

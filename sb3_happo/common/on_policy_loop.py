@@ -22,7 +22,7 @@ class OnPolicyLoop(OnPolicyAlgorithm):
         self: SelfLoop,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 1,  # type: ignore[override]
+        log_interval: int | None = 1,
         tb_log_name: str = "OnPolicyAlgorithm",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,

@@ -302,7 +302,7 @@ class ResumableAlgorithm(SavedAlgorithm):
 
     # ---------------------------------------------------------------- training
 
-    def learn(  # type: ignore[override]
+    def learn(
         self: SelfResumable, total_timesteps: int, callback: MaybeCallback = None, *args: Any
     ) -> SelfResumable:
         """
@@ -337,7 +337,7 @@ class ResumableAlgorithm(SavedAlgorithm):
             total_timesteps = self._remaining(total_timesteps, reset_num_timesteps)
             reset_num_timesteps = False
         self._prepare_states()
-        total_timesteps, callback = super()._setup_learn(  # type: ignore[safe-super]
+        total_timesteps, callback = super()._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._callbacks = TrainingCallbacks(self, callback)
@@ -598,8 +598,8 @@ def _equal(first: Any, second: Any) -> bool:
         if not isinstance(second, dict) or first.keys() != second.keys():
             return False
         return all(_equal(first[key], second[key]) for key in first)
-    arrays = [_as_array(first), _as_array(second)]
-    return np.array_equal(*arrays, equal_nan=arrays[0].dtype.kind == "f")
+    array = _as_array(first)
+    return np.array_equal(array, _as_array(second), equal_nan=array.dtype.kind == "f")
 
 
 def _as_array(value: Any) -> np.ndarray:

@@ -354,3 +354,17 @@ def test_normaliser_of_another_class() -> None:
 
     with pytest.raises(ValueError, match="which Mine does not normalise"):
         mean_reward(IPPO, Mine(JointDummyVecEnv([joint]), norm_obs=False))
+
+
+def test_observations_are_normalised_before_the_first_reset() -> None:
+    """SB3's ``VecNormalize`` needs no reset either, for example after loading."""
+    env = VecNormalizeTeam(shift_vec_env())
+    obs = {key: np.full((1, *space.shape), 0.5) for key, space in spaces_of(env).items()}
+    for key, value in env.normalize_obs(obs).items():
+        np.testing.assert_allclose(value, 0.5, rtol=1e-3, err_msg=key)
+
+
+def spaces_of(env: VecEnv) -> dict[str, Any]:
+    """Observation spaces by key."""
+    assert isinstance(env.observation_space, spaces.Dict)
+    return env.observation_space.spaces

@@ -116,6 +116,8 @@ class VecNormalizeTeam(VecNormalize):
         self._agent_returns = np.zeros((self.num_envs, self._n_agents))
         self._presence = Presence(None)
         self._last_normalized: Any = None
+        # Observation of the last step; SB3 has none before the first reset
+        self.old_obs: Any = None
         self._shows_waiting = False
         #: Index of the agent that an entry belongs to, or of the agent of each number in it
         self._owners: dict[str, int | np.ndarray] = {}

@@ -140,7 +140,8 @@ def _are_statistics(value: Any, shape: tuple[int, ...]) -> bool:
     for own in (value.mean, value.var):
         if not isinstance(own, (np.ndarray, np.floating, float)) or np.shape(own) != shape:
             return False
-    return isinstance(value.count, (int, float))
+    # One count, or one per number where the agents of a state are not always present
+    return np.shape(value.count) in ((), shape) and np.asarray(value.count).dtype.kind in "fiu"
 
 
 def check_statistics(content: Mapping[str, Any], owner: str) -> None:

@@ -190,6 +190,7 @@ ORDER = (
     "common.on_policy_algorithm",
     "common.replay_state",
     "common.replay_checks",
+    "common.off_policy_learning",
     "common.off_policy_algorithm",
     "common.evaluation",
     # Algorithms

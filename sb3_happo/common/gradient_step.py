@@ -88,7 +88,7 @@ def accumulate_gradients(
 def _in_layout_of(param: th.Tensor, gradient: th.Tensor) -> th.Tensor:
     """
     :param param: Parameter
-    :param gradient: Its gradient
+    :param gradient: Gradient of the parameter
     :return: The gradient in the memory layout of the parameter. PyTorch's fused optimisers read
         both number by number, and would pair the wrong ones without a word
     """

@@ -11,11 +11,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TrainFrequencyUnit
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.action_noise import NoiseSetting, TeamActionNoise
 from sb3_happo.common.checks import describe_masks
-from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.hyperparameters import (
     COUNT,
     LEARNING_RATE,
@@ -24,9 +23,10 @@ from sb3_happo.common.hyperparameters import (
     Setting,
     optional,
 )
+from sb3_happo.common.off_policy_learning import OffPolicyLearning
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.random_actions import RandomActions
-from sb3_happo.common.replay_buffer import JointReplayBuffer, JointSamples
+from sb3_happo.common.replay_buffer import JointReplayBuffer
 from sb3_happo.common.replay_checks import (
     check_buffer_class,
     check_learning_starts,
@@ -34,7 +34,6 @@ from sb3_happo.common.replay_checks import (
     check_policy_name,
 )
 from sb3_happo.common.replay_memory import check_replay_memory, replay_bytes
-from sb3_happo.common.replay_state import ReplayState
 from sb3_happo.common.rollout_memory import describe
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs import check_team_spaces
@@ -42,7 +41,7 @@ from sb3_happo.envs import check_team_spaces
 SelfOffPolicy = TypeVar("SelfOffPolicy", bound="MultiAgentOffPolicyAlgorithm")
 
 
-class MultiAgentOffPolicyAlgorithm(ReplayState):
+class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
     """
     Base of the off-policy algorithms: SB3's ``learn`` and ``collect_rollouts`` for a team, whose
     transitions are kept in a :class:`~sb3_happo.common.replay_buffer.JointReplayBuffer`. A subclass
@@ -96,7 +95,6 @@ class MultiAgentOffPolicyAlgorithm(ReplayState):
         "n_steps": COUNT,
         "max_grad_norm": optional(POSITIVE),
     }
-    policy: OffPolicyJointPolicy  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -185,7 +183,7 @@ class MultiAgentOffPolicyAlgorithm(ReplayState):
             self._make_replay_buffer()
         TeamActionNoise.wrap(self.action_noise, self.policy.team_spaces.action_space, self.n_envs)
         self._make_agent_log()
-        self._figures: dict[str, list[th.Tensor]] = {}
+        self._figures = {}
 
     def _make_policy(self) -> None:
         policy = self.policy_class(
@@ -360,135 +358,3 @@ class MultiAgentOffPolicyAlgorithm(ReplayState):
         :return: Raw actions of all agents side by side, ``(n_envs, action_dim)``
         """
         return self.policy.explore(self._to_tensors(obs)).cpu().numpy()
-
-    # ---------------------------------------------------------------- learning
-
-    def _begin_training(self) -> None:
-        """Switch to training mode, and set the learning rates of all networks."""
-        assert self.replay_buffer is not None
-        self.policy.set_training_mode(True)
-        self._figures = {}
-        for group in self.policy.groups:
-            self._set_actor_rate(group[0])
-        update_learning_rate(self.critic.optimizer, self._critic_rate())
-
-    def _critic_rate(self) -> float:
-        schedule = self.lr_schedule
-        if self.critic_learning_rate is not None:
-            schedule = self.critic_lr_schedule
-        return schedule(self._current_progress_remaining)
-
-    def _sample(self, batch_size: int) -> JointSamples:
-        assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
-
-    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> None:
-        """
-        One gradient step.
-
-        :param loss: Loss, a scalar
-        :param optimizer: Optimiser
-        :param owner: Name of the network for warnings
-        """
-        norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, optimizer, norm, owner)
-
-    def _update_critic(self, data: JointSamples, targets: th.Tensor) -> None:
-        """
-        Fit the critics to targets by a gradient step.
-
-        :param data: Transitions
-        :param targets: Targets of the values, ``(batch, n_values)``
-        """
-        actions = self._encoded(data)
-        values = self.critic(data.observations, actions)  # (n_critics, batch, n_values)
-        errors = (values - targets).square()
-        counts = None
-        if self.critic.n_values > 1 and data.activity is not None:
-            # The value of an agent that has left is not learned
-            counts = data.activity.alive
-        loss = mean_over(errors, counts, dim=1).sum()
-        self._descend(loss, self.critic.optimizer, "the critic")
-        self._record("train/critic_loss", loss)
-        self._record("train/q_value", values.mean())
-
-    def _encoded(self, data: JointSamples) -> th.Tensor:
-        """Encoded actions of the buffer, zeros for inactive agents, ``(batch, n_encoded)``."""
-        actions = self.policy.encode(data.actions)
-        active = None if data.activity is None else data.activity.active
-        return self._only_active(actions, active)
-
-    def _only_active(self, actions: th.Tensor, active: th.Tensor | None) -> th.Tensor:
-        """
-        :param actions: Encoded actions of all agents, ``(batch, n_encoded)``
-        :param active: Active mask, ``(batch, n_agents)``; None for all
-        :return: Actions with zeros for inactive agents, whose actions have no effect
-        """
-        if active is None:
-            return actions
-        sizes = [columns.stop - columns.start for columns in self.policy.columns.values()]
-        repeats = th.tensor(sizes, device=active.device)
-        return actions * active.repeat_interleave(repeats, dim=1)
-
-    def _join(self, actions: Mapping[str, th.Tensor], data: JointSamples) -> th.Tensor:
-        """
-        :param actions: Encoded actions of each agent, ``(batch, n_encoded)``
-        :param data: Transitions
-        :return: Encoded joint actions, with zeros for inactive agents, ``(batch, n_encoded)``
-        """
-        joint = th.cat([actions[agent] for agent in self.agents], dim=1)
-        return self._only_active(joint, None if data.activity is None else data.activity.active)
-
-    def _active(self, agent: str, data: JointSamples) -> th.Tensor | None:
-        """Mask of the transitions in which an agent acted, ``(batch,)``; None for all."""
-        if data.activity is None:
-            return None
-        return data.activity.active[:, self.agents.index(agent)]
-
-    def _value_index(self, agent: str) -> int:
-        """Index of the critic's value of an agent's reward."""
-        return self.agents.index(agent) if self.critic.n_values > 1 else 0
-
-    # ---------------------------------------------------------------- log
-
-    def _record_actor(self, agent: str, **figures: th.Tensor) -> None:
-        """
-        Keep figures of an agent's update.
-
-        :param agent: Name of the agent
-        :param figures: Scalars; the mean of "actor_loss" over the agents is logged too
-        """
-        for name, value in figures.items():
-            self._record(f"{self._log_names[agent]}/{name}", value)
-        self._record("train/actor_loss", figures["actor_loss"])
-
-    def _record(self, key: str, value: th.Tensor) -> None:
-        """
-        Keep a figure for the mean over the gradient steps of this update.
-
-        :param key: Name in the log
-        :param value: Scalar
-        """
-        self._figures.setdefault(key, []).append(value.detach())
-
-    def _log_training(self) -> None:
-        """Record the figures of the gradient steps in the log."""
-        for key, values in self._figures.items():
-            self.logger.record(key, th.stack(values).mean().item())
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        rate = self.lr_schedule(self._current_progress_remaining)
-        self.logger.record("train/learning_rate", rate)
-        self.logger.record("train/critic_learning_rate", self._critic_rate())
-
-
-def mean_over(values: th.Tensor, counts: th.Tensor | None, dim: int) -> th.Tensor:
-    """
-    :param values: Values
-    :param counts: Mask of the values that count, of a shape that broadcasts; None for all
-    :param dim: Axis of the mean
-    :return: Mean over this axis; 0 where no value counts
-    """
-    if counts is None:
-        return values.mean(dim=dim)
-    weights = counts.to(values.dtype).expand_as(values)
-    return (values * weights).sum(dim=dim) / weights.sum(dim=dim).clamp(min=1.0)

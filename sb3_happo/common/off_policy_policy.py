@@ -36,7 +36,8 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
     :param lr_schedule: Learning rate of the actors
     :param n_critics: Number of critics per reward, of which targets take the least
     :param own_critics: Critics for each agent's own reward instead of the team's
-    :param args: Further arguments of ``MultiAgentPolicy``
+    :param agent_kwargs: Overrides for single agents
+    :param critic_kwargs: Overrides for the critics
     :param kwargs: Keyword arguments of ``MultiAgentPolicy``; ``net_arch`` may be SB3's
         ``dict(pi=..., qf=...)``
     :raises ValueError: If a policy is recurrent, or an argument is unknown
@@ -55,7 +56,6 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
         observation_space: spaces.Dict,
         action_space: spaces.Dict,
         lr_schedule: Schedule,
-        *args: Any,
         n_critics: int = 2,
         own_critics: bool = False,
         agent_kwargs: Mapping[str, dict[str, Any]] | None = None,
@@ -69,7 +69,6 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
             observation_space,
             action_space,
             lr_schedule,
-            *args,
             agent_kwargs=overrides,
             critic_kwargs=_options(critic_kwargs or {}),
             **_with_defaults(_options(kwargs)),

@@ -120,8 +120,8 @@ class JointReplayBuffer(ReplayBuffer):
     ) -> None:
         if optimize_memory_usage:
             raise ValueError(
-                "optimize_memory_usage=True is not supported by a team's replay buffer, which keeps "
-                "time limits apart from terminations; reduce buffer_size instead."
+                "optimize_memory_usage=True is not supported by a team's replay buffer, which "
+                "keeps time limits apart from terminations; reduce buffer_size instead."
             )
         self.team_action_space = action_space
         self.agents = tuple(action_space.spaces)
@@ -228,10 +228,12 @@ class JointReplayBuffer(ReplayBuffer):
         """
         if self.activity is None:
             return list(self.agents)
-        present = self.activity[: self.size(), :, 0].any(axis=(0, 1))
+        present: np.ndarray = np.any(self.activity[: self.size(), :, 0], axis=(0, 1))
         return [agent for agent, own in zip(self.agents, present, strict=True) if own]
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> JointSamples:  # type: ignore[override]
+    def sample(  # type: ignore[override]
+        self, batch_size: int, env: VecNormalize | None = None
+    ) -> JointSamples:
         """
         Draw transitions, with replacement.
 
@@ -307,7 +309,7 @@ class JointReplayBuffer(ReplayBuffer):
                 obs[key] = np.zeros((n_rows, *shape), np.float32)
         if isinstance(env, VecNormalizeTeam):
             return env.normalize_obs(obs, active)
-        return env.normalize_obs(obs)  # type: ignore[arg-type]
+        return env.normalize_obs(obs)
 
     def _own_rewards(self, own: np.ndarray, env: VecNormalize | None) -> np.ndarray:
         """Individual rewards ``(..., n_agents)``, normalised by the agents' own statistics."""
@@ -328,20 +330,41 @@ class JointReplayBuffer(ReplayBuffer):
         :return: Returns ``(batch, 1)``, individual returns ``(batch, n_agents)``, discounts
             ``(batch, 1)``, terminations ``(batch,)``, and the rows of the last steps ``(batch,)``
         """
-        steps = np.arange(self.n_steps)
-        indices = (batch_inds[:, np.newaxis] + steps) % self.buffer_size  # (batch, n_steps)
-        rows = indices * self.n_envs + env_indices[:, np.newaxis]
-        # The step after the newest one belongs to an older episode
-        ends = (self._take(self.dones, rows) > 0) | (indices == (self.pos - 1) % self.buffer_size)
-        length = np.where(ends.any(axis=1), ends.argmax(axis=1), self.n_steps - 1)
-        counts = steps <= length[:, np.newaxis]
-        weights = (self.gamma ** steps.astype(np.float32)) * counts
+        newest = (self.pos - 1) % self.buffer_size
+        indices, counts = window(self.dones, batch_inds, env_indices, self.n_steps, newest)
+        rows = indices * self.n_envs + env_indices[:, np.newaxis]  # (batch, n_steps)
+        weights = self.gamma ** np.arange(self.n_steps, dtype=np.float32) * counts
         rewards = self._normalize_reward(self._take(self.rewards, rows), env) * weights
         own = self._own_rewards(self._take(self.agent_rewards, rows), env)
         own = (own * weights[:, :, np.newaxis]).sum(axis=1)
-        discounts = self.gamma ** counts.sum(axis=1, keepdims=True).astype(np.float32)
-        last_rows = rows[np.arange(len(rows)), length]
-        terminated = self._take(self.dones, last_rows) * (
-            1.0 - self._take(self.timeouts, last_rows)
-        )
-        return rewards.sum(axis=1, keepdims=True), own, discounts, terminated, last_rows
+        lengths = counts.sum(axis=1)
+        discounts = self.gamma ** lengths[:, np.newaxis].astype(np.float32)
+        last_rows = rows[np.arange(len(rows)), lengths - 1]
+        dones = self._take(self.dones, last_rows) * (1.0 - self._take(self.timeouts, last_rows))
+        return rewards.sum(axis=1, keepdims=True), own, discounts, dones, last_rows
+
+
+def window(
+    dones: np.ndarray,
+    batch_inds: np.ndarray,
+    env_indices: np.ndarray,
+    n_steps: int,
+    newest: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Steps whose rewards are added to a return: ``n_steps``, or fewer at the end of an episode and
+    at the newest step, after which older episodes stand in the buffer.
+
+    :param dones: Ends of episodes, ``(size, n_envs)``
+    :param batch_inds: Indices of the first steps, ``(batch,)``
+    :param env_indices: Indices of the environments, ``(batch,)``
+    :param n_steps: Largest number of steps
+    :param newest: Index of the newest step
+    :return: Indices of the steps, and mask of those that count, both ``(batch, n_steps)``
+    """
+    indices = (batch_inds[:, np.newaxis] + np.arange(n_steps)) % len(dones)
+    ends = (dones[indices, env_indices[:, np.newaxis]] > 0) | (indices == newest)
+    # A step counts if no step before it was an end
+    counts = np.ones_like(ends)
+    counts[:, 1:] = ~np.logical_or.accumulate(ends[:, :-1], axis=1)
+    return indices, counts

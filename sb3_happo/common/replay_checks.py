@@ -42,8 +42,8 @@ def check_buffer_class(buffer_class: Any, optimize_memory_usage: bool) -> None:
     """
     if optimize_memory_usage:
         raise ValueError(
-            "optimize_memory_usage=True is not supported: the replay buffer keeps time limits apart "
-            "from terminations, as SB3's does without it. Reduce buffer_size instead."
+            "optimize_memory_usage=True is not supported: the replay buffer keeps time limits "
+            "apart from terminations, as SB3's does without it. Reduce buffer_size instead."
         )
     if buffer_class is None:
         return

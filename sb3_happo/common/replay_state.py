@@ -48,7 +48,7 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
     if somebody else has reset or stepped the training environment.
     """
 
-    replay_buffer: JointReplayBuffer | None  # type: ignore[assignment]
+    replay_buffer: JointReplayBuffer | None
     #: Watch of the training environment, and the number of the last step that training has made
     _watch: TransitionWatch | None = None
     _mark: _StepMark | None = None

@@ -28,7 +28,8 @@ class StackedLinear(nn.Module):
         :param rows: Networks that ``x`` belongs to; None for all
         :return: Outputs, ``(n_networks, batch, out)``
         """
-        weight, bias = self.weight, self.bias
+        weight: th.Tensor = self.weight
+        bias: th.Tensor = self.bias
         if rows is not None:
             weight, bias = weight[rows], bias[rows]
         return th.baddbmm(bias, x, weight)
@@ -54,7 +55,8 @@ class StackedLayerNorm(nn.Module):
         :param rows: Networks that ``x`` belongs to; None for all
         :return: Features of the same shape
         """
-        weight, bias = self.weight, self.bias
+        weight: th.Tensor = self.weight
+        bias: th.Tensor = self.bias
         if rows is not None:
             weight, bias = weight[rows], bias[rows]
         return F.layer_norm(x, self.normalized_shape, eps=self.eps) * weight + bias

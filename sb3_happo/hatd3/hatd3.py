@@ -8,7 +8,8 @@ from stable_baselines3.common.type_aliases import Schedule
 
 from sb3_happo.common.agent_order import check_agent_order, fixed_order
 from sb3_happo.common.hyperparameters import COUNT, NOT_NEGATIVE, Setting
-from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm, mean_over
+from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.off_policy_learning import mean_over
 from sb3_happo.common.off_policy_policy import DeterministicJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.type_aliases import AgentOrder
@@ -65,7 +66,7 @@ class HATD3(MultiAgentOffPolicyAlgorithm):
         "target_noise_clip": NOT_NEGATIVE,
         "logit_regularization": NOT_NEGATIVE,
     }
-    policy: DeterministicJointPolicy  # type: ignore[assignment]
+    policy: DeterministicJointPolicy
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class HATD3(MultiAgentOffPolicyAlgorithm):
         One gradient step of an agent along the critic's value of the joint action.
 
         :param agent: Name of the agent
-        :param decision: Its present actions, differentiable
+        :param decision: Present actions of the agent, differentiable
         :param others: Encoded actions of the other agents, ``(batch, n_encoded)`` each
         :param features: Features of the state, ``(batch, n_features)``
         :param data: Transitions, of which those at which the agent acted count

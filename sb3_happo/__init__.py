@@ -4,7 +4,9 @@ from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
 from sb3_happo.haa2c import HAA2C
+from sb3_happo.haddpg import HADDPG
 from sb3_happo.happo import HAPPO
+from sb3_happo.hatd3 import HATD3
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.mappo import MAPPO
@@ -21,7 +23,9 @@ from sb3_happo.version import __version__
 
 __all__ = [
     "HAA2C",
+    "HADDPG",
     "HAPPO",
+    "HATD3",
     "HATRPO",
     "IPPO",
     "JAL",

@@ -8,18 +8,21 @@ import numpy as np
 from sb3_happo.common.type_aliases import AgentOrder, AgentOrderFn, AgentOrderName
 
 
-def check_agent_order(agent_order: AgentOrder, agents: tuple[str, ...]) -> None:
+def check_agent_order(
+    agent_order: AgentOrder, agents: tuple[str, ...], greedy: bool = True
+) -> None:
     """
     :param agent_order: Setting of the user
     :param agents: Names of the agents
+    :param greedy: Whether the algorithm can rank agents, for "greedy"
     :raises ValueError: If the setting is unknown, or a callable does not return every agent once
     """
+    names = [name for name in get_args(AgentOrderName) if greedy or name != "greedy"]
     if callable(agent_order):
         call_order(agent_order, agents)
-    elif agent_order not in get_args(AgentOrderName):
+    elif agent_order not in names:
         raise ValueError(
-            f"agent_order must be one of {get_args(AgentOrderName)} or a callable, "
-            f"not {agent_order!r}"
+            f"agent_order must be one of {tuple(names)} or a callable, not {agent_order!r}"
         )
 
 

@@ -39,7 +39,16 @@ def policy_form(policy: AgentPolicy) -> tuple[object, ...] | None:
     :return: Properties that policies must have in common to be evaluated in one call; None for a
         policy that can only be evaluated alone
     """
-    if type(policy) is not AgentPolicy or policy.head_name != "gaussian":
+    return network_form(policy) if policy.head_name == "gaussian" else None
+
+
+def network_form(policy: AgentPolicy) -> tuple[object, ...] | None:
+    """
+    :param policy: An agent's policy, with any head
+    :return: Properties that policies must have in common for their networks to be evaluated in one
+        call; None for a policy that can only be evaluated alone
+    """
+    if type(policy) is not AgentPolicy:
         return None
     if type(policy.features_extractor) is not FlattenExtractor:
         return None
@@ -51,6 +60,7 @@ def policy_form(policy: AgentPolicy) -> tuple[object, ...] | None:
     return (
         str(policy.observation_space),
         str(policy.action_space),
+        policy.head_name,
         bounds,
         str(policy.memory),
         str(policy.body),

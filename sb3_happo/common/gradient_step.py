@@ -81,8 +81,20 @@ def accumulate_gradients(
     gradients, figures = zip(*results, strict=True)
     for param, *shares in zip(learning, *gradients, strict=True):
         given = [share for share in shares if share is not None]
-        param.grad = sum(given[1:], given[0]) if given else None
+        param.grad = _in_layout_of(param, sum(given[1:], given[0])) if given else None
     return th.stack(figures).sum(dim=0)
+
+
+def _in_layout_of(param: th.Tensor, gradient: th.Tensor) -> th.Tensor:
+    """
+    :param param: Parameter
+    :param gradient: Gradient of the parameter
+    :return: The gradient in the memory layout of the parameter. PyTorch's fused optimisers read
+        both number by number, and would pair the wrong ones without a word
+    """
+    if gradient.stride() == param.stride():
+        return gradient
+    return th.empty_like(param).copy_(gradient)
 
 
 def gradient_step(
@@ -119,6 +131,38 @@ def gradient_step(
     if accept is not None and not accept(figures):
         return GradientStep(figures, accepted=False, finite=True)
     norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
+    finite = _step_if_finite(norm, optimizer, owner)
+    return GradientStep(figures, accepted=True, finite=finite)
+
+
+def descend(
+    loss: th.Tensor, optimizer: th.optim.Optimizer, max_grad_norm: float, owner: str
+) -> bool:
+    """
+    :func:`gradient_step` for a loss that is computed already, as those of the off-policy
+    algorithms are: their minibatches are small, and the loss of an agent reads the actions of
+    others. Only the optimiser's parameters get a gradient, not the critic that an actor ascends.
+
+    :param loss: Loss, a scalar
+    :param optimizer: Optimiser of the parameters
+    :param max_grad_norm: Largest Euclidean norm of the gradient, > 0; infinity for no clipping
+    :param owner: Name of the network for the warning, such as ``"agent 'walker'"``
+    :return: False if the gradient was NaN or infinite, and therefore left out
+    """
+    params = []
+    for group in optimizer.param_groups:
+        params += [param for param in group["params"] if param.requires_grad]
+    gradients = th.autograd.grad(loss, params, allow_unused=True)
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = None if gradient is None else _in_layout_of(param, gradient)
+    norm = nn.utils.get_total_norm([own for own in gradients if own is not None])
+    if max_grad_norm < float("inf"):
+        nn.utils.clip_grads_with_norm_(params, max_grad_norm, norm)
+    return _step_if_finite(norm, optimizer, owner)
+
+
+def _step_if_finite(norm: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> bool:
+    """Take the step, unless the norm of the gradient is NaN or infinite; then warn once."""
     if not bool(norm.isfinite()):
         warn_once(
             optimizer,
@@ -127,6 +171,6 @@ def gradient_step(
             "`n_epochs` or `clip_range`, set `target_kl`, or normalise observations and rewards "
             "(VecNormalize). Further cases are left out without a warning.",
         )
-        return GradientStep(figures, accepted=True, finite=False)
+        return False
     optimizer.step()
-    return GradientStep(figures, accepted=True, finite=True)
+    return True

@@ -8,7 +8,10 @@ from sb3_happo.happo import HAPPO
 from sb3_happo.hatd3 import HATD3
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
+from sb3_happo.iql import IQL
 from sb3_happo.mappo import MAPPO
+from sb3_happo.qmix import QMIX
+from sb3_happo.vdn import VDN
 from sb3_happo.vec_env import make_joint_vec_env
 from sb3_happo.version import __version__
 
@@ -19,7 +22,10 @@ __all__ = [
     "HATD3",
     "HATRPO",
     "IPPO",
+    "IQL",
     "MAPPO",
+    "QMIX",
+    "VDN",
     "EvalCallback",
     "JointEnv",
     "__version__",

@@ -166,6 +166,8 @@ ORDER = (
     "common.joint_policy",
     "common.policies",
     "common.off_policy_policy",
+    "common.mixers",
+    "common.value_policy",
     # Data and learning
     "common.minibatches",
     "common.rollout_memory",
@@ -177,6 +179,7 @@ ORDER = (
     "common.random_actions",
     "common.buffers",
     "common.gradient_step",
+    "common.optimizer_group",
     "common.factor",
     "common.value_learning",
     "common.bootstrap",
@@ -191,6 +194,7 @@ ORDER = (
     "common.replay_state",
     "common.replay_checks",
     "common.off_policy_algorithm",
+    "common.value_based_algorithm",
     "common.evaluation",
     # Algorithms
     "happo.*",
@@ -200,6 +204,9 @@ ORDER = (
     "ippo.*",
     "hatd3.*",
     "haddpg.*",
+    "iql.*",
+    "vdn.*",
+    "qmix.*",
     "sb3_happo",
 )
 _POSITIONS = {entry: position for position, entry in enumerate(ORDER)}

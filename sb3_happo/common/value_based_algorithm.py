@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.hyperparameters import COUNT, SHARE, Setting
-from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm, mean_over
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.value_policy import IndependentValuePolicy
 from sb3_happo.suggestions import check_names
@@ -194,26 +194,22 @@ class ValueBasedAlgorithm(MultiAgentOffPolicyAlgorithm):
         """
         raise NotImplementedError
 
-    def _taken_values(self, data: JointSamples) -> th.Tensor:
+    def _taken_values(self, data: JointSamples) -> dict[str, th.Tensor]:
         """
         :param data: Transitions
-        :return: Values of the agents' actions, differentiable, ``(batch, n_agents)``; those of the
-            best actions where an agent did not act, whose action had no effect
+        :return: Values of each agent's actions, differentiable, ``(batch,)``; those of the best
+            actions where an agent did not act, whose action had no effect
         """
-        columns = []
+        taken = {}
         for agent in self.agents:
             values = self.policy.values(data.observations, agent)
             own = self.policy.taken(values, data.actions, agent)
             active = self._active(agent, data)
             if active is not None:
                 own = own.where(active, self.policy.best(values, agent))
-            columns.append(own)
-            mean = own.detach()
-            if active is not None:
-                mean = mean[active]
-            if len(mean):
-                self._record(f"{self._log_names[agent]}/q_value", mean.mean())
-        return th.stack(columns, dim=1)
+            taken[agent] = own
+            self._record(f"{self._log_names[agent]}/q_value", mean_over(own, active, dim=0))
+        return taken
 
     @th.no_grad()
     def _next_values(self, data: JointSamples) -> th.Tensor:
@@ -221,14 +217,15 @@ class ValueBasedAlgorithm(MultiAgentOffPolicyAlgorithm):
         :param data: Transitions
         :return: Target networks' values of the best legal next actions, ``(batch, n_agents)``
         """
+        networks = self.policy.target_networks
         columns = []
-        for agent, network in self.policy.target_networks.items():
-            values = self.policy.values(data.next_observations, agent, network)
+        for agent in self.agents:
+            values = self.policy.values(data.next_observations, agent, networks[agent])
             chosen_by = None
             if self.double_q:
                 chosen_by = self.policy.values(data.next_observations, agent)
-            columns.append((self.agents.index(agent), self.policy.best(values, agent, chosen_by)))
-        return th.stack([own for _, own in sorted(columns, key=lambda pair: pair[0])], dim=1)
+            columns.append(self.policy.best(values, agent, chosen_by))
+        return th.stack(columns, dim=1)
 
     def _losses(self, values: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """

@@ -47,13 +47,15 @@ class IQL(ValueBasedAlgorithm):
 
     def _learn(self, data: JointSamples) -> None:
         counts = None if data.activity is None else data.activity.alive
-        losses = self._losses(self._taken_values(data), self._targets(data))
+        taken, targets = self._taken_values(data), self._targets(data)
         for group in self.policy.groups:
             columns = [self.agents.index(agent) for agent in group]
             own_counts = None if counts is None else counts[:, columns].flatten()
             if own_counts is not None and not own_counts.any():
                 continue
-            loss = mean_over(losses[:, columns].flatten(), own_counts, dim=0)
+            values = th.stack([taken[agent] for agent in group], dim=1)
+            losses = self._losses(values, targets[:, columns])
+            loss = mean_over(losses.flatten(), own_counts, dim=0)
             self._descend(loss, self.policies[group[0]].optimizer, f"agent {group[0]!r}")
             self._record("train/loss", loss)
             for agent in group:

@@ -51,7 +51,7 @@ class VDN(ValueBasedAlgorithm):
         self._optimizers = OptimizerGroup(optimizers)
 
     def _learn(self, data: JointSamples) -> None:
-        values = self._taken_values(data)
+        values = th.stack(list(self._taken_values(data).values()), dim=1)
         if data.activity is not None:
             values = values * data.activity.active
         joint = self.critic(values, data.observations)

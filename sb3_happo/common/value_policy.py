@@ -67,7 +67,7 @@ class IndependentValuePolicy(OffPolicyJointPolicy):
         """
         :return: Target network of each agent
         """
-        networks = {}
+        networks: dict[str, AgentPolicy] = {}
         for group, network in zip(self.groups, self.target_actors, strict=True):
             networks |= dict.fromkeys(group, network)
         return networks
@@ -89,9 +89,7 @@ class IndependentValuePolicy(OffPolicyJointPolicy):
             masks = masks.where(some, th.ones_like(masks))
         return self.policies[agent].action_head.values(outputs, masks)
 
-    def best(
-        self, values: th.Tensor, agent: str, chosen_by: th.Tensor | None = None
-    ) -> th.Tensor:
+    def best(self, values: th.Tensor, agent: str, chosen_by: th.Tensor | None = None) -> th.Tensor:
         """
         :param values: Values of all options of an agent, ``(batch, n_options)``
         :param agent: Name of the agent

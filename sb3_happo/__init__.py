@@ -9,7 +9,9 @@ from sb3_happo.happo import HAPPO
 from sb3_happo.hatd3 import HATD3
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
+from sb3_happo.iql import IQL
 from sb3_happo.mappo import MAPPO
+from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
     MinimaxQ,
@@ -18,6 +20,7 @@ from sb3_happo.tabular import (
     exploitability,
     nash_gap,
 )
+from sb3_happo.vdn import VDN
 from sb3_happo.vec_env import VecNormalizeTeam, make_joint_vec_env
 from sb3_happo.version import __version__
 
@@ -28,8 +31,11 @@ __all__ = [
     "HATD3",
     "HATRPO",
     "IPPO",
+    "IQL",
     "JAL",
     "MAPPO",
+    "QMIX",
+    "VDN",
     "CentralTeam",
     "EvalCallback",
     "JointEnv",

@@ -185,6 +185,8 @@ ORDER = (
     "common.joint_policy",
     "common.policies",
     "common.off_policy_policy",
+    "common.mixers",
+    "common.value_policy",
     # Data and learning
     "common.minibatches",
     "common.rollout_memory",
@@ -198,6 +200,7 @@ ORDER = (
     "common.checks",
     "common.gradient_step",
     "common.finite",
+    "common.optimizer_group",
     "common.factor",
     "common.value_learning",
     "common.bootstrap",
@@ -224,6 +227,7 @@ ORDER = (
     "common.replay_checks",
     "common.off_policy_learning",
     "common.off_policy_algorithm",
+    "common.value_based_algorithm",
     "common.evaluation",
     # Algorithms
     "happo.*",
@@ -233,6 +237,9 @@ ORDER = (
     "ippo.*",
     "hatd3.*",
     "haddpg.*",
+    "iql.*",
+    "vdn.*",
+    "qmix.*",
     # Tables
     "tabular.matrix_games",
     "tabular.action_sets",

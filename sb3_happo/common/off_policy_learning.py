@@ -31,6 +31,9 @@ class OffPolicyLearning(ReplayState):
         self._figures = {}
         for group in self.policy.groups:
             self._set_actor_rate(group[0])
+        self._set_critic_rate()
+
+    def _set_critic_rate(self) -> None:
         update_learning_rate(self.critic.optimizer, self._critic_rate())
 
     def _critic_rate(self) -> float:

@@ -1,0 +1,5 @@
+"""Value-decomposition networks."""
+
+from sb3_happo.vdn.vdn import VDN
+
+__all__ = ["VDN"]

@@ -287,7 +287,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         self: SelfOffPolicy,
         total_timesteps: float,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | None = 4,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.hyperparameters import COUNT, SHARE, Setting
-from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm, mean_over
+from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.off_policy_learning import mean_over
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.value_policy import IndependentValuePolicy
 from sb3_happo.suggestions import check_names
@@ -65,7 +66,7 @@ class ValueBasedAlgorithm(MultiAgentOffPolicyAlgorithm):
         "exploration_final_eps": SHARE,
         "hysteretic": SHARE,
     }
-    policy: IndependentValuePolicy  # type: ignore[assignment]
+    policy: IndependentValuePolicy
 
     def __init__(
         self,

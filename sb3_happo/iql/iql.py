@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch as th
 
-from sb3_happo.common.off_policy_algorithm import mean_over
+from sb3_happo.common.off_policy_learning import mean_over
 from sb3_happo.common.own_rewards import OwnRewards
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.value_based_algorithm import ValueBasedAlgorithm

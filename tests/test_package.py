@@ -191,6 +191,8 @@ ORDER = (
     "common.replay_state",
     "common.replay_checks",
     "common.off_policy_algorithm",
+    "common.soft_policy",
+    "common.temperatures",
     "common.evaluation",
     # Algorithms
     "happo.*",
@@ -200,6 +202,8 @@ ORDER = (
     "ippo.*",
     "hatd3.*",
     "haddpg.*",
+    "hasac.*",
+    "masac.*",
     "sb3_happo",
 )
 _POSITIONS = {entry: position for position, entry in enumerate(ORDER)}

@@ -96,6 +96,8 @@ class MultiAgentOffPolicyAlgorithm(ReplayState):
         "n_steps": COUNT,
         "max_grad_norm": optional(POSITIVE),
     }
+    #: Factor of the critics' squared errors, as in SB3's algorithm
+    critic_loss_weight: ClassVar[float] = 1.0
     policy: OffPolicyJointPolicy  # type: ignore[assignment]
 
     def __init__(
@@ -407,7 +409,7 @@ class MultiAgentOffPolicyAlgorithm(ReplayState):
         if self.critic.n_values > 1 and data.activity is not None:
             # The value of an agent that has left is not learned
             counts = data.activity.alive
-        loss = mean_over(errors, counts, dim=1).sum()
+        loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
         self._descend(loss, self.critic.optimizer, "the critic")
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())

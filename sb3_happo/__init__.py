@@ -6,11 +6,13 @@ from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_en
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.haddpg import HADDPG
 from sb3_happo.happo import HAPPO
+from sb3_happo.hasac import HASAC
 from sb3_happo.hatd3 import HATD3
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.iql import IQL
 from sb3_happo.mappo import MAPPO
+from sb3_happo.masac import MASAC
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
@@ -28,12 +30,14 @@ __all__ = [
     "HAA2C",
     "HADDPG",
     "HAPPO",
+    "HASAC",
     "HATD3",
     "HATRPO",
     "IPPO",
     "IQL",
     "JAL",
     "MAPPO",
+    "MASAC",
     "QMIX",
     "VDN",
     "CentralTeam",

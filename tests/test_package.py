@@ -228,6 +228,8 @@ ORDER = (
     "common.off_policy_learning",
     "common.off_policy_algorithm",
     "common.value_based_algorithm",
+    "common.soft_policy",
+    "common.temperatures",
     "common.evaluation",
     # Algorithms
     "happo.*",
@@ -240,6 +242,8 @@ ORDER = (
     "iql.*",
     "vdn.*",
     "qmix.*",
+    "hasac.*",
+    "masac.*",
     # Tables
     "tabular.matrix_games",
     "tabular.action_sets",

@@ -1,6 +1,7 @@
 """Gradient steps of the off-policy algorithms: critics, joint actions, and the log."""
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
@@ -21,6 +22,8 @@ class OffPolicyLearning(ReplayState):
     critic_learning_rate: float | Schedule | None
     critic_lr_schedule: Schedule
     max_grad_norm: float | None
+    #: Factor of the critics' squared errors, as in SB3's algorithm
+    critic_loss_weight: ClassVar[float] = 1.0
     #: Figures of the gradient steps of the present update, by their names in the log
     _figures: dict[str, list[th.Tensor]]
 
@@ -71,7 +74,7 @@ class OffPolicyLearning(ReplayState):
         if self.critic.n_values > 1 and data.activity is not None:
             # The value of an agent that has left is not learned
             counts = data.activity.alive
-        loss = mean_over(errors, counts, dim=1).sum()
+        loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
         self._descend(loss, self.critic.optimizer, "the critic")
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())

@@ -217,6 +217,7 @@ ORDER = (
     "common.checkpoint_files",
     "common.interruptions",
     "common.monitor_files",
+    "common.checkpoint_episodes",
     "common.resumable_algorithm",
     "common.checkpoint_callback",
     "common.multi_agent_algorithm",

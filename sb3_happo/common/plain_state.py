@@ -4,7 +4,7 @@ import copy
 import inspect
 import random
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -136,11 +136,15 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, dict):
         return same(list(first), list(second)) and same([*first.values()], [*second.values()])
     if isinstance(first, (list, tuple, deque)):
-        if len(first) != len(second):
-            return False
-        return all(same(one, other) for one, other in zip(first, second, strict=True))
+        return _same_items(first, second)
     if isinstance(first, RunningMeanStd):
         return same(vars(first), vars(second))
     if isinstance(first, _GENERATORS):
         return True  # a generator is state, and is compared nowhere
     return bool(first == second or (first != first and second != second))
+
+
+def _same_items(first: Collection[Any], second: Collection[Any]) -> bool:
+    if len(first) != len(second):
+        return False
+    return all(same(one, other) for one, other in zip(first, second, strict=True))

@@ -53,7 +53,7 @@ class HASAC(Temperatures):
     critic_loss_weight: ClassVar[float] = 0.5
     #: Whether agents see the new actions of those before them
     sequential: ClassVar[bool] = True
-    policy: SoftJointPolicy  # type: ignore[assignment]
+    policy: SoftJointPolicy
 
     def __init__(
         self,

@@ -11,8 +11,10 @@ from sb3_happo.hatd3 import HATD3
 from sb3_happo.hatrpo import HATRPO
 from sb3_happo.ippo import IPPO
 from sb3_happo.iql import IQL
+from sb3_happo.maddpg import MADDPG
 from sb3_happo.mappo import MAPPO
 from sb3_happo.masac import MASAC
+from sb3_happo.matd3 import MATD3
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
@@ -36,8 +38,10 @@ __all__ = [
     "IPPO",
     "IQL",
     "JAL",
+    "MADDPG",
     "MAPPO",
     "MASAC",
+    "MATD3",
     "QMIX",
     "VDN",
     "CentralTeam",

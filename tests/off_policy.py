@@ -4,13 +4,13 @@ from typing import Any, TypeVar
 
 import torch as th
 
-from sb3_happo import HADDPG, HASAC, HATD3, MASAC
+from sb3_happo import HADDPG, HASAC, HATD3, MADDPG, MASAC, MATD3
 from sb3_happo.common.action_critics import ActionCritic
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
 
 Model = TypeVar("Model", bound=MultiAgentOffPolicyAlgorithm)
 
-ALGORITHMS: list[type[MultiAgentOffPolicyAlgorithm]] = [HATD3, HADDPG, HASAC, MASAC]
+ALGORITHMS: list[type[MultiAgentOffPolicyAlgorithm]] = [HATD3, HADDPG, MATD3, MADDPG, HASAC, MASAC]
 
 #: Small enough that a training of 100 steps takes some tenths of a second
 SMALL: dict[str, Any] = dict(buffer_size=1000, learning_starts=20, batch_size=16, device="cpu")

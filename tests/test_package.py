@@ -240,6 +240,8 @@ ORDER = (
     "ippo.*",
     "hatd3.*",
     "haddpg.*",
+    "matd3.*",
+    "maddpg.*",
     "iql.*",
     "vdn.*",
     "qmix.*",

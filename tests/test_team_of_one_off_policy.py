@@ -10,7 +10,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_happo import HADDPG, HATD3
+from sb3_happo import HADDPG, HATD3, MADDPG, MATD3
 from tests.off_policy import networks_of_critic
 
 SETTINGS: dict[str, Any] = dict(
@@ -49,7 +49,9 @@ def assert_equal(ours: HATD3, theirs: TD3, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize("n_envs", [1, 2])
-@pytest.mark.parametrize(("algorithm", "sb3s"), [(HATD3, TD3), (HADDPG, DDPG)])
+@pytest.mark.parametrize(
+    ("algorithm", "sb3s"), [(HATD3, TD3), (HADDPG, DDPG), (MATD3, TD3), (MADDPG, DDPG)]
+)
 def test_team_of_one_is_td3(algorithm: type[HATD3], sb3s: type[TD3], n_envs: int) -> None:
     """200 gradient steps, after which every parameter has changed."""
     models: list[Any] = []

@@ -79,6 +79,23 @@ class OffPolicyLearning(ReplayState):
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 
+    def _rewards(self, data: JointSamples) -> th.Tensor:
+        """
+        :param data: Transitions
+        :return: Rewards that the critics learn, the team's or each agent's own,
+            ``(batch, n_values)``
+        :raises ValueError: If agents with critics of their own get no rewards of their own
+        """
+        if self.critic.n_values == 1:
+            return data.rewards
+        if not bool(data.agent_rewards.isfinite().all()):
+            raise ValueError(
+                "own_critics=True needs the individual rewards of the agents, and the environment "
+                "gives none for some steps. Use own_critics=False, or an environment whose infos "
+                "hold 'agent_rewards'."
+            )
+        return data.agent_rewards
+
     def _encoded(self, data: JointSamples) -> th.Tensor:
         """Encoded actions of the buffer, zeros for inactive agents, ``(batch, n_encoded)``."""
         actions = self.policy.encode(data.actions)

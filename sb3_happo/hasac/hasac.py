@@ -114,7 +114,7 @@ class HASAC(Temperatures):
         if self.critic.n_values == 1:
             costs = costs.sum(dim=1, keepdim=True)
         values = self.policy.critic_target.least(data.next_observations, actions) - costs
-        return data.rewards + (1.0 - data.dones) * data.discounts * values
+        return self._rewards(data) + (1.0 - data.dones) * data.discounts * values
 
     def _decide(self, agent: str, data: JointSamples) -> tuple[Expansion, th.Tensor]:
         """All choices of an agent, and one sample for the others' losses."""

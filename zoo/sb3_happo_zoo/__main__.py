@@ -19,6 +19,10 @@ COMMANDS = {
     "speed": ("speed", "measure the speed of training and where the time goes"),
     "ablations": ("ablations", "run the ablations of the HAPPO paper"),
     "proposition1": ("proposition1", "measure the cost of shared parameters (Proposition 1)"),
+    "selection_rules": (
+        "selection_rules",
+        "measure which equilibria Nash-Q reaches, by selection rule",
+    ),
     "memory": ("memory_benchmark", "compare recurrent policies with RecurrentPPO"),
 }
 
@@ -27,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
     """
     :return: Parser of the subcommand; its arguments are left to the subcommand's own parser
     """
-    commands = "\n".join(f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<17}{text}" for name, (_, text) in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="sb3-happo",
         description="Train teams with sb3_happo.",

@@ -12,6 +12,7 @@ from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.export.signature import observation_parts
 from sb3_happo.envs.spaces import ACTION_MASK, AGENT_STATES, STATE, is_flag
 from sb3_happo.suggestions import did_you_mean
+from sb3_happo.vec_env.normalizer_files import SavedStatistics
 
 _CRITIC_KEYS = (STATE, AGENT_STATES)
 
@@ -40,7 +41,7 @@ class Normalization(NamedTuple):
     :param parts: Statistics of the same parts
     """
 
-    normalizer: VecNormalize
+    normalizer: VecNormalize | SavedStatistics
     keys: dict[str, str]
     parts: dict[str, Statistics]
 
@@ -55,6 +56,12 @@ class Normalization(NamedTuple):
         return self._normalize(observation)
 
     def _normalize(self, observation: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        if isinstance(self.normalizer, SavedStatistics):
+            saved = self.normalizer
+            return observation | {
+                part: saved.normalize_agent_obs(key, observation[part])
+                for part, key in self.keys.items()
+            }
         statistics: Any = self.normalizer.obs_rms
         if isinstance(statistics, RunningMeanStd):
             # The class of Stable-Baselines3: the team's class asks the environments who is present
@@ -72,8 +79,9 @@ def find_normalization(
 ) -> Normalization | None:
     """
     :param policy: Policy of one agent
-    :param normalizer: ``VecNormalize``, ``VecNormalizeTeam``, or a vectorised environment with one
-        of them among its wrappers; None for none
+    :param normalizer: ``VecNormalize``, ``VecNormalizeTeam``, a vectorised environment with one of
+        them among its wrappers, or what ``VecNormalizeTeam.load_statistics(path)`` returns; None
+        for none
     :param agent: Name of the agent in the normaliser's environment; by default the policy's own,
         or else the only agent with its observation space
     :return: Normalisation of the agent's observation; None if nothing of it is normalised
@@ -99,19 +107,26 @@ def find_normalization(
     return Normalization(found, keys, parts) if parts else None
 
 
-def _unwrap(normalizer: Any) -> VecNormalize:
+def _unwrap(normalizer: Any) -> VecNormalize | SavedStatistics:
+    if isinstance(normalizer, SavedStatistics):
+        if normalizer.norm_obs and not isinstance(normalizer.observation_space, spaces.Dict):
+            raise TypeError(
+                "These statistics are of observations that are one array, not of a team; load them "
+                "with VecNormalize.load(path, venv), and pass that as `normalizer`."
+            )
+        return normalizer
     found = unwrap_vec_normalize(normalizer) if isinstance(normalizer, VecEnv) else None
     if found is None:
         raise TypeError(
             f"`normalizer` is a {type(normalizer).__name__}, not a VecNormalize; pass the "
             "environment of the training (`model.get_vec_normalize_env()`), or what "
-            "VecNormalize.load(path, venv) returns."
+            "VecNormalizeTeam.load_statistics(path) returns."
         )
     return found
 
 
 def _keys_of_parts(
-    policy: ActorNetwork, normalizer: VecNormalize, agent: str | None
+    policy: ActorNetwork, normalizer: VecNormalize | SavedStatistics, agent: str | None
 ) -> dict[str, str]:
     """Key of the normaliser's observation for each part of the policy's."""
     own = dict(observation_parts(policy.observation_space))

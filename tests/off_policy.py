@@ -2,6 +2,7 @@
 
 from typing import Any, TypeVar
 
+import pytest
 import torch as th
 
 from sb3_happo import HADDPG, HASAC, HATD3, MADDPG, MASAC, MATD3
@@ -10,7 +11,15 @@ from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
 
 Model = TypeVar("Model", bound=MultiAgentOffPolicyAlgorithm)
 
-ALGORITHMS: list[type[MultiAgentOffPolicyAlgorithm]] = [HATD3, HADDPG, MATD3, MADDPG, HASAC, MASAC]
+#: Algorithms for ``pytest.mark.parametrize``; those that differ from another one by defaults are slow
+ALGORITHMS: list[Any] = [
+    HATD3,
+    MATD3,
+    HASAC,
+    pytest.param(HADDPG, marks=pytest.mark.slow),
+    pytest.param(MADDPG, marks=pytest.mark.slow),
+    pytest.param(MASAC, marks=pytest.mark.slow),
+]
 
 #: Small enough that a training of 100 steps takes some tenths of a second
 SMALL: dict[str, Any] = dict(buffer_size=1000, learning_starts=20, batch_size=16, device="cpu")

@@ -232,7 +232,13 @@ def spread(
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-@pytest.mark.parametrize("killed", [True, False], ids=["killed", "interrupted"])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        pytest.param(True, id="killed"),
+        pytest.param(False, id="interrupted", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_team(
     algorithm: type[HAPPO], case: str, killed: bool, tmp_path: Path
 ) -> None:

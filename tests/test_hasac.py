@@ -20,8 +20,16 @@ SETTINGS: dict[str, Any] = dict(
 )
 
 
-@pytest.mark.parametrize("ent_coef", ["auto", "auto_0.1", 0.2])
-@pytest.mark.parametrize("algorithm", [HASAC, MASAC])
+@pytest.mark.parametrize(
+    ("algorithm", "ent_coef"),
+    [
+        (HASAC, "auto"),
+        (MASAC, 0.2),
+        pytest.param(HASAC, "auto_0.1", marks=pytest.mark.slow),
+        pytest.param(HASAC, 0.2, marks=pytest.mark.slow),
+        pytest.param(MASAC, "auto", marks=pytest.mark.slow),
+    ],
+)
 def test_team_of_one_is_sac(algorithm: type[HASAC], ent_coef: Any) -> None:
     """200 gradient steps, after which every parameter has changed."""
     models: list[Any] = []

@@ -228,7 +228,7 @@ def test_numbers_of_numpy_at_other_places(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1.5, "1", [1]])
 def test_seeds_of_environments_are_whole_numbers(seed: Any) -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match="`seed` must be a whole number"):
         make_joint_vec_env(alike_team, seed=seed)
     with pytest.raises(TypeError):
         alike_team(1).reset(seed=seed)

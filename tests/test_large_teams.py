@@ -255,7 +255,7 @@ def test_memory_of_a_rollout_is_announced_and_bounded(capsys: pytest.CaptureFixt
     assert "A rollout takes 0.0 MB (largest entry" in capsys.readouterr().out
     env = JointEnv(Crowd(n_agents=50), state="agent")
     with pytest.raises(MemoryError, match=r"takes .* GB .*'agent_states'.*`n_steps`"):
-        HAPPO("MlpPolicy", env, n_steps=10**10, batch_size=None)
+        HAPPO("MlpPolicy", env, n_steps=10**9, batch_size=None)
     assert model.rollout_buffer.n_rows == 16
 
 

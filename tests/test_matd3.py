@@ -1,5 +1,7 @@
 """MATD3 and MADDPG: losses against the others' actions, and critics of own rewards."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,3 +59,11 @@ def test_critics_of_own_rewards() -> None:
 def test_unknown_other_actions() -> None:
     with pytest.raises(ValueError, match=r"'bufer' is unknown\. Did you mean 'buffer'"):
         MATD3("MlpPolicy", alike_team(), other_actions="bufer", **SMALL)
+
+
+def test_the_page_of_the_family_does_what_it_says() -> None:
+    page = (Path(__file__).parents[1] / "docs/off_policy.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    space: dict[str, Any] = {}
+    exec(code, space)
+    assert space["soft"].num_timesteps == 200

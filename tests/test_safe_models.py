@@ -82,7 +82,7 @@ def test_models_that_are_not_finite(algorithm: type[HAPPO], tmp_path: Path) -> N
         model.save(io.BytesIO())
     assert algorithm.load(tmp_path / "good.zip").agents == model.agents
     # A file of a program without the check
-    monkey = "sb3_happo.common.saved_algorithm.check_finite"
+    monkey = "sb3_happo.common.saved_algorithm.check_finite_parameters"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(monkey, lambda *args: None)
         model.save(tmp_path / "bad.zip")

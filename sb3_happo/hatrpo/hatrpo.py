@@ -114,10 +114,9 @@ class HATRPO(HAPPO):
                 "(VecNormalize). Further cases are left out without a warning.",
             )
         count_left_out(self, f"agent {names}", learned=result.fraction > 0 or result.finite)
-        figures = {"policy_objective": result.objective, "kl": result.kl}
-        figures["step_fraction"] = result.fraction
+        figures = {"kl": result.kl, "step_fraction": result.fraction}
         for agent in data:
-            self._log_agent(agent, figures)
+            self._log_agent(agent, figures | {"policy_objective": result.objective})
 
     def _trust_region_step(self, data: dict[str, ActorBatch]) -> TrustRegionStep:
         """

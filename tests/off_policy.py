@@ -11,7 +11,7 @@ from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
 
 Model = TypeVar("Model", bound=MultiAgentOffPolicyAlgorithm)
 
-#: Algorithms for ``pytest.mark.parametrize``; those that differ from another one by defaults are slow
+#: Algorithms for ``parametrize``; those that differ from another one by defaults are slow
 ALGORITHMS: list[Any] = [
     HATD3,
     MATD3,

@@ -176,7 +176,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         :param episodes: Form in which the episodes pass the checkpoint
         :return: Copy of the whole state, with parameters and optimisers
         """
-        return Snapshot(self.training_state(episodes), _copy_tensors(self.get_parameters()))
+        return Snapshot(self.training_state(episodes), plain_copy(self.get_parameters()))
 
     def checkpoint_content(self, snapshot: Snapshot) -> dict[str, Any] | None:
         """
@@ -184,7 +184,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         :return: Content of a file; None if a parameter is NaN or infinite
         """
         if snapshot.parameters is not None:
-            self.set_parameters(_copy_tensors(snapshot.parameters), device=self.device)
+            self.set_parameters(plain_copy(snapshot.parameters), device=self.device)
         if not all(bool(value.isfinite().all()) for value in self.policy.parameters()):
             return None
         model = io.BytesIO()
@@ -438,14 +438,3 @@ def _model_file(content: dict[str, Any], path: str | pathlib.Path) -> io.BytesIO
             f"this version of sb3_happo reads version {VERSION}."
         )
     return io.BytesIO(np.asarray(content["model"]).tobytes())
-
-
-def _copy_tensors(value: Any) -> Any:
-    """Copy of state dicts."""
-    if isinstance(value, th.Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return type(value)((name, _copy_tensors(own)) for name, own in value.items())
-    if isinstance(value, list):
-        return [_copy_tensors(own) for own in value]
-    return value

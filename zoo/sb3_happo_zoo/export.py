@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecNormalize
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv
 
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.export import export
@@ -25,6 +23,7 @@ from sb3_happo.common.policies import JointPolicy
 from sb3_happo.common.saved_files import inspect_file
 from sb3_happo.suggestions import did_you_mean
 from sb3_happo.vec_env.normalize import VecNormalizeTeam
+from sb3_happo.vec_env.normalizer_files import SavedStatistics
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.cli import usage_errors
 from sb3_happo_zoo.run_folder import has_statistics
@@ -124,39 +123,11 @@ def find_files(model: Path, normalizer: str | None) -> tuple[Path, Path | None]:
     return model, found[0] if found else None
 
 
-class _SpacesOnly(VecEnv):
-    """
-    Environments that know their spaces alone: ``VecNormalize`` loads its statistics with them.
-
-    :param source: Content of a saved file
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.render_mode = None
-        observation_space: Any = source.observation_space
-        action_space: Any = source.action_space
-        self.num_envs = 1
-        self.observation_space, self.action_space = observation_space, action_space
-        self.reset_infos = [{}]
-        self._seeds, self._options = [None], [{}]
-        self.metadata = {"render_modes": []}
-
-    def has_attr(self, attr_name: str) -> bool:
-        return False
-
-    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError("These environments cannot be stepped.")
-
-    close = get_attr = set_attr = env_method = _refuse
-    reset = step_async = step_wait = _refuse
-    env_is_wrapped = _refuse
-
-
-def load_statistics(path: Path, source: Source) -> VecNormalize:
+def load_statistics(path: Path, source: Source) -> SavedStatistics:
     """
     :param path: Path of the statistics of ``VecNormalize``
     :param source: Content of the saved model
-    :return: Normaliser
+    :return: Statistics
     :raises ValueError: If they cannot be loaded with the model
     :raises FileNotFoundError: If there is no such file
     """
@@ -167,10 +138,13 @@ def load_statistics(path: Path, source: Source) -> VecNormalize:
             "The statistics are those of a team, and the file of one agent does not say which are "
             "its own; pass the file of the model, and the agent with --agent."
         )
-    try:
-        return VecNormalizeTeam.load(str(path), _SpacesOnly(source))
-    except AssertionError as error:
-        raise ValueError(f"{path} holds statistics of another environment: {error}") from error
+    statistics = VecNormalizeTeam.load_statistics(path)
+    if statistics.observation_space != source.observation_space:
+        raise ValueError(
+            f"{path} holds statistics of another environment, with the observation space "
+            f"{statistics.observation_space}; that of the model is {source.observation_space}."
+        )
+    return statistics
 
 
 def make_parser() -> argparse.ArgumentParser:

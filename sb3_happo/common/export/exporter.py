@@ -31,11 +31,11 @@ from sb3_happo.common.export.formats import (
     torch_bytes,
     torch_run,
     trace,
-    write_atomically,
 )
 from sb3_happo.common.export.network import ExportedPolicy
 from sb3_happo.common.export.normalization import find_normalization
 from sb3_happo.common.export.samples import draw_inputs
+from sb3_happo.common.safe_files import write_or_fail
 from sb3_happo.suggestions import did_you_mean
 
 Format: TypeAlias = Literal["onnx", "torch", "folder"]
@@ -122,7 +122,8 @@ def export(
     if not target.suffix:
         target = target.with_suffix(SUFFIXES[format])
     exported = _make(policy, format, target.name, normalizer, agent, units, tolerance, seed)
-    write_atomically(target, exported.content)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_or_fail(os.fspath(target), exported.content)
     return exported.result
 
 
@@ -235,8 +236,9 @@ def _write_folder(target: pathlib.Path, exported: _Exported) -> None:
         text = json.dumps(card, indent=2, allow_nan=False) + "\n"
         contents[CARD_FILE] = text.encode()
         folder = beside / target.name
+        folder.mkdir(parents=True)
         for name, content in contents.items():
-            write_atomically(folder / name, content)
+            write_or_fail(os.fspath(folder / name), content)
         if target.exists():
             # A folder with content cannot be replaced by a rename
             target.rename(beside / "before")

@@ -4,9 +4,6 @@ import contextlib
 import importlib
 import io
 import logging
-import os
-import pathlib
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -199,28 +196,3 @@ def torch_run(content: bytes, signature: Signature) -> Run:
 
 
 # ---------------------------------------------------------------- writing
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """
-    Write a file in such a way that its place holds the old content or the new one, whenever the
-    process ends.
-
-    :param path: Path of the file
-    :param content: Content
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; these get the mode of others
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        pathlib.Path(temporary).unlink(missing_ok=True)
-        raise

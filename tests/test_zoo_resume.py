@@ -17,6 +17,7 @@ from sb3_happo.common.checkpoint_files import checkpoints_in
 from tests.zoo_kills import RUN, SPREAD, arguments, differences, finish, interrupt, resume
 
 SHM = Path("/dev/shm")
+TOTAL = 600
 
 
 @pytest.fixture
@@ -88,15 +89,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Log folder of an unbroken run."""
     folder = tmp_path_factory.mktemp("whole")
     train = importlib.import_module("sb3_happo_zoo.train")
-    train.main(arguments(folder, False, "dummy", 1000))
+    train.main(arguments(folder, False, "dummy", TOTAL))
     return folder
 
 
 def test_a_killed_run_ends_as_an_unbroken_one(
     train: ModuleType, whole: Path, tmp_path: Path
 ) -> None:
-    seconds = random.Random(4).random() * 0.5
-    code = interrupt(arguments(tmp_path, False, "dummy", 1000), tmp_path, seconds)
+    seconds = random.Random(4).random() * 0.3
+    code = interrupt(arguments(tmp_path, False, "dummy", TOTAL), tmp_path, seconds)
     assert code == -signal.SIGKILL
     train.main(resume(tmp_path))
     assert not differences(whole, tmp_path)
@@ -115,11 +116,11 @@ def test_an_interruption_saves_a_checkpoint_and_is_told_from_the_end(
     error: Any,
     code: int | None,
 ) -> None:
-    words = arguments(tmp_path, False, "dummy", 1000)
-    raised = stopped(train, monkeypatch, words, 676, error)
+    words = arguments(tmp_path, False, "dummy", TOTAL)
+    raised = stopped(train, monkeypatch, words, 476, error)
     assert raised is error if code is None else getattr(raised, "code", None) == code
     assert f"--resume {tmp_path / RUN}" in capsys.readouterr().out
-    assert checkpoints_in(tmp_path / RUN / "checkpoints")[0][0] == 650
+    assert checkpoints_in(tmp_path / RUN / "checkpoints")[0][0] == 450
     train.main(resume(tmp_path))
     assert not differences(whole, tmp_path)
     # The files of an unbroken run have the names of all others

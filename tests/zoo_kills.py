@@ -90,7 +90,12 @@ def interrupt(
         wait_for(lambda: {path.name for path in checkpoints.glob("*.ckpt")} - before, process)
         time.sleep(seconds)
         process.send_signal(signum)
-        return process.wait(PATIENCE)
+        code = process.wait(PATIENCE)
+        end = time.monotonic() + 10
+        while alive(process.pid) and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not alive(process.pid), "Workers go on after the end of the training."
+        return code
     finally:
         process.kill()
 
@@ -114,13 +119,20 @@ def resume(folder: Path) -> list[str]:
     return ["--resume", str(folder / RUN)]
 
 
-def random_seconds(rng: random.Random, most: float) -> float:
+def alive(group: int) -> list[int]:
     """
-    :param rng: Generator
-    :param most: Upper bound
-    :return: Random number of seconds
+    :param group: Id of a group of processes
+    :return: Ids of those that have not ended
     """
-    return rng.random() * most
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, number = path.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue  # it has ended
+        if int(number) == group and state not in "ZX":
+            found.append(int(path.parent.name))
+    return found
 
 
 def differences(first: Path, second: Path) -> list[str]:

@@ -492,7 +492,7 @@ class MonitorFile(BaseCallback):
 
     def _on_training_start(self) -> None:
         exists = self.append and os.path.isfile(self.path)
-        header = {"t_start": time.time()}
+        header: dict[str, float | str] = {"t_start": time.time()}
         self._writer = ResultsWriter(self.path, header, override_existing=not exists)
 
     def _on_step(self) -> bool:

@@ -128,10 +128,9 @@ def _check_code(args: argparse.Namespace, given: argparse.Namespace, run: Interr
     needed = []
     if not set(args.gym_packages) <= set(given.gym_packages):
         needed.append(f"--gym-packages {' '.join(args.gym_packages)}")
-    if args.conf_file and not is_yaml(args.conf_file) and args.conf_file != given.conf_file:
-        # A name in zoo/hyperparams is no code
-        if not is_yaml(find_config(args.conf_file)):
-            needed.append(f"--conf-file {args.conf_file}")
+    # A name in zoo/hyperparams is no code
+    if args.conf_file != given.conf_file and not is_yaml(find_config(args.conf_file or args.algo)):
+        needed.append(f"--conf-file {args.conf_file}")
     if args.trust_pickle and not given.trust_pickle:
         needed.append("--trust-pickle")
     if needed:
@@ -150,17 +149,20 @@ class ResumedExperimentManager(TeamExperimentManager):
 
     :param run: The run
     :param args: Arguments of :class:`~sb3_happo_zoo.exp_manager.TeamExperimentManager`
+    :param config: File with the hyperparameters, or name of a module, in the run's command
     :param kwargs: Keyword arguments of it
     """
 
     continues_run = True
 
-    def __init__(self, run: InterruptedRun, *args: Any, **kwargs: Any) -> None:
-        config = kwargs.pop("config", None)
+    def __init__(
+        self, run: InterruptedRun, *args: Any, config: str | None = None, **kwargs: Any
+    ) -> None:
         self._from_module = config is not None and not is_yaml(find_config(config))
         if not self._from_module:
             config = str(run.details / "config.yml")
-        super().__init__(*args, config=config, **kwargs)
+        kwargs["config"] = config
+        super().__init__(*args, **kwargs)
         self.run = run
         self.notes.update(run.notes)
         self.save_path, self.params_path = str(run.folder), str(run.details)

@@ -248,7 +248,7 @@ def _track(args: argparse.Namespace, resumed: InterruptedRun | None) -> Any:
         raise ImportError("--track needs Weights & Biases: pip install wandb") from error
     name = f"{EnvironmentName(args.env)}__{args.algo}__{args.seed}__{int(time.time())}"
     # The same run there, too
-    identity = {"id": resumed.notes["wandb"], "resume": "allow"} if resumed is not None else {}
+    identity = {} if resumed is None else {"id": resumed.notes.get("wandb"), "resume": "allow"}
     run = wandb.init(
         **identity,
         name=name,

@@ -1,7 +1,6 @@
 """Trainings of the zoo that are killed and resumed, compared with an unbroken one."""
 
 import os
-import random
 import signal
 import subprocess
 import sys

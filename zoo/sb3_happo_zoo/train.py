@@ -126,6 +126,15 @@ def check_arguments(args: argparse.Namespace) -> None:
     :raises ValueError: If the trained agent is no file or gets another network, or a study is named
         without its storage
     """
+    _check_trained_agent(args)
+    if args.storage is None and (args.study_name is not None or args.trial_id is not None):
+        raise ValueError(
+            "--study-name and --trial-id choose from a study; say with --storage where it is."
+        )
+
+
+def _check_trained_agent(args: argparse.Namespace) -> None:
+    """Refuse a trained agent that does not exist, and networks that it does not have."""
     path = args.trained_agent
     if path and not (path.endswith(".zip") and Path(path).is_file()):
         raise ValueError(f"There is no trained agent {path}; it must be a .zip file that exists.")
@@ -134,10 +143,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{' and '.join(fixed)} cannot be given with -i: the networks of {path} stay as they "
             "are. Leave it out, or train anew without -i."
-        )
-    if args.storage is None and (args.study_name is not None or args.trial_id is not None):
-        raise ValueError(
-            "--study-name and --trial-id choose from a study; say with --storage where it is."
         )
 
 

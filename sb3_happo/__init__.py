@@ -1,5 +1,6 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
+from sb3_happo.common.checkpoint_callback import ResumableCheckpointCallback
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
@@ -49,6 +50,7 @@ __all__ = [
     "JointEnv",
     "MinimaxQ",
     "NashQ",
+    "ResumableCheckpointCallback",
     "TabularIQL",
     "VecNormalizeTeam",
     "__version__",

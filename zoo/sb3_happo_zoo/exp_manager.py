@@ -4,8 +4,10 @@ scripts.
 """
 
 import argparse
+import contextlib
 import inspect
 import os
+import shlex
 import shutil
 import time
 import warnings
@@ -19,11 +21,12 @@ from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.utils import get_latest_run_id
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ProgressBarCallback
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from sb3_happo import EvalCallback, make_joint_vec_env
+from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
+from sb3_happo.common.checkpoint_files import checkpoints_in
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
@@ -43,7 +46,14 @@ from sb3_happo_zoo.entries import (
     team_wrapper,
 )
 from sb3_happo_zoo.named_code import check_named_code
-from sb3_happo_zoo.run_folder import check_algorithm, find_statistics, write_yaml
+from sb3_happo_zoo.paths import command_words
+from sb3_happo_zoo.run_folder import (
+    CHECKPOINTS,
+    check_algorithm,
+    find_statistics,
+    write_notes,
+    write_yaml,
+)
 from sb3_happo_zoo.vec_envs import FASTEST
 from sb3_happo_zoo.versions import versions
 
@@ -51,6 +61,8 @@ EVAL_SEED = 1_000_000  # far from the training seeds
 _NORMALIZE_KWARGS = {*inspect.signature(VecNormalize.__init__).parameters} - {"self", "venv"}
 # Trainings of fewer timesteps end before worker processes have started
 _TINY = 50_000
+# By default each environment makes so many steps between two checkpoints, at which its episode ends
+_STEPS_BETWEEN_CHECKPOINTS = 10_000
 
 
 class TeamExperimentManager(ExperimentManager):
@@ -66,6 +78,7 @@ class TeamExperimentManager(ExperimentManager):
     * Files of a run hold no code, and are written whole or not at all.
     * ``normalize`` leaves out action masks, images, and the zeros of absent agents.
     * An unknown key is an error, and a run that could not start leaves no folder.
+    * An interrupted run leaves a checkpoint, and does not end as a finished one.
 
     :param args: Parsed command line, written into the log folder
     :param algo: Name of the algorithm, a key of ``TEAM_ALGOS``
@@ -76,10 +89,14 @@ class TeamExperimentManager(ExperimentManager):
     :param config: File with the hyperparameters, or name of a file in ``zoo/hyperparams``; by
         default ``<algo>``
     :param entry: Entry that replaces the file's
+    :param checkpoint_freq: Number of timesteps between the checkpoints from which a run is resumed;
+        0 for 10,000 steps of each environment, negative for no checkpoints
     :param kwargs: Further arguments of RL Zoo's manager
     """
 
     frame_stack: int | None  # type: ignore[assignment]
+    #: Whether the run goes on in its folder
+    continues_run = False
 
     def __init__(
         self,
@@ -90,6 +107,7 @@ class TeamExperimentManager(ExperimentManager):
         vec_env_type: str = "auto",
         config: str | None = None,
         entry: dict[str, Any] | None = None,
+        checkpoint_freq: int = -1,
         **kwargs: Any,
     ) -> None:
         keep_freed_memory()
@@ -99,6 +117,9 @@ class TeamExperimentManager(ExperimentManager):
         )
         self.vec_env_type = vec_env_type
         self.entry = entry
+        self.checkpoint_freq = checkpoint_freq
+        #: Content of ``run.yml`` in the folder of the run
+        self.notes: dict[str, Any] = {}
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
         self._uuid = kwargs.get("uuid_str", "")
@@ -133,6 +154,18 @@ class TeamExperimentManager(ExperimentManager):
         if self.entry is not None:
             hyperparams = self.entry | (self.custom_hyperparams or {})
             saved = OrderedDict(sorted(hyperparams.items()))
+        return self.checked_hyperparameters(hyperparams, saved)
+
+    def checked_hyperparameters(
+        self, hyperparams: dict[str, Any], saved: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :param hyperparams: Hyperparameters; gets the number of timesteps
+        :param saved: The same in the form that is saved
+        :return: Both
+        :raises ValueError: If there are unknown keys, or no number of timesteps
+        """
+        env_id = self.env_name.gym_id
         check_keys(hyperparams, self.algo, f"{env_id} in {self.config}")
         if "n_timesteps" not in hyperparams and self.n_timesteps <= 0:
             raise ValueError(f"{self.config} has no n_timesteps for {env_id}; pass --n-timesteps.")
@@ -265,8 +298,12 @@ class TeamExperimentManager(ExperimentManager):
                 check_algorithm(Path(self.trained_agent), self.algo)
             return super().setup_experiment()
         except BaseException:
-            shutil.rmtree(self.save_path, ignore_errors=True)  # nothing was trained
+            self._remove_log_folder()
             raise
+
+    def _remove_log_folder(self) -> None:
+        """Remove the folder of a run that could not start, in which nothing was trained."""
+        shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         more = {"trust_pickle": True} if self.trust_pickle else {}
@@ -286,27 +323,66 @@ class TeamExperimentManager(ExperimentManager):
 
     def create_callbacks(self) -> None:
         """
-        Make RL Zoo's callbacks. Models have their normalisation statistics in their own files, and
-        the evaluations are written whole or not at all.
+        Make RL Zoo's callbacks, and that of the checkpoints. Models have their normalisation
+        statistics in their own files, and the evaluations are written whole or not at all.
         """
         super().create_callbacks()
-        if is_vectorised(self.env_name.gym_id):
-            self.callbacks.append(MonitorFile(self.save_path))
+        is_simulator = is_vectorised(self.env_name.gym_id)
+        if is_simulator:
+            self.callbacks.append(MonitorFile(self.save_path, append=self.continues_run))
         for callback in self.callbacks:
             if type(callback) is callbacks.EvalCallback:
                 # It has no further attributes
                 callback.__class__ = EvalCallback
                 callback.callback_on_new_best = None
+        self.callbacks.append(RunNotes(Path(self.params_path), self.notes))
+        if self.checkpoint_freq >= 0:
+            checkpoints = ResumableCheckpointCallback(
+                self.checkpoint_freq or _STEPS_BETWEEN_CHECKPOINTS * self.n_envs,
+                Path(self.save_path) / CHECKPOINTS,
+                unit="timesteps",
+                monitor_dir=None if is_simulator else self.save_path,
+            )
+            self.callbacks.insert(0, checkpoints)
 
     def learn(self, model: BaseAlgorithm) -> None:
         """
+        Train. An interruption is raised again, in contrast to RL Zoo.
+
         :param model: Model of :meth:`setup_experiment`
         """
-        with warnings.catch_warnings():
-            # Training may run in worker processes, while evaluation runs in this one
-            warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
-            model.last_good_folder = self.save_path  # type: ignore[attr-defined]
-            super().learn(model)
+        kwargs: dict[str, Any] = {}
+        if self.log_interval != -1:
+            kwargs["log_interval"] = self.log_interval if self.log_interval >= 0 else None
+        model.last_good_folder = self.save_path  # type: ignore[attr-defined]
+        try:
+            with warnings.catch_warnings():
+                # Training may run in worker processes, while evaluation runs in this one
+                warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
+                model.learn(self.n_timesteps, self.callbacks, **kwargs)
+        except BaseException:
+            self._end_interrupted()
+            raise
+        finally:
+            # A worker that has died cannot answer
+            with contextlib.suppress(EOFError):
+                assert model.env is not None
+                model.env.close()
+
+    def _end_interrupted(self) -> None:
+        """Close the progress bar, and say how the run is resumed."""
+        for callback in self.callbacks:
+            if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
+                callback.on_training_end()
+        found = checkpoints_in(Path(self.save_path) / CHECKPOINTS)
+        if found:
+            command = shlex.join([*command_words("train"), "--resume", self.save_path])
+            print(f"Interrupted. The checkpoint is {found[0][1]}; go on with: {command}")
+
+    def mark_finished(self) -> None:
+        """Write down that the training has come to its end."""
+        self.notes["finished"] = True
+        write_notes(Path(self.params_path), self.notes)
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """
@@ -346,19 +422,78 @@ def _load_statistics(path: Path, env: VecEnv, training: bool, trust_pickle: bool
     return normalized
 
 
+class RunNotes(BaseCallback):
+    """
+    Writes down what resuming the run needs beside its command: the kind of the environments and
+    the folder of TensorBoard's logs.
+
+    :param details: Folder with the command of the run
+    :param notes: Content of the file, which gets these
+    """
+
+    def __init__(self, details: Path, notes: dict[str, Any]) -> None:
+        super().__init__()
+        self.details = details
+        self._notes = notes
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: Empty dict: the file is written at each start
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        :param state: Result of :meth:`state_dict`
+        """
+
+    def _on_training_start(self) -> None:
+        inside = self.training_env.unwrapped
+        for name, cls in (("subproc", JointSubprocVecEnv), ("dummy", JointDummyVecEnv)):
+            if isinstance(inside, cls):
+                self._notes["vec_env"] = name
+        # Without TensorBoard the logger's folder is a temporary one
+        folder = self.logger.dir if self.model.tensorboard_log else None
+        self._notes["tensorboard"] = None if folder is None else os.path.abspath(folder)
+        self._notes["finished"] = False
+        write_notes(self.details, self._notes)
+
+    def _on_step(self) -> bool:
+        return True
+
+
 class MonitorFile(BaseCallback):
     """
     Writes the file of SB3's ``Monitor`` for simulators that run many environments at a time.
 
     :param folder: Folder for ``monitor.csv``
+    :param append: Whether to go on with a file that exists
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, append: bool = False) -> None:
         super().__init__()
-        self.folder = folder
+        self.path = os.path.join(folder, Monitor.EXT)
+        self.append = append
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: Size of the file, which has the rows up to the present step
+        """
+        return {"size": os.path.getsize(self.path)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Remove the rows of steps that are made again.
+
+        :param state: Result of :meth:`state_dict`
+        """
+        if os.path.getsize(self.path) > state["size"]:
+            os.truncate(self.path, state["size"])
 
     def _on_training_start(self) -> None:
-        self._writer = ResultsWriter(self.folder, {"t_start": time.time()})
+        exists = self.append and os.path.isfile(self.path)
+        header: dict[str, float | str] = {"t_start": time.time()}
+        self._writer = ResultsWriter(self.path, header, override_existing=not exists)
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:

@@ -12,6 +12,9 @@ import yaml  # type: ignore[import-untyped]
 from sb3_happo.common.safe_files import SafeFileError, atomic_write, read_manifest
 from sb3_happo.vec_env.normalizer_files import PART
 
+#: Folder of the checkpoints in the folder of a run
+CHECKPOINTS = "checkpoints"
+_NOTES = "run.yml"
 #: Largest YAML file of a run, in bytes
 _MAX_YAML = 2**20
 _MAX_ALIASES = 16
@@ -102,6 +105,24 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def read_notes(details: Path) -> dict[str, Any]:
+    """
+    :param details: Folder with the command of a run
+    :return: Content of ``run.yml``: "vec_env", the kind of environments; "tensorboard", the folder
+        of the logs; "finished". Empty if there is no such file
+    """
+    path = details / _NOTES
+    return read_yaml(path) if path.is_file() else {}
+
+
+def write_notes(details: Path, notes: Mapping[str, Any]) -> None:
+    """
+    :param details: Folder with the command of a run
+    :param notes: Content of ``run.yml``, see :func:`read_notes`
+    """
+    write_yaml(details / _NOTES, notes)
 
 
 def find_statistics(model: Path, env_name: str) -> Path | None:

@@ -300,6 +300,8 @@ def _train(run: Run, folder: Path, **options: Any) -> Trained:
         "conf_file": config,
         "log_folder": folder,
         "eval_freq": -1,
+        # Environments are reset at checkpoints, which the recorded results were not
+        "checkpoint_freq": -1,
         **options,
     }
     argv: list[str] = []

@@ -146,7 +146,7 @@ class OuterNormalizer:
 def outer_normalizer(env: VecEnv | None) -> OuterNormalizer | None:
     """
     :param env: Training environment
-    :return: Its ``VecNormalize``, seen from outside; None if it has none
+    :return: ``VecNormalize`` within it, seen from outside; None if it has none
     :raises ValueError: If a wrapper around the ``VecNormalize`` changes observations
     """
     normalizer = None if env is None else unwrap_vec_normalize(env)

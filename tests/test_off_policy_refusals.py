@@ -98,8 +98,8 @@ def test_action_noise_of_discrete_actions() -> None:
 
 @every_algorithm
 def test_more_than_the_memory(algorithm: Any) -> None:
-    with pytest.raises(MemoryError, match=r"buffer_size=1000000000000 takes.*Reduce `buffer_size`"):
-        small(algorithm, alike_team(2, BOX), buffer_size=10**12)
+    with pytest.raises(MemoryError, match=r"buffer_size=2000000000 takes.*Reduce `buffer_size`"):
+        small(algorithm, alike_team(2, BOX), buffer_size=2_000_000_000)
 
 
 @every_algorithm

@@ -138,6 +138,7 @@ ORDER = (
     "vec_env.step_facts",
     "vec_env.normalizer_files",
     "vec_env.normalize",
+    "vec_env.original_observations",
     "vec_env.transitions",
     "vec_env.joint_dummy_vec_env",
     "vec_env.shared_memory",

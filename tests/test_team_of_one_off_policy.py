@@ -85,7 +85,6 @@ def test_n_steps_correlated_noise_and_several_gradient_steps() -> None:
     assert_equal(*models)
 
 
-@pytest.mark.xfail(reason="a VecNormalize inside the team of one is still to come", strict=True)
 def test_normalised_observations_and_rewards() -> None:
     """``VecNormalize``: the buffer keeps the numbers as they are, and normalises samples."""
     models: list[Any] = []

@@ -304,7 +304,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
             call
         :param progress_bar: Progress bar (needs tqdm and rich)
         :return: Trained model
-        :raises ValueError: If ``learning_starts`` is above the number of timesteps
+        :raises ValueError: If ``learning_starts`` is not below the number of timesteps
         """
         before = 0 if reset_num_timesteps else self.num_timesteps
         check_learning_starts(self.learning_starts, before + int(total_timesteps))

@@ -47,7 +47,7 @@ class OffPolicyLearning(ReplayState):
 
     def _sample(self, batch_size: int) -> JointSamples:
         assert self.replay_buffer is not None
-        return self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)
+        return self.replay_buffer.sample(batch_size, env=self.normalizer)
 
     def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> None:
         """

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.replay_entries import EntryArray, entry_dtype
-from sb3_happo.vec_env.normalize import VecNormalizeTeam
+from sb3_happo.vec_env.original_observations import OuterNormalizer
 
 
 class Activity(NamedTuple):
@@ -232,7 +232,7 @@ class JointReplayBuffer(ReplayBuffer):
         return [agent for agent, own in zip(self.agents, present, strict=True) if own]
 
     def sample(  # type: ignore[override]
-        self, batch_size: int, env: VecNormalize | None = None
+        self, batch_size: int, env: VecNormalize | OuterNormalizer | None = None
     ) -> JointSamples:
         """
         Draw transitions, with replacement.
@@ -241,17 +241,19 @@ class JointReplayBuffer(ReplayBuffer):
         :param env: Normaliser of observations and rewards, if any
         :return: Transitions
         """
-        return super(ReplayBuffer, self).sample(batch_size, env)
+        if isinstance(env, VecNormalize):
+            env = OuterNormalizer(env, env)
+        return super(ReplayBuffer, self).sample(batch_size, env)  # type: ignore[arg-type]
 
     def _get_samples(  # type: ignore[override]
-        self, batch_inds: np.ndarray, env: VecNormalize | None = None
+        self, batch_inds: np.ndarray, env: OuterNormalizer | None = None
     ) -> JointSamples:
         # In SB3's order of random numbers
         env_indices = np.random.randint(0, high=self.n_envs, size=(len(batch_inds),))
         rows = batch_inds * self.n_envs + env_indices
         last_rows = rows
         if self.n_steps == 1:
-            rewards = self._normalize_reward(self._take(self.rewards, rows), env)[:, np.newaxis]
+            rewards = self._normalized_rewards(self._take(self.rewards, rows), env)[:, np.newaxis]
             own = self._own_rewards(self._take(self.agent_rewards, rows), env)
             discounts = np.full((len(rows), 1), self.gamma, np.float32)
             dones = self._take(self.dones, rows) * (1.0 - self._take(self.timeouts, rows))
@@ -289,7 +291,7 @@ class JointReplayBuffer(ReplayBuffer):
         return Activity(first[:, 0], first[:, 1], last[:, 2], last[:, 3])
 
     def _observations(
-        self, rows: np.ndarray, of_next: bool, active: Any, env: VecNormalize | None
+        self, rows: np.ndarray, of_next: bool, active: Any, env: OuterNormalizer | None
     ) -> dict[str, th.Tensor]:
         """Observations at rows, normalised, as tensors."""
         obs: Any = {}
@@ -299,27 +301,26 @@ class JointReplayBuffer(ReplayBuffer):
             obs = self._normalized(obs, active, env)
         return {key: self._to_tensor(obs[key]) for key in self.keys}
 
-    def _normalized(self, obs: dict[str, np.ndarray], active: Any, env: VecNormalize) -> Any:
+    def _normalized(self, obs: dict[str, np.ndarray], active: Any, env: OuterNormalizer) -> Any:
         # The normaliser expects all its entries, of which some may not be stored
         assert isinstance(self.observation_space, spaces.Dict)
         n_rows = len(next(iter(obs.values())))
-        for key in env.norm_obs_keys or ():
+        for key in env.norm_obs_keys:
             if key not in obs:
                 shape = self.observation_space.spaces[key].shape or ()
                 obs[key] = np.zeros((n_rows, *shape), np.float32)
-        if isinstance(env, VecNormalizeTeam):
-            return env.normalize_obs(obs, active)
-        return env.normalize_obs(obs)
+        return env.normalize_obs(obs, active)
 
-    def _own_rewards(self, own: np.ndarray, env: VecNormalize | None) -> np.ndarray:
+    def _normalized_rewards(self, rewards: np.ndarray, env: OuterNormalizer | None) -> np.ndarray:
+        """Team rewards, normalised."""
+        return rewards if env is None else env.normalize_reward(rewards)
+
+    def _own_rewards(self, own: np.ndarray, env: OuterNormalizer | None) -> np.ndarray:
         """Individual rewards ``(..., n_agents)``, normalised by the agents' own statistics."""
-        if env is None or not env.norm_reward or not isinstance(env, VecNormalizeTeam):
-            return own
-        scaled = own / np.sqrt(env.agent_ret_rms.var + env.epsilon)
-        return np.clip(scaled, -env.clip_reward, env.clip_reward).astype(np.float32)
+        return own if env is None else env.normalize_agent_rewards(own)
 
     def _n_step_returns(
-        self, batch_inds: np.ndarray, env_indices: np.ndarray, env: VecNormalize | None
+        self, batch_inds: np.ndarray, env_indices: np.ndarray, env: OuterNormalizer | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """
         Returns over ``n_steps`` steps, which end with the episode and at the newest step.
@@ -334,7 +335,7 @@ class JointReplayBuffer(ReplayBuffer):
         indices, counts = window(self.dones, batch_inds, env_indices, self.n_steps, newest)
         rows = indices * self.n_envs + env_indices[:, np.newaxis]  # (batch, n_steps)
         weights = self.gamma ** np.arange(self.n_steps, dtype=np.float32) * counts
-        rewards = self._normalize_reward(self._take(self.rewards, rows), env) * weights
+        rewards = self._normalized_rewards(self._take(self.rewards, rows), env) * weights
         own = self._own_rewards(self._take(self.agent_rewards, rows), env)
         own = (own * weights[:, :, np.newaxis]).sum(axis=1)
         lengths = counts.sum(axis=1)

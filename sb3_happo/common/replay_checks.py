@@ -68,10 +68,12 @@ def check_learning_starts(learning_starts: int, total_timesteps: int) -> None:
     :param total_timesteps: Number of timesteps at the end of the training
     :raises ValueError: If there would be no update
     """
-    if learning_starts > total_timesteps:
+    # SB3 updates once the number of timesteps is above learning_starts; 0 timesteps are no training
+    if learning_starts >= total_timesteps > 0:
         raise ValueError(
-            f"learning_starts={learning_starts} is above total_timesteps={total_timesteps}: the "
-            "team would act at random and learn nothing. Reduce learning_starts, or train longer."
+            f"learning_starts={learning_starts} is not below total_timesteps={total_timesteps}: "
+            "the team would act at random and learn nothing. Reduce learning_starts, or train "
+            "longer."
         )
 
 

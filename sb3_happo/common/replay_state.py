@@ -18,11 +18,19 @@ from sb3_happo.common.replay_buffer import (
     TeamFacts,
     TransitionInfos,
 )
+from sb3_happo.vec_env.original_observations import OuterNormalizer, outer_normalizer
 from sb3_happo.vec_env.step_facts import StepFacts, initial_facts, step_facts
 from sb3_happo.vec_env.transitions import TransitionWatch
 
 # Attributes that are not saved
-_OF_RUNNING_EPISODES = ("_agent_returns", "_absent_agents", "_presence", "_watch", "_mark")
+_OF_RUNNING_EPISODES = (
+    "_agent_returns",
+    "_absent_agents",
+    "_presence",
+    "_watch",
+    "_mark",
+    "_outer_normalizer",
+)
 
 
 class _StepMark(BaseCallback):
@@ -53,6 +61,23 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
     _watch: TransitionWatch | None = None
     _mark: _StepMark | None = None
     _last_transition: int | None = None
+    #: Training environment and its normaliser
+    _outer_normalizer: tuple[Any, OuterNormalizer | None] = (None, None)
+
+    @property
+    def normalizer(self) -> OuterNormalizer | None:
+        """
+        :return: ``VecNormalize`` of the training environment, for joint observations; None without
+        :raises ValueError: If a wrapper around the ``VecNormalize`` changes observations
+        """
+        if self._outer_normalizer[0] is not self.env:
+            self._outer_normalizer = (self.env, outer_normalizer(self.env))
+        return self._outer_normalizer[1]
+
+    def _check_normalisation(self) -> None:
+        super()._check_normalisation()
+        # Raises an error if observations cannot be stored before normalisation
+        _ = self.normalizer
 
     def _make_agent_log(self) -> None:
         """Prepare the log of the agents' returns."""
@@ -86,8 +111,8 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
         """Continue from the observations ``obs`` that a reset of all environments returned."""
         assert self.env is not None and self._watch is not None
         self._last_obs = obs
-        if self._vec_normalize_env is not None:
-            self._last_original_obs = self._vec_normalize_env.get_original_obs()
+        if self.normalizer is not None:
+            self._last_original_obs = self.normalizer.original_obs(obs)
         facts = initial_facts(self.env, len(self.agents))
         self._presence = Presence(facts.active, facts.waiting)
         self._last_transition = self._watch.last
@@ -131,16 +156,50 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
         self._agent_returns.add(facts.agent_rewards, facts.dones, self._presence.active)
         activity = self._activity(facts, infos)
         own = self._own_rewards(reward, facts)
-        super()._store_transition(
-            replay_buffer,
+        last_obs: Any = self._last_obs
+        next_obs = new_obs
+        if self.normalizer is not None:
+            last_obs = self._last_original_obs
+            next_obs = self.normalizer.original_obs(new_obs)
+            reward = self.normalizer.original_reward()
+            own = self.normalizer.original_agent_rewards(own)
+        replay_buffer.add(
+            last_obs,
+            self._with_last_observations(next_obs, dones, infos),
             buffer_action,
-            new_obs,
             reward,
             dones,
             TransitionInfos(infos, TeamFacts(own, activity)),
         )
+        self._last_obs, self._last_original_obs = new_obs, next_obs
         self._presence = Presence(facts.active, facts.waiting)
         self._last_transition = self._mark.number
+
+    def _with_last_observations(
+        self, next_obs: dict[str, np.ndarray], dones: np.ndarray, infos: list[dict[str, Any]]
+    ) -> dict[str, np.ndarray]:
+        """
+        :param next_obs: Joint observation after the step, each entry ``(n_envs, ...)``, with the
+            first observations of new episodes
+        :param dones: Mask of the episodes that have ended, ``(n_envs,)``
+        :param infos: Infos of the step
+        :return: Observation with the last observations of the episodes that have ended, before
+            normalisation
+        """
+        ended = []
+        for env in np.flatnonzero(dones).tolist():
+            if infos[env].get("terminal_observation") is not None:
+                ended.append(env)
+        if not ended:
+            return next_obs
+        result = {key: np.array(value) for key, value in next_obs.items()}
+        for env in ended:
+            last = infos[env]["terminal_observation"]
+            if self.normalizer is not None:
+                last = self.normalizer.unnormalize_obs(last)
+            for key, value in result.items():
+                value[env] = last[key]
+        return result
 
     def _own_rewards(self, rewards: np.ndarray, facts: StepFacts) -> np.ndarray:
         """

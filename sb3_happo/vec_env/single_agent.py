@@ -1,5 +1,6 @@
 """Single-agent vectorised environments as teams of one."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from sb3_happo.envs.rows_of_agents import refuse_rows_of_agents
 from sb3_happo.envs.spaces import (
     ACTION_MASK,
+    STATE,
     flatten_mask,
     float32_space,
     joint_action_dtype,
     joint_action_to_dict,
     n_choices,
 )
-from sb3_happo.envs.state import Leaf, Observations, concatenated_observations
+from sb3_happo.envs.state import Leaf, Observations, VectorState, concatenated_observations
 from sb3_happo.vec_env.actions import as_joint_actions
 
 AGENT = "agent_0"
@@ -62,6 +64,11 @@ class VecTeamOfOne(VecEnvWrapper):
             self._asks_masks = True
             own[mask_key] = spaces.Box(0, 1, (size,), np.int8)
         self._state = concatenated_observations(leaves)
+        #: Entries that the state is made of, if it is one vector of plain numbers
+        self._numbers: list[str] | None = None
+        are_numbers = all(isinstance(leaf.space, spaces.Box) for leaf in leaves)
+        if leaves and are_numbers and isinstance(self._state, VectorState):
+            self._numbers = [leaf.key for leaf in leaves]
         super().__init__(
             venv,
             spaces.Dict([*own.items(), *self._state.spaces.items()]),
@@ -152,12 +159,52 @@ class VecTeamOfOne(VecEnvWrapper):
             joint[f"{AGENT}/{ACTION_MASK}"] = np.stack(
                 [flatten_mask(self.venv.action_space, mask) for mask in masks]
             )
+        self._add_state(joint, (self.num_envs,))
+        return joint
+
+    def join(self, obs: Any, batch_shape: tuple[int, ...]) -> Observations:
+        """
+        Joint observation of a given observation, without the action masks that the environments'
+        method ``action_masks()`` returns.
+
+        :param obs: Observation of the single agent, of one environment or of a batch
+        :param batch_shape: ``(n,)``, or ``()`` for the observation of one environment
+        :return: Joint observation
+        """
+        joint = self._rename(obs, batch_shape)
+        self._add_state(joint, batch_shape)
+        return joint
+
+    def own_observation(self, joint: Mapping[str, np.ndarray]) -> Any:
+        """
+        :param joint: Joint observation of one environment or of a batch
+        :return: Observation of the single agent within it; of a Dict the entries that are given
+        """
+        inner = self.venv.observation_space
+        if not isinstance(inner, spaces.Dict):
+            return joint[AGENT]
+        own = {}
+        for key in inner.spaces:
+            if f"{AGENT}/{key}" in joint:
+                own[key] = joint[f"{AGENT}/{key}"]
+        return own
+
+    def _add_state(self, joint: Observations, batch_shape: tuple[int, ...]) -> None:
+        """Add the critic's state to a joint observation."""
+        if not batch_shape:
+            self._state(joint, None)
+            return
+        if self._numbers is not None:
+            parts = [joint[key].reshape(*batch_shape, -1) for key in self._numbers]
+            joint[STATE] = np.concatenate(parts, axis=1, dtype=np.float32)
+            return
         rows = []
-        for index in range(self.num_envs):
+        for index in range(*batch_shape):
             row = {key: array[index] for key, array in joint.items()}
             self._state(row, None)
             rows.append(row)
-        return joint | {key: np.stack([row[key] for row in rows]) for key in self._state.spaces}
+        for key in self._state.spaces:
+            joint[key] = np.stack([row[key] for row in rows])
 
     def _rename(self, obs: Any, batch_shape: tuple[int, ...]) -> Observations:
         """

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_happo_zoo.values import GAMES, SETTINGS, ScaledObservations, measure
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.common.value_learning import critic_targets
 from sb3_happo.common.value_norm import DiscountedSums, ValueNorm
+from sb3_happo_zoo.values import GAMES, SETTINGS, ScaledObservations, measure
 from tests.algorithms import ALGORITHMS, SMALL, alike_team, small
 from tests.envs import RandomTeam
 

@@ -11,9 +11,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.joint_policy import JointPolicy
+from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.observation_scale import warn_of_observations, warn_of_values
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
-from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.type_aliases import RNNStates
 from sb3_happo.common.value_norm import DiscountedSums
 from sb3_happo.vec_env.step_facts import initial_facts

@@ -187,6 +187,8 @@ def test_tiny_observations_are_warned_of() -> None:
 def test_sound_observations_are_not_warned_of() -> None:
     assert not warnings_of(scaled_team(1.0))
     assert not warnings_of(VecNormalize(scaled_team(1000.0)))
+    constant = dict.fromkeys(["a", "b"], spaces.Discrete(2))
+    assert not warnings_of(VecNormalize(make_joint_vec_env(lambda: RandomTeam(constant), 2)))
     normalised = dict(input_layer_norm=True)
     assert not warnings_of(scaled_team(1000.0), policy_kwargs=normalised)
 

@@ -124,7 +124,8 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyAlgorithm):
         tensors = self._to_tensors(obs)
         self._check_step(tensors, no_rewards, [])
         if not self._scales_checked:
-            warn_of_observations(self, self.policy, tensors)
+            # Before the first rollout only large ones: a new VecNormalize returns nearly zeros
+            warn_of_observations(self, self.policy, tensors, small=False)
 
     def _env_has_moved(self) -> bool:
         """

@@ -185,6 +185,21 @@ def test_multi_agent_mujoco_that_must_be_played_as_it_is() -> None:
     assert not MujocoTeam.supports(env)
 
 
+def test_multi_agent_mujoco_behind_the_time_limit_of_rl_zoo() -> None:
+    """Importing RL Zoo replaces ``gymnasium.wrappers.TimeLimit``, before or after this package."""
+    patched = pytest.importorskip("rl_zoo3.gym_patches").PatchedTimeLimit
+    for time_limit in (patched, patched.__base__):
+        env = make_env("mamujoco/Hopper-3x1-v1")
+        env.single_agent_env = time_limit(env.single_agent_env, 10)
+        assert MujocoTeam.supports(env)
+
+        class ChangedTimeLimit(time_limit):  # type: ignore[misc, valid-type]
+            """May do anything."""
+
+        env.single_agent_env = ChangedTimeLimit(env.single_agent_env, 10)
+        assert not MujocoTeam.supports(env)
+
+
 def test_converted_envs_refuse_what_the_env_refuses() -> None:
     """Actions out of bounds; and agents that do not take turns."""
     env = JointEnv(make_env("mpe2/simple_spread_v3"))

@@ -69,21 +69,26 @@ class Scale(NamedTuple):
         values = values.double()
         return cls(values.square().mean().sqrt().item(), values.abs().max().item())
 
-    @property
-    def far(self) -> bool:
+    def far(self, small: bool) -> bool:
         """
+        :param small: Whether small numbers count
         :return: True if it is far from 1. An entry of zeros is not: it may be that of an absent
             agent
         """
-        return self.rms > LARGE or 0.0 < self.largest < SMALL
+        return self.rms > LARGE or (small and 0.0 < self.largest < SMALL)
 
 
 def _readers(policy: JointPolicy) -> Iterator[Reader]:
-    """The team's networks. Local critics read what the agents do, with the agents' options."""
+    """The team's networks."""
     for agent, keys in policy.team_spaces.keys.items():
         yield Reader(f"agent {agent!r}", list(keys), policy.policies[agent].options)
     if isinstance(policy.critic, CentralizedCritic):
         yield Reader("the critic", policy.critic.keys, policy.critic.networks[0].options)
+        return
+    for (agent, keys), network in zip(
+        policy.team_spaces.keys.items(), policy.critic.networks, strict=False
+    ):
+        yield Reader(f"the critic of agent {agent!r}", list(keys), network.options)
 
 
 def _is_measured(space: spaces.Space | None, key: str) -> bool:
@@ -91,7 +96,9 @@ def _is_measured(space: spaces.Space | None, key: str) -> bool:
     return isinstance(space, spaces.Box) and not is_image_space(space) and not is_flag(key)
 
 
-def _far_entries(policy: JointPolicy, observations: Mapping[str, th.Tensor]) -> list[str]:
+def _far_entries(
+    policy: JointPolicy, observations: Mapping[str, th.Tensor], small: bool
+) -> list[str]:
     """Descriptions of the entries that are far from unit scale."""
     assert isinstance(policy.observation_space, spaces.Dict)
     found = []
@@ -102,7 +109,7 @@ def _far_entries(policy: JointPolicy, observations: Mapping[str, th.Tensor]) -> 
             if key not in observations or not _is_measured(policy.observation_space.get(key), key):
                 continue
             scale = Scale.of_entry(observations[key])
-            if scale.far:
+            if scale.far(small):
                 found.append(
                     f"{reader.name}, entry {key!r}: root mean square {scale.rms:.3g}, largest "
                     f"absolute value {scale.largest:.3g}"
@@ -111,7 +118,10 @@ def _far_entries(policy: JointPolicy, observations: Mapping[str, th.Tensor]) -> 
 
 
 def warn_of_observations(
-    owner: object, policy: JointPolicy, observations: Mapping[str, th.Tensor]
+    owner: object,
+    policy: JointPolicy,
+    observations: Mapping[str, th.Tensor],
+    small: bool = True,
 ) -> None:
     """
     Warn once of observations far from unit scale that reach a network without normalisation.
@@ -119,8 +129,9 @@ def warn_of_observations(
     :param owner: Algorithm whose warning it is
     :param policy: Team
     :param observations: Joint observations as they arrive, each entry ``(..., *shape)``
+    :param small: Whether to warn of small numbers as well as of large ones
     """
-    found = _far_entries(policy, observations)
+    found = _far_entries(policy, observations, small)
     if not found:
         return
     named = "; ".join(found[:MOST_NAMES])

@@ -134,7 +134,8 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
         tensors = self._to_tensors(obs)
         self._check_step(tensors, no_rewards, [])
         if not self._scales_checked:
-            warn_of_observations(self, self.policy, tensors)
+            # Before the first rollout only large ones: a new VecNormalize returns nearly zeros
+            warn_of_observations(self, self.policy, tensors, small=False)
 
     def _checkpoint_state(self) -> dict[str, Any]:
         collector = self.collector_state

@@ -92,7 +92,8 @@ class ValueNorm(nn.Module):
             all columns count together
         :param active: Mask of the returns that count, ``(batch, n_columns)``; None for all
         :return: Change of the critic's outputs after which its values are those of before. At the
-            first update, the mean is added to the values of before
+            first update, when outputs have no meaning yet, the mean is added to them, and they
+            are not scaled up
         """
         n_values = len(self.weight)
         returns = returns.double().reshape(-1, n_values)
@@ -112,8 +113,11 @@ class ValueNorm(nn.Module):
         seen = self.weight > 0
         self.mean.copy_(mean)
         self.std.copy_(th.where(seen, (square - mean**2).clamp(min=self.epsilon).sqrt(), 1.0))
-        shift = ((old_mean - self.mean) / self.std).where(known_before, 0.0)
-        return OutputChange(old_std / self.std, shift)
+        scale = old_std / self.std
+        shift = (old_mean - self.mean) / self.std
+        return OutputChange(
+            scale.where(known_before, scale.clamp(max=1.0)), shift.where(known_before, 0.0)
+        )
 
     @th.no_grad()
     def extend_bounds(self, lowest: th.Tensor, highest: th.Tensor) -> None:

@@ -3,18 +3,18 @@
 import types
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 
-from sb3_happo.envs.adapters import TeamStep, WrappedTeam, unwrap
+from sb3_happo.envs.adapters import TeamStep, WrappedTeam
 
 #: Robots whose agents observe entries of the joint observation. Agents of Reacher and Pusher
 #: observe functions of it, and the pendulums are single agents.
 ROBOTS = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "Swimmer", "Walker2d")
 #: Bound at which Walker2d's joint observation clips velocities; its agents observe them unclipped
 WALKER2D_MAX_VELOCITY = 10.0
-# Gymnasium's wrappers that change neither the joint observation nor the joint action
-_WRAPPERS = (gym.wrappers.TimeLimit, gym.wrappers.OrderEnforcing, gym.wrappers.PassiveEnvChecker)
+# Wrappers that change neither the joint observation nor the joint action: Gymnasium's, and RL Zoo's
+# replacement of its time limit. Names, because importing RL Zoo replaces Gymnasium's class.
+_WRAPPERS = ("OrderEnforcing", "PassiveEnvChecker", "TimeLimit", "PatchedTimeLimit")
 # More than any observation has entries, and a power of two, so that labels k / _N_LABELS are exact
 _N_LABELS = 2**12
 # Parts of an observation, in the order in which they stand in it
@@ -88,7 +88,7 @@ class MujocoTeam(WrappedTeam):
         package = env_type.__module__.partition(".")[0]
         if (env_type.__name__, package) != ("MultiAgentMujocoEnv", "gymnasium_robotics"):
             return False
-        robot = unwrap(env.single_agent_env, _WRAPPERS)
+        robot = _without_plain_wrappers(env.single_agent_env)
         if robot is not env.single_agent_env.unwrapped or env.agent_obsk is None:
             return False
         return type(robot).__name__.removesuffix("Env") in ROBOTS
@@ -127,6 +127,18 @@ class MujocoTeam(WrappedTeam):
 
     def state(self) -> np.ndarray:
         return self._state
+
+
+def _without_plain_wrappers(env: Any) -> Any:
+    """
+    :param env: Environment of the robot
+    :return: Environment inside the outermost wrappers that are among ``_WRAPPERS``
+    """
+    while type(env).__name__ in _WRAPPERS:
+        if type(env).__module__.partition(".")[0] not in ("gymnasium", "rl_zoo3"):
+            break
+        env = env.env
+    return env
 
 
 def _observed_columns(env: Any) -> list[np.ndarray]:

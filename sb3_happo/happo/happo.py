@@ -97,8 +97,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         ``learning_rate``
     :param critic_n_epochs: Passes of the critic; None for ``n_epochs``
     :param critic_batch_size: Minibatch of the critic; None for ``batch_size``
-    :param normalize_value: Prediction of returns normalised by their running mean and deviation.
-        Values are clipped to bounds that follow from the rewards
+    :param normalize_value: Normalisation of returns by running statistics, and bounds of values
     :param huber_delta: Error at which the value loss turns from quadratic to linear (Huber loss),
         in the critic's units; None for the squared error
     :param use_clipped_value_loss: With ``clip_range_vf``, the larger of the clipped and the

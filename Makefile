@@ -6,6 +6,8 @@ VENV ?= .venv
 ARGS ?=
 EXTRAS ?= envs,export,zoo,tests
 BIN := $(VENV)/bin
+# One process per core; the tests of a file share trained models, so they stay together
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
@@ -18,10 +20,10 @@ demo: $(INSTALLED) ## Train HAPPO for a minute or two, and draw its learning cur
 	$(BIN)/python zoo/demo.py $(ARGS)
 
 test: $(INSTALLED) ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 slow: $(INSTALLED) ## Run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

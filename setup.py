@@ -94,6 +94,7 @@ setup(
         "tests": [
             "mypy>=1.9",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.8",
             "setuptools>=64",
         ],

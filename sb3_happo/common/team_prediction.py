@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ from sb3_happo.envs.spaces import as_sampled
 
 #: Numbers of each matrix that are compared
 _N_SAMPLES = 2
+# End of a list of parts
+_END = object()
+# Number of in-place operations on a tensor
+_VERSION = operator.attrgetter("_version")
 #: Agents per network from which on one call per network is cheaper than a copy of the weights
 _AGENTS_PER_NETWORK = 8
 
@@ -127,44 +132,47 @@ class WeightWatch:
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
         modules = {id(part): part for network in networks for part in network.modules()}
-        # Dicts that hold the parts, names of the parts in them, and the parts
-        holders: list[dict[str, Any]] = []
-        names: list[str] = []
-        parts: list[Any] = []
-        self._places = (holders, names, parts)
+        #: Dicts that hold the parts of modules, and these parts in the same order
+        self._holders: list[dict[str, Any]] = []
+        self._parts: list[Any] = []
         self._params: list[th.Tensor] = []
         for module in modules.values():
             for members in (module._modules, module._parameters):
-                for name, part in members.items():
-                    holders.append(members)
-                    names.append(name)
-                    parts.append(part)
+                if members:
+                    self._holders.append(members)
+                    self._parts += members.values()
             self._params += [param for param in module._parameters.values() if param is not None]
-        self._numbers: list[np.ndarray] = []
+        # After the last part: a part that was added shifts it
+        self._parts.append(_END)
+        numbers: list[np.ndarray] = []
         for param in self._params:
             if param.device.type == "cpu" and param.dtype in (th.float32, th.float64):
                 flat = param.detach().reshape(-1).numpy()
                 stride = 1 if param.dim() < 2 else max(1, len(flat) // _N_SAMPLES)
-                self._numbers.append(flat[::stride])
+                numbers.append(flat[::stride])
+        self._numbers = numbers
+        #: Room for all numbers
+        self._copy = np.concatenate(numbers) if numbers else np.zeros(0)
         self._seen = self._read()
 
-    def _read(self) -> list[Any]:
+    def _read(self) -> tuple[Any, ...]:
         """Values that change with the weights."""
-        values: list[Any] = [param._version for param in self._params]
-        values += [param.data_ptr() for param in self._params]
         if self._numbers:
-            # One copy of all numbers; bytes, for NaN differs from itself
-            values.append(np.concatenate(self._numbers).tobytes())
-        return values
+            np.concatenate(self._numbers, out=self._copy)
+        # Bytes, for NaN differs from itself
+        return (
+            list(map(_VERSION, self._params)),
+            list(map(th.Tensor.data_ptr, self._params)),
+            self._copy.tobytes(),
+        )
 
     def unchanged(self) -> bool:
         """
         :return: True if the weights are those of the construction
         """
         # Loops in C: this is part of every decision
-        holders, names, parts = self._places
-        present = map(dict.get, holders, names)
-        return all(map(operator.is_, present, parts)) and self._read() == self._seen
+        present = chain(chain.from_iterable(map(dict.values, self._holders)), (_END,))
+        return all(map(operator.is_, present, self._parts)) and self._read() == self._seen
 
 
 class _Stack(NamedTuple):

@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist lo
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format clean
+.PHONY: help demo test slow lint docs format clean
 
 help: ## Show these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/make \1\t\2/' | expand -t 16
@@ -30,12 +30,17 @@ lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(INSTALLED) ## Build the documentation, docs/_build/html (Python 3.11 or newer)
+	@$(BIN)/python -c 'import furo, myst_parser, sphinx, sphinx_copybutton' 2>/dev/null || \
+		$(BIN)/python -m pip install --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 format: $(INSTALLED) ## Sort imports and format
 	$(BIN)/ruff check --select I --fix .
 	$(BIN)/ruff format .
 
 clean: ## Remove the environment and everything generated
-	rm -rf $(VENV) build demo dist sb3_happo.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build demo dist docs/_build sb3_happo.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find sb3_happo tests zoo -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Installs again only when the packages to install have changed

@@ -76,6 +76,13 @@ setup(
             "onnxruntime>=1.23,<2",
             "onnxscript>=0.7,<1",
         ],
+        # The documentation as a site, `make docs`, which is built with Python 3.11 or newer
+        "docs": [
+            'furo>=2024.8; python_version >= "3.11"',
+            'myst-parser>=4,<6; python_version >= "3.11"',
+            'sphinx>=8.1,<10; python_version >= "3.11"',
+            'sphinx-copybutton>=0.5.2; python_version >= "3.11"',
+        ],
         # Not part of "envs", because it depends on the unmaintained `gym`
         "vmas": ["vmas>=1.5,<2"],
         # Scripts of the zoo: training, plots, films, tuning

@@ -3,6 +3,7 @@
 from sb3_happo.common.checkpoint_callback import ResumableCheckpointCallback
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.common.plain_classes import allow_in_files
+from sb3_happo.common.system_info import print_system_info
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.haddpg import HADDPG
@@ -61,4 +62,5 @@ __all__ = [
     "make_joint_env",
     "make_joint_vec_env",
     "nash_gap",
+    "print_system_info",
 ]

@@ -127,6 +127,7 @@ ORDER = (
     "common.plain_data",
     "common.unwritten_files",
     "common.safe_files",
+    "common.system_info",
     "common.warn_once",
     "common.saved_files",
     "common.saved_notes",

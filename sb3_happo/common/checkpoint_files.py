@@ -5,6 +5,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from sb3_happo.common.checkpoint_rows import ENDING as ROWS_ENDING
+from sb3_happo.common.checkpoint_rows import RowSource, remove_unneeded
 from sb3_happo.common.safe_files import read_safe_file, write_safe_file
 
 #: Kind of the files
@@ -53,7 +55,10 @@ def write_checkpoint(path: str | Path, content: dict[str, Any], cls: type) -> No
     :raises CheckpointError: If a value is no plain data, such as a part of a callback's
         ``state_dict()``
     """
-    unsaved = write_safe_file(path, KIND, content, saved_by=cls.__name__)
+    files = content.get("rows", {}).get("files", [])
+    info = {"rows": [list(own) for own in files]} if files else {}
+    # A later checkpoint is worth more than this one, kept in memory until the disk has room
+    unsaved = write_safe_file(path, KIND, content, cls.__name__, info=info, keep=False)
     if unsaved:
         Path(path).unlink(missing_ok=True)
         named = "; ".join(f"{value.path} is {value.text}" for value in unsaved)
@@ -64,8 +69,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     :param path: Path of a checkpoint, or of a folder with checkpoints, of which the newest whole
         one is read
-    :return: Plain data
-    :raises CheckpointError: If there is none, or the file is torn or something else
+    :return: Plain data, and as "rows" the :class:`RowSource` of the replay buffer, if there is one
+    :raises CheckpointError: If there is none, or the file, or one with its rows, is torn or
+        something else
     """
     path = Path(path)
     if path.is_dir():
@@ -74,7 +80,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         file = read_safe_file(path, KIND)
-        return {part: file.value(part) for part in file.plain}
+        content = {part: file.value(part) for part in file.plain}
+        if "rows" in content:
+            content["rows"] = RowSource(path.parent, content["rows"])
+            content["rows"].check()
+        return content
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
 
@@ -107,8 +117,9 @@ def remove_leftovers(folder: str | Path, prefix: str) -> None:
     :param folder: Folder of the checkpoints of one training
     :param prefix: Beginning of the files' names
     """
-    for path in Path(folder).glob(f".{prefix}_*{ENDING}.*.tmp"):
-        path.unlink(missing_ok=True)
+    for ending in (ENDING, ROWS_ENDING):
+        for path in Path(folder).glob(f".{prefix}_*{ending}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
@@ -117,5 +128,7 @@ def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
     :param prefix: Beginning of the files' names
     :param keep: Number of the newest ones that stay
     """
-    for _, path in checkpoints_in(folder, prefix)[keep:]:
+    paths = [path for _, path in checkpoints_in(folder, prefix)]
+    for path in paths[keep:]:
         path.unlink(missing_ok=True)
+    remove_unneeded(folder, prefix, paths[:keep])

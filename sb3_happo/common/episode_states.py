@@ -98,6 +98,26 @@ def _has_both(env: VecEnv) -> bool:
     return all(callable(method) for method in methods)
 
 
+def with_layout(obs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """
+    Arrays in the memory layout of others. A convolution of transposed images and one of a
+    contiguous copy differ in the last bits.
+
+    :param obs: Observations of a file, each entry ``(n_envs, ...)``
+    :param model: Observations of the environment, whose layout is taken
+    :return: Observations with the same values
+    """
+    laid_out = {}
+    for key, value in obs.items():
+        like = model.get(key) if isinstance(model, dict) else None
+        if isinstance(value, np.ndarray) and isinstance(like, np.ndarray):
+            copied = np.empty_like(like, dtype=value.dtype)
+            copied[...] = value
+            value = copied
+        laid_out[key] = value
+    return laid_out
+
+
 # ---------------------------------------------------------------- steps that are repeated
 
 

@@ -14,19 +14,22 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from sb3_happo.common.callback_states import CallbackStates
 from sb3_happo.common.checkpoint_episodes import CheckpointEpisodes
 from sb3_happo.common.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
-from sb3_happo.common.episode_states import (
-    WrapperStates,
-)
+from sb3_happo.common.checkpoint_rows import RowSource, row_content
+from sb3_happo.common.episode_states import WrapperStates
 from sb3_happo.common.interruptions import interruption_callbacks, saved_on_interruption
 from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
 from sb3_happo.common.random_states import random_states, restore_random_states
+from sb3_happo.common.replay_rows import NumberedRows
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
 #: Version of the content of checkpoints
 VERSION = 1
 # Attributes that are not saved with a model
-_OF_TRAINING = ("_resumed", "_callbacks", "_own_state", "_wrapper_states", "_keeps_episodes")
+_OF_TRAINING = (
+    *("_resumed", "_resumed_rows", "_callbacks", "_own_state", "_wrapper_states"),
+    "_keeps_episodes",
+)
 # Attributes that are in other parts of a checkpoint, or belong to the program that trains
 _NOT_STATE = (
     *("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_transition"),
@@ -105,8 +108,11 @@ class ResumableAlgorithm(CheckpointEpisodes):
 
     #: False if a state between two updates is too large for a copy in memory at each of them
     small_state: ClassVar[bool] = True
-    #: State of the checkpoint that the next ``learn`` continues
+    #: Names of attributes that are not part of the state in :attr:`_own_state`
+    other_attributes: ClassVar[tuple[str, ...]] = ()
+    #: State of the checkpoint that the next ``learn`` continues, and its replay buffer
     _resumed: dict[str, Any] | None = None
+    _resumed_rows: RowSource | None = None
     _callbacks: TrainingCallbacks | None = None
     _own_state: ChangingState | None = None
     _wrapper_states: WrapperStates | None = None
@@ -139,6 +145,10 @@ class ResumableAlgorithm(CheckpointEpisodes):
         content = self.checkpoint_content(Snapshot(self.training_state(episodes)))
         if content is None:
             raise ValueError("The networks have NaN or infinite parameters; nothing is saved.")
+        rows = self.checkpoint_rows()
+        if rows is not None:
+            own = row_content(rows, rows.first_row, rows.n_added)["rows"]
+            content["rows"] = {"files": [], "own": own}
         write_checkpoint(path, content, type(self))
         self.begin_episodes_after(episodes)
 
@@ -219,7 +229,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         """
         content = read_checkpoint(path)
         model = cls.load(_model_file(content, path), env, device, custom_objects, **kwargs)
-        model._take_state(content["state"])
+        model._take_state(content["state"], content.get("rows"))
         return model
 
     def restore_checkpoint(self, path: str | pathlib.Path) -> None:
@@ -238,19 +248,19 @@ class ResumableAlgorithm(CheckpointEpisodes):
                 f"{type(self).__name__}."
             )
         self.set_parameters(_model_file(content, path), device=self.device)
-        self._take_state(content["state"])
+        self._take_state(content["state"], content.get("rows"))
 
-    def _take_state(self, state: dict[str, Any]) -> None:
+    def _take_state(self, state: dict[str, Any], rows: RowSource | None) -> None:
         """Keep a state for the next ``learn``, and show its progress."""
         if self.env is not None:
             self._check_number_of_envs(state)
-        self._own_state = ChangingState(self, _NOT_STATE)
+        self._own_state = ChangingState(self, (*_NOT_STATE, *self.other_attributes))
         self._own_state.set(state["attributes"])
         self.num_timesteps = state["progress"]["num_timesteps"]
         self._total_timesteps = state["progress"]["total_timesteps"]
         self._learn_start = state["progress"]["learn_start"]
         self._last_obs = None
-        self._resumed = state
+        self._resumed, self._resumed_rows = state, rows
 
     def _check_number_of_envs(self, state: dict[str, Any]) -> None:
         if self.n_envs != state["n_envs"]:
@@ -307,7 +317,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         """Note the settings, and the seed of the episodes after checkpoints."""
         assert self.env is not None
         if self._own_state is None:
-            self._own_state = ChangingState(self, _NOT_STATE)
+            self._own_state = ChangingState(self, (*_NOT_STATE, *self.other_attributes))
         if self._wrapper_states is None or self._wrapper_states.env is not self.env:
             self._wrapper_states = WrapperStates(self.env)
             self._keeps_episodes = None
@@ -368,6 +378,14 @@ class ResumableAlgorithm(CheckpointEpisodes):
         self.begin_episodes_after(episodes)
 
     # ---------------------------------------------------------------- hooks
+
+    def checkpoint_rows(self) -> NumberedRows | None:
+        """
+        Hook: replay buffer, which checkpoints hold beside the state.
+
+        :return: Buffer; None for algorithms without one
+        """
+        return None
 
     def _checkpoint_state(self) -> dict[str, Any]:
         """

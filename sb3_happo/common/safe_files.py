@@ -181,6 +181,7 @@ def write_safe_file(
     saved_by: str = "",
     algorithm: str = "",
     info: Mapping[str, Any] | None = None,
+    keep: bool = True,
 ) -> list[Unsaved]:
     """
     Write a file. An existing one is replaced when the new one is complete, and not before.
@@ -192,6 +193,8 @@ def write_safe_file(
     :param saved_by: Name of the class that saves it
     :param algorithm: Algorithm of the package that this class is or extends
     :param info: Further strings for readers
+    :param keep: During ``learn`` keep the content in memory if the disk is full, see
+        :func:`atomic_write`; False for an error
     :return: Values that the file does not hold, or whose class a reader must supply
     :raises OSError: If the file cannot be written, for example because the disk is full; an
         existing file is then as before
@@ -204,10 +207,12 @@ def write_safe_file(
         tensors |= own
     manifest = Manifest(kind, saved_by, algorithm, __version__, info or {})
     data = pack(manifest, plain, tensors)
-    if isinstance(target, (str, os.PathLike)):
+    if not isinstance(target, (str, os.PathLike)):
+        target.write(data)
+    elif keep:
         atomic_write(target, data)
     else:
-        target.write(data)
+        write_or_fail(os.fspath(target), data)
     return unsaved
 
 

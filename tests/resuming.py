@@ -88,6 +88,20 @@ def normalizer_of(model: MultiAgentAlgorithm) -> dict[str, Any]:
     return result
 
 
+def further_state(model: Any) -> dict[str, Any]:
+    """Replay buffer, temperatures, and exploration rate of an off-policy model."""
+    state: dict[str, Any] = {}
+    buffer = getattr(model, "replay_buffer", None)
+    if buffer is not None:
+        state["rows"] = (buffer.pos, buffer.full, buffer.size())
+        state |= {name: th.as_tensor(own) for name, own in buffer.arrays().items()}
+        # NaN stands for a reward that is not known
+        state["agent_rewards"] = state["agent_rewards"].nan_to_num(1e30)
+    for name in ("log_ent_coef", "exploration_rate"):
+        state[name] = getattr(model, name, None)
+    return state
+
+
 class Experiment:
     """
     A training, whole or in parts.
@@ -156,6 +170,7 @@ class Experiment:
         assert second.num_timesteps == whole.num_timesteps
         assert equal(whole.get_parameters(), second.get_parameters())
         assert normalizer_of(whole) == normalizer_of(second)
+        assert equal(further_state(whole), further_state(second))
         assert found == {step: row for step, row in expected.items() if step in found}
         assert {step for step in expected if step > start} <= set(found)
         for model in (whole, first, second):

@@ -180,6 +180,15 @@ def test_single_steps(tmp_path: Path) -> None:
     experiment(make, tmp_path, save_freq=25, total=80).check(60)
 
 
+def test_a_saved_model_has_its_noise(tmp_path: Path) -> None:
+    noise = {"left": NormalActionNoise(np.zeros(2), 0.5 * np.ones(2))}
+    model = maker(HATD3, action_noise=noise)().learn(60)
+    model.save(tmp_path / "model")
+    loaded = HATD3.load(tmp_path / "model", maker(HATD3)().env)
+    loaded.learn(60, reset_num_timesteps=False)
+    assert repr(loaded.action_noise) == repr(model.action_noise)
+
+
 # ---------------------------------------------------------------- interruptions
 
 

@@ -22,15 +22,22 @@ import socket
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import safetensors.torch
 import torch as th
 
+from sb3_happo.common.file_content import (
+    FileContent,
+    Piece,
+    digest_of,
+    size_of,
+    tensor_pieces,
+)
 from sb3_happo.common.plain_data import PlainDataError, Unsaved, from_plain, to_plain
-from sb3_happo.common.unwritten_files import files_of_training
+from sb3_happo.common.unwritten_files import Data, files_of_training
 from sb3_happo.version import __version__
 
 Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
@@ -208,7 +215,7 @@ def write_safe_file(
     manifest = Manifest(kind, saved_by, algorithm, __version__, info or {})
     data = pack(manifest, plain, tensors)
     if not isinstance(target, (str, os.PathLike)):
-        target.write(data)
+        target.write(data.frozen())
     elif keep:
         atomic_write(target, data)
     else:
@@ -218,24 +225,25 @@ def write_safe_file(
 
 def pack(
     manifest: Manifest, plain: Mapping[str, Any], tensors: Mapping[str, th.Tensor]
-) -> memoryview:
+) -> FileContent:
     """
     :param manifest: Description
     :param plain: Content as plain data
     :param tensors: Tensors by name
-    :return: Bytes of a file
+    :return: Content of a file, which shares memory with the tensors
     """
     text = json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    members = {DATA: text.encode("utf-8", "surrogatepass"), TENSORS: _pack_tensors(tensors)}
-    if len(members[DATA]) > MAX_DATA:
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > MAX_DATA:
         raise ValueError(
-            f"The settings of this {manifest.saved_by or manifest.kind} take "
-            f"{len(members[DATA])} bytes as JSON, more than the {MAX_DATA} that a file may hold. "
-            "Leave large attributes out, or hold them as arrays."
+            f"The settings of this {manifest.saved_by or manifest.kind} take {len(data)} bytes as "
+            f"JSON, more than the {MAX_DATA} that a file may hold. Leave large attributes out, or "
+            "hold them as arrays."
         )
+    members: dict[str, Sequence[Piece]] = {DATA: [data], TENSORS: tensor_pieces(tensors)}
     table = {}
     for name, own in members.items():
-        table[name] = {"size": len(own), "sha256": hashlib.sha256(own).hexdigest()}
+        table[name] = {"size": size_of(own), "sha256": digest_of(own)}
     described: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -243,12 +251,7 @@ def pack(
         "members": table,
     }
     described["sha256"] = _digest_of(described)
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(MANIFEST, json.dumps(described, indent=1))
-        for name, own in members.items():
-            archive.writestr(name, own)
-    return memory.getbuffer()
+    return FileContent({MANIFEST: [json.dumps(described, indent=1).encode()], **members})
 
 
 def _digest_of(described: Mapping[str, Any]) -> str:
@@ -257,22 +260,7 @@ def _digest_of(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _pack_tensors(tensors: Mapping[str, th.Tensor]) -> bytes:
-    # The library refuses tensors that share memory, as parts of one array do
-    storages: set[tuple[str, int]] = set()
-    packed = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.is_complex():
-            tensor = th.view_as_real(tensor)
-            name = f"{name}|complex"
-        storage = (str(tensor.device), tensor.untyped_storage().data_ptr())
-        packed[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return safetensors.torch.save(packed)
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def atomic_write(path: str | os.PathLike[str], data: Data) -> None:
     """
     Write a file beside the given one, and put it into its place when it is complete and on the
     disk: a reader finds the old content or the new one, also after a crash.
@@ -291,7 +279,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         files.write(os.path.abspath(path), data)
 
 
-def write_or_fail(path: str, data: bytes | memoryview) -> None:
+def write_or_fail(path: str, data: Data) -> None:
     """
     :func:`atomic_write` without an exception for trainings.
 
@@ -301,7 +289,7 @@ def write_or_fail(path: str, data: bytes | memoryview) -> None:
     """
     target = pathlib.Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        target.write_bytes(data)
+        target.write_bytes(data.frozen() if isinstance(data, FileContent) else data)
         return
     if not target.parent.exists():
         warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", stacklevel=2)
@@ -309,7 +297,10 @@ def write_or_fail(path: str, data: bytes | memoryview) -> None:
     temporary = _temporary_beside(target)
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            if isinstance(data, FileContent):
+                data.write_to(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if target.exists():

@@ -410,18 +410,18 @@ def test_networks_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from sb3_happo.common import checkpoint_callback
+    from sb3_happo.common import resumable_algorithm
     from sb3_happo.common.checkpoint_files import write_checkpoint as write
 
     failed: list[Path] = []
 
-    def full(path: Path, content: dict[str, Any], cls: type) -> None:
+    def full(path: Path, content: dict[str, Any], cls: type) -> Any:
         if path.name == f"checkpoint_{3 * UPDATE}_steps.ckpt":
             failed.append(path)
             raise OSError(28, "No space left on device")
-        write(path, content, cls)
+        return write(path, content, cls)
 
-    monkeypatch.setattr(checkpoint_callback, "write_checkpoint", full)
+    monkeypatch.setattr(resumable_algorithm, "write_checkpoint", full)
     Experiment(spread, tmp_path).run(spread(), tmp_path)
     assert failed and "could not be written" in capsys.readouterr().out
     assert [n for n, _ in checkpoints_in(tmp_path)] == [6 * UPDATE, 0]

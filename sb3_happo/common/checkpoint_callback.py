@@ -10,7 +10,6 @@ from sb3_happo.common.checkpoint_files import (
     checkpoints_in,
     remove_leftovers,
     remove_old,
-    write_checkpoint,
 )
 from sb3_happo.common.checkpoint_rows import RowsLostError, RowWriter
 from sb3_happo.common.episode_states import RecordedSteps
@@ -323,7 +322,7 @@ class ResumableCheckpointCallback(SavesOnInterruption):
             progress = snapshot.state["replay"]["rows"]
             files = self._row_writer.write(rows, snapshot.n_timesteps, progress)
             content = content | {"rows": {"files": files, "own": None}}
-        write_checkpoint(path, content, type(self.model))
+        self.algorithm.write_checkpoint(path, content)
 
     # ---------------------------------------------------------------- interruptions
 

@@ -1,30 +1,34 @@
 """Checkpoints from which a training continues as if it had never ended."""
 
-import io
 import pathlib
 import secrets
 import warnings
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_happo.common.callback_states import CallbackStates
 from sb3_happo.common.checkpoint_episodes import CheckpointEpisodes
-from sb3_happo.common.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
+from sb3_happo.common.checkpoint_files import (
+    VERSION,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
 from sb3_happo.common.checkpoint_rows import RowSource, row_content
 from sb3_happo.common.episode_states import WrapperStates
 from sb3_happo.common.interruptions import interruption_callbacks, saved_on_interruption
 from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
 from sb3_happo.common.random_states import random_states, restore_random_states
 from sb3_happo.common.replay_rows import NumberedRows
+from sb3_happo.common.saved_algorithm import SavedAlgorithm
+from sb3_happo.common.saved_files import check_saved_class, saved_model
+from sb3_happo.common.saved_notes import warn_of_unsaved
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
-#: Version of the content of checkpoints
-VERSION = 1
 # Attributes that are not saved with a model
 _OF_TRAINING = (
     *("_resumed", "_resumed_rows", "_callbacks", "_own_state", "_wrapper_states"),
@@ -149,8 +153,17 @@ class ResumableAlgorithm(CheckpointEpisodes):
         if rows is not None:
             own = row_content(rows, rows.first_row, rows.n_added)["rows"]
             content["rows"] = {"files": [], "own": own}
-        write_checkpoint(path, content, type(self))
+        self.write_checkpoint(path, content)
         self.begin_episodes_after(episodes)
+
+    def write_checkpoint(self, path: str | pathlib.Path, content: dict[str, Any]) -> None:
+        """
+        :param path: Path of the file
+        :param content: Result of :meth:`checkpoint_content`, with the rows of a replay buffer
+        :raises OSError: If the file cannot be written
+        """
+        unsaved = write_checkpoint(path, content, type(self))
+        warn_of_unsaved(self, unsaved, path, type(self).__name__)
 
     @property
     def continues_checkpoint(self) -> bool:
@@ -191,15 +204,14 @@ class ResumableAlgorithm(CheckpointEpisodes):
     def checkpoint_content(self, snapshot: Snapshot) -> dict[str, Any] | None:
         """
         :param snapshot: State of the training. Its parameters become those of the model
-        :return: Content of a file; None if a parameter is NaN or infinite
+        :return: Content of a file, which shares memory with the model; None if a parameter is NaN
+            or infinite
         """
         if snapshot.parameters is not None:
             self.set_parameters(plain_copy(snapshot.parameters), device=self.device)
         if not all(bool(value.isfinite().all()) for value in self.policy.parameters()):
             return None
-        model = io.BytesIO()
-        self.save(model)
-        return {"state": snapshot.state, "model": np.frombuffer(model.getvalue(), np.uint8)}
+        return {"state": snapshot.state, **self.saved_content()}
 
     # ---------------------------------------------------------------- loading
 
@@ -221,15 +233,18 @@ class ResumableAlgorithm(CheckpointEpisodes):
             for ``predict``
         :param device: Device of the model
         :param custom_objects: Objects in the place of saved ones, by name
-        :param kwargs: Further keyword arguments of :meth:`load`
+        :param kwargs: Attributes to change
         :return: Model
         :raises CheckpointError: If there is no whole checkpoint
         :raises ValueError: If it is of another algorithm or team, or of another number of
             environments
         """
-        content = read_checkpoint(path)
-        model = cls.load(_model_file(content, path), env, device, custom_objects, **kwargs)
-        model._take_state(content["state"], content.get("rows"))
+        checkpoint = read_checkpoint(path)
+        file = checkpoint.model
+        saved = saved_model(file.manifest)
+        check_saved_class(str(path), saved, cls, SavedAlgorithm, "load_checkpoint")
+        model = cls._load_safe(file, env, device, custom_objects, True, kwargs)
+        model._take_state(checkpoint)
         return model
 
     def restore_checkpoint(self, path: str | pathlib.Path) -> None:
@@ -241,17 +256,19 @@ class ResumableAlgorithm(CheckpointEpisodes):
         :raises CheckpointError: If there is no whole checkpoint
         :raises ValueError: If it does not fit this model
         """
-        content = read_checkpoint(path)
-        if content["state"]["class"] != type(self).__name__:
+        checkpoint = read_checkpoint(path)
+        saved_by = checkpoint.state["class"]
+        if saved_by != type(self).__name__:
             raise ValueError(
-                f"{path} is a checkpoint of {content['state']['class']}, and this model is a "
-                f"{type(self).__name__}."
+                f"{path} is a checkpoint of {saved_by}, and this model is a {type(self).__name__}."
             )
-        self.set_parameters(_model_file(content, path), device=self.device)
-        self._take_state(content["state"], content.get("rows"))
+        words = f"a checkpoint of {saved_by}"
+        self._set_parameters_of(checkpoint.model, words, True, self.device)
+        self._take_state(checkpoint)
 
-    def _take_state(self, state: dict[str, Any], rows: RowSource | None) -> None:
+    def _take_state(self, checkpoint: Checkpoint) -> None:
         """Keep a state for the next ``learn``, and show its progress."""
+        state = checkpoint.state
         if self.env is not None:
             self._check_number_of_envs(state)
         self._own_state = ChangingState(self, (*_NOT_STATE, *self.other_attributes))
@@ -260,7 +277,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         self._total_timesteps = state["progress"]["total_timesteps"]
         self._learn_start = state["progress"]["learn_start"]
         self._last_obs = None
-        self._resumed, self._resumed_rows = state, rows
+        self._resumed, self._resumed_rows = state, checkpoint.rows
 
     def _check_number_of_envs(self, state: dict[str, Any]) -> None:
         if self.n_envs != state["n_envs"]:
@@ -447,12 +464,3 @@ class ResumableAlgorithm(CheckpointEpisodes):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | dict.fromkeys(_OF_TRAINING)
-
-
-def _model_file(content: dict[str, Any], path: str | pathlib.Path) -> io.BytesIO:
-    if content.get("state", {}).get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} is a checkpoint of version {content.get('state', {}).get('version')}, and "
-            f"this version of sb3_happo reads version {VERSION}."
-        )
-    return io.BytesIO(np.asarray(content["model"]).tobytes())

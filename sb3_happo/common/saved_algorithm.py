@@ -1,8 +1,9 @@
 """Saving and loading of models."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
@@ -94,12 +95,7 @@ class SavedAlgorithm(BaseAlgorithm):
         check_statistics(content.get(PART, {}), owner)
         if isinstance(path, (str, pathlib.PurePath)) and not pathlib.PurePath(path).suffix:
             path = pathlib.Path(f"{path}.zip")
-        info = {
-            "attributes": sorted(content["attributes"]),
-            "parts": sorted(content),
-            "system": get_system_info(print_info=False)[1] if system is None else system,
-            **module_and_name(type(self)),
-        }
+        info = model_info(type(self), content, system)
         unsaved = write_safe_file(path, "model", content, name, algorithm, info)
         warn_of_unsaved(self, unsaved, path, name)
 
@@ -200,6 +196,19 @@ class SavedAlgorithm(BaseAlgorithm):
         file = read_safe_file(path, "model")
         if print_system_info:
             _print_systems(file)
+        return cls._load_safe(file, env, device, custom_objects, force_reset, kwargs)
+
+    @classmethod
+    def _load_safe(
+        cls: type[SelfSaved],
+        file: SafeFile,
+        env: Any,
+        device: th.device | str,
+        custom_objects: dict[str, Any] | None,
+        force_reset: bool,
+        kwargs: dict[str, Any],
+    ) -> SelfSaved:
+        """Model of a file with the parts that :meth:`saved_content` lists."""
         attributes = file.entries("attributes", _NEEDED)
         kwargs = cls._attributes_to_change(kwargs, attributes)
         replaced = {**(custom_objects or {}), **kwargs}
@@ -314,23 +323,59 @@ class SavedAlgorithm(BaseAlgorithm):
         :raises ValueError: If the file holds no model, or its networks differ
         """
         if isinstance(load_path_or_dict, dict):
-            return super().set_parameters(load_path_or_dict, exact_match, device)
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
         path = existing_path(load_path_or_dict)
         content = check_model_file(path, type(self), SavedAlgorithm, False)
-        parameters: Any = path
-        words = "a model"
         if content is not None and content.is_safe:
             file = read_safe_file(path, "model")
-            file.entries("parameters", ("policy",))
-            parameters, words = file.value("parameters"), content.words
-            check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
-        try:
+            self._set_parameters_of(file, content.words, exact_match, device)
+            return
+        with self._explained(str(load_path_or_dict), "a model"):
+            super().set_parameters(path, exact_match, device)
+
+    def _set_parameters_of(
+        self, file: SafeFile, words: str, exact_match: bool, device: th.device | str
+    ) -> None:
+        """
+        :param file: File with a part "parameters"
+        :param words: Description of its content, for errors
+        :param exact_match: Error if parameters are missing
+        :param device: Device of the parameters
+        """
+        file.entries("parameters", ("policy",))
+        parameters = file.value("parameters")
+        check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
+        with self._explained(file.name, words):
             super().set_parameters(parameters, exact_match, device)
+
+    @contextmanager
+    def _explained(self, name: str, words: str) -> Iterator[None]:
+        """Name the file if its networks do not fit."""
+        try:
+            yield
         except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
             raise ValueError(
-                f"{load_path_or_dict} holds {words}, whose networks are not those of this "
+                f"{name} holds {words}, whose networks are not those of this "
                 f"{type(self).__name__} model: {error}"
             ) from error
+
+
+def model_info(
+    cls: type, content: Mapping[str, Mapping[str, Any]], system: str | None = None
+) -> dict[str, Any]:
+    """
+    :param cls: Class of the model
+    :param content: Content of a model's file
+    :param system: Text about the system; None for a description of this one
+    :return: Strings for the file's manifest
+    """
+    return {
+        "attributes": sorted(content["attributes"]),
+        "parts": sorted(content),
+        "system": get_system_info(print_info=False)[1] if system is None else system,
+        **module_and_name(cls),
+    }
 
 
 def _print_systems(file: SafeFile) -> None:

@@ -44,6 +44,7 @@ from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, 
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo.common.safe_files import write_or_fail
+from sb3_happo.common.saving_callbacks import check_saving
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.unwritten_files import keep_unwritten_files
 from sb3_happo.envs import as_joint_env
@@ -276,7 +277,8 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
             call
         :param progress_bar: Progress bar (needs tqdm and rich)
         :return: Trained model
-        :raises ValueError: If an argument is wrong, or on NaN and infinities
+        :raises ValueError: If an argument is wrong, if a callback saves the model and no file can
+            hold it, or on NaN and infinities
         """
         if self.env is None:
             own = type(self).__name__
@@ -285,6 +287,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
                 f"{own}.load(path, env=env), or call model.set_env(env) before learn."
             )
         n_steps = checked_timesteps(total_timesteps)
+        check_saving(self, callback)
         name = tb_log_name or type(self).__name__
         n_threads = th.get_num_threads()
         # Convolutions gain from PyTorch's own threads; other networks from threads per shard

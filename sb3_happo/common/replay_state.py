@@ -252,17 +252,10 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
             self.logger.record(f"rollout/{self._log_names[agent]}/ep_rew_mean", value)
         super().dump_logs()
 
-    def saved_content(self, *args: Any, **kwargs: Any) -> dict[str, dict[str, Any]]:
-        """
-        :param args: Arguments of the base class
-        :param kwargs: Keyword arguments of the base class
-        :return: Content of a file, with the user's setting of the noise
-        """
-        content = super().saved_content(*args, **kwargs)
-        noise = content["attributes"].get("action_noise")
-        if isinstance(noise, TeamActionNoise):
-            content["attributes"]["action_noise"] = noise.setting
-        return content
+    def _saved_attribute(self, name: str, value: Any) -> Any:
+        own = super()._saved_attribute(name, value)
+        # The user's noise, of which those of the environments are made
+        return own.setting if isinstance(own, TeamActionNoise) else own
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]

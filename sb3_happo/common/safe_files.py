@@ -189,6 +189,7 @@ def write_safe_file(
     algorithm: str = "",
     info: Mapping[str, Any] | None = None,
     keep: bool = True,
+    check: Callable[[list[Unsaved]], None] | None = None,
 ) -> list[Unsaved]:
     """
     Write a file. An existing one is replaced when the new one is complete, and not before.
@@ -202,6 +203,7 @@ def write_safe_file(
     :param info: Further strings for readers
     :param keep: During ``learn`` keep the content in memory if the disk is full, see
         :func:`atomic_write`; False for an error
+    :param check: Function of the values that the file will not hold, called before it is written
     :return: Values that the file does not hold, or whose class a reader must supply
     :raises OSError: If the file cannot be written, for example because the disk is full; an
         existing file is then as before
@@ -212,6 +214,8 @@ def write_safe_file(
     for part, value in content.items():
         plain[part], own = to_plain(value, part, unsaved)
         tensors |= own
+    if check is not None:
+        check(unsaved)
     manifest = Manifest(kind, saved_by, algorithm, __version__, info or {})
     data = pack(manifest, plain, tensors)
     if not isinstance(target, (str, os.PathLike)):

@@ -2,6 +2,7 @@
 
 import errno
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,19 +290,18 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         try:
             content = model.checkpoint_content(snapshot)
             if content is None:
-                print(f"The checkpoint {path} is not written: the networks have NaN or infinities.")
+                _say(f"The checkpoint {path} is not written: the networks have NaN or infinities.")
                 return False
             self._write_files(path, content, snapshot)
         except (OSError, RowsLostError) as error:
-            print(
+            _say(
                 f"The checkpoint {path} could not be written: {error}. The training goes on, and "
-                "the next one is tried at its time.",
-                flush=True,
+                "the next one is tried at its time."
             )
             return False
         remove_old(self.save_path, self.name_prefix, self.keep)
         if self.verbose >= 1:
-            print(f"Checkpoint: {path}")
+            _say(f"Checkpoint: {path}")
         return True
 
     def _write_files(self, path: Path, content: dict[str, Any], snapshot: Snapshot) -> None:
@@ -367,3 +367,9 @@ class ResumableCheckpointCallback(SavesOnInterruption):
             "anchor": self._snapshot.n_timesteps,
             "monitor_sizes": episodes["present_sizes"],
         }
+
+
+def _say(text: str) -> None:
+    # The output may be a file on the full disk
+    with suppress(OSError):
+        print(text, flush=True)

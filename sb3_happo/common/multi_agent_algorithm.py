@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import BasePolicy
@@ -42,6 +43,7 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, keep_last_good
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.patient_logs import keep_logging
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo.common.safe_files import write_or_fail
 from sb3_happo.common.saving_callbacks import check_saving
@@ -53,6 +55,7 @@ from sb3_happo.suggestions import nearest_names
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 from sb3_happo.vec_env.normalize import as_team_normalizer
+from sb3_happo.vec_env.patient_files import keep_monitoring
 
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
 
@@ -318,6 +321,13 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
             finally:
                 self._executor = self._last_good = None
         return self
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        keep_monitoring(self.env)
+        result = super()._setup_learn(*args, **kwargs)
+        keep_logging(self.logger)
+        return result
 
     def _check_result(self) -> None:
         """

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeAlias
 
@@ -101,8 +101,9 @@ class UnwrittenFiles:
 
 
 def _say(text: str) -> None:
-    # Not a warning, which may be an error, or be shown once
-    print(f"sb3_happo: {text}", file=sys.stderr, flush=True)
+    # Not a warning, which may be an error, or be shown once. The output may be on the full disk
+    with suppress(OSError):
+        print(f"sb3_happo: {text}", file=sys.stderr, flush=True)
 
 
 _FILES: ContextVar[UnwrittenFiles | None] = ContextVar("unwritten files", default=None)

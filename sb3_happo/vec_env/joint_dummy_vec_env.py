@@ -15,6 +15,7 @@ from sb3_happo.envs.joint_env import JOINT_NAMES, JointEnv
 from sb3_happo.envs.mask_methods import check_mask_wrappers
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.patient_files import keep_monitoring
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
 JointObs = dict[str, np.ndarray]
@@ -49,6 +50,7 @@ class JointDummyVecEnv(DummyVecEnv):
             check_same_team(index, (env.observation_space, env.action_space), first_team)
             check_mask_wrappers(env, env.unwrapped)
         check_different(self.envs)
+        keep_monitoring(self)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: Index of the environment that is running or ran last, for reports of failures
         self.env_index = 0

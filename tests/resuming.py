@@ -84,7 +84,7 @@ def normalizer_of(model: MultiAgentAlgorithm) -> dict[str, Any]:
         statistics["agents"] = found.agent_ret_rms
     result: dict[str, Any] = {"running returns": found.returns.tolist()}
     for name, own in statistics.items():
-        result[name] = (own.mean.tolist(), own.var.tolist(), own.count)
+        result[name] = (own.mean.tolist(), own.var.tolist(), np.asarray(own.count).tolist())
     return result
 
 

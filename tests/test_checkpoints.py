@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -41,6 +39,7 @@ from tests.resuming import (
     equal,
     normalizer_of,
 )
+from tests.test_kept_episodes import Timer
 from tests.traces import CASES
 
 SETTINGS: dict[str, Any] = dict(
@@ -209,34 +208,6 @@ def test_callbacks(killed: bool, tmp_path: Path) -> None:
         vars(whole.callback)["no_improvement_evals"]
         == (vars(continued.callback)["no_improvement_evals"])
     )
-
-
-class Timer(gym.Env):
-    """Environment with a state of its own that can be taken and set, and unrepeatable noise."""
-
-    observation_space = spaces.Box(-10.0, 10.0, (2,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self) -> None:
-        self.step_number = 0
-        self.generator = np.random.default_rng(0)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        self.step_number = 0
-        return self._observation(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        self.step_number += 1
-        return self._observation(), float(action), self.step_number >= 90, False, {}
-
-    def _observation(self) -> np.ndarray:
-        return np.array([self.step_number / 10, self.generator.normal()], np.float32)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"step_number": self.step_number, "generator": self.generator}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.step_number, self.generator = state["step_number"], state["generator"]
 
 
 def test_ended_training_and_another_call_of_learn(tmp_path: Path) -> None:

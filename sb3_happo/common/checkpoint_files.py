@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     :param path: Path of a checkpoint, or of a folder with checkpoints, of which the newest whole
         one is read
-    :return: Its content
+    :return: Content of the checkpoint
     :raises CheckpointError: If there is none, or the file, or one with its replay buffer, is torn
         or something else
     """

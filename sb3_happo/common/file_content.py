@@ -118,7 +118,7 @@ def tensor_pieces(tensors: Mapping[str, th.Tensor]) -> list[Piece]:
             "data_offsets": [start, end],
         }
         if end > start:
-            pieces.append(memoryview(tensor.reshape(-1).view(th.uint8).numpy()))
+            pieces.append(tensor.reshape(-1).view(th.uint8).numpy().data)
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (math.ceil(len(text) / 8) * 8 - len(text))
     pieces = [len(text).to_bytes(8, "little"), text, *pieces]

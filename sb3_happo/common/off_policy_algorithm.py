@@ -34,7 +34,6 @@ from sb3_happo.common.replay_files import (
     check_saved_team,
     fill_replay_buffer,
     read_replay_buffer,
-    write_replay_buffer,
 )
 from sb3_happo.common.replay_memory import check_replay_memory, replay_bytes
 from sb3_happo.common.rollout_memory import describe
@@ -271,28 +270,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         if self.replay_buffer is None:
             self._make_replay_buffer()
 
-    def save_replay_buffer(self, path: Location) -> None:
-        """
-        Save the replay buffer. The file holds JSON and numbers, and is written whole or not at all,
-        from the memory of the buffer, without a copy.
-
-        :param path: Path of the file, ".pkl" is added to one without a suffix, as in SB3; or an
-            open file
-        :raises ValueError: If there is no buffer, as in a model that was loaded without an
-            environment
-        :raises OSError: If the file cannot be written, for example because the disk is full; an
-            existing one is then as before
-        """
-        if self.replay_buffer is None:
-            raise ValueError(
-                f"This {type(self).__name__} model has no replay buffer, since it has no "
-                "environment; load it with an environment, or call model.set_env(env)."
-            )
-        path = write_replay_buffer(path, self.replay_buffer)
-        if self.verbose >= 2:
-            print(f"Saved the replay buffer to {path}")
-
-    def load_replay_buffer(
+    def load_replay_buffer(  # type: ignore[override]
         self,
         path: Location,
         truncate_last_traj: bool = True,

@@ -1,4 +1,4 @@
-"""Checkpoints of the off-policy algorithms: transitions, noise, and the replay buffer."""
+"""Files of the off-policy algorithms: checkpoints, and the replay buffer."""
 
 from typing import Any, ClassVar
 
@@ -8,8 +8,10 @@ from sb3_happo.common.bootstrap import Presence
 from sb3_happo.common.checkpoint_rows import row_progress
 from sb3_happo.common.episode_states import with_layout
 from sb3_happo.common.plain_state import plain_copy
+from sb3_happo.common.replay_files import write_replay_buffer
 from sb3_happo.common.replay_rows import NumberedRows
 from sb3_happo.common.replay_state import ReplayState
+from sb3_happo.common.saved_files import Location
 
 
 class ReplayCheckpoint(ReplayState):
@@ -61,3 +63,24 @@ class ReplayCheckpoint(ReplayState):
             self._resumed_rows.restore(self.replay_buffer, own["rows"])
             self._resumed_rows = None
         self._last_transition = self._watch.last
+
+    def save_replay_buffer(self, path: Location) -> None:  # type: ignore[override]
+        """
+        Save the replay buffer. The file holds JSON and numbers, and is written whole or not at all,
+        from the memory of the buffer, without a copy.
+
+        :param path: Path of the file, ".pkl" is added to one without a suffix, as in SB3; or an
+            open file
+        :raises ValueError: If there is no buffer, as in a model that was loaded without an
+            environment
+        :raises OSError: If the file cannot be written, for example because the disk is full; an
+            existing one is then as before
+        """
+        if self.replay_buffer is None:
+            raise ValueError(
+                f"This {type(self).__name__} model has no replay buffer, since it has no "
+                "environment; load it with an environment, or call model.set_env(env)."
+            )
+        path = write_replay_buffer(path, self.replay_buffer)
+        if self.verbose >= 2:
+            print(f"Saved the replay buffer to {path}")

@@ -20,7 +20,8 @@ from sb3_happo.common.checkpoint_files import (
 from sb3_happo.common.checkpoint_rows import RowSource, row_content
 from sb3_happo.common.episode_states import WrapperStates
 from sb3_happo.common.interruptions import interruption_callbacks, saved_on_interruption
-from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
+from sb3_happo.common.log_state import log_state, restore_log
+from sb3_happo.common.plain_state import ChangingState, plain_copy
 from sb3_happo.common.random_states import random_states, restore_random_states
 from sb3_happo.common.replay_rows import NumberedRows
 from sb3_happo.common.saved_algorithm import SavedAlgorithm
@@ -374,7 +375,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
             callback.before_continuing(state["episodes"])
         episodes = self._prepare_episodes(state["episodes"])
         self._restore_checkpoint_state(state)
-        self._restore_log(state["log"])
+        restore_log(self.logger, state["log"])
         self._callbacks.states.set(state["callbacks"])
         self.begin_episodes_after(episodes)
         for callback in savers:
@@ -416,7 +417,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
             "attributes": self._own_state.get(),
             "random": random_states(*self._action_spaces()),
             "wrappers": self._wrapper_states.get(),
-            "log": self._log_state(),
+            "log": log_state(getattr(self, "_logger", None)),
         }
 
     def _restore_checkpoint_state(self, state: dict[str, Any]) -> None:
@@ -437,27 +438,6 @@ class ResumableAlgorithm(CheckpointEpisodes):
         assert self.env is not None
         own, other = self.action_space, self.env.action_space
         return [own] if other is own else [own, other]
-
-    def _log_state(self) -> dict[str, Any]:
-        """Figures that were recorded and not written yet; images and the like are left out."""
-        logger = getattr(self, "_logger", None)
-        values: dict[str, Any] = {}
-        if logger is None:
-            return {"values": values, "counts": {}, "excluded": {}}
-        for name, value in logger.name_to_value.items():
-            try:
-                values[name] = plain_copy(value)
-            except NotPlainError:
-                continue
-        counts = {name: logger.name_to_count.get(name, 0) for name in values}
-        excluded = {name: logger.name_to_excluded[name] for name in values}
-        return {"values": values, "counts": counts, "excluded": excluded}
-
-    def _restore_log(self, state: dict[str, Any]) -> None:
-        self.logger.name_to_value.update(state["values"])
-        self.logger.name_to_count.update(state["counts"])
-        for name, excluded in state["excluded"].items():
-            self.logger.name_to_excluded[name] = tuple(excluded)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_TRAINING, "_episode_seed"]

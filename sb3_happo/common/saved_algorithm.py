@@ -73,14 +73,12 @@ class SavedAlgorithm(BaseAlgorithm):
         file holds JSON and numbers, is written whole or not at all, and names the class that has
         saved it, so that :meth:`load` of another class refuses it.
 
-        What a file cannot hold, such as a lambda schedule, is an error that names it and the way
-        out. :meth:`learn` says so before the training.
-
         :param path: Path of the file, ".zip" is added to one without a suffix; or an open file
         :param exclude: Attributes to leave out; "vec_normalize" for the statistics. :meth:`load`
             asks for an attribute that no file holds, such as a lambda schedule
         :param include: Attributes to save that are left out otherwise
-        :raises ValueError: If a parameter is not finite, or if no file can hold an attribute
+        :raises ValueError: If a parameter is not finite, or if no file can hold an attribute, such
+            as a lambda schedule; :meth:`learn` says so before the training
         :raises OSError: If the file cannot be written, for example because the disk is full; an
             existing one is then as before
         """
@@ -175,7 +173,7 @@ class SavedAlgorithm(BaseAlgorithm):
         Hook: value of an attribute in files.
 
         :param name: Name of the attribute
-        :param value: Its value
+        :param value: Present value
         :return: Value to save
         """
         return value
@@ -383,8 +381,8 @@ class SavedAlgorithm(BaseAlgorithm):
             file = read_safe_file(path, "model")
             self._set_parameters_of(file, content.words, exact_match, device)
             return
-        with self._explained(str(load_path_or_dict), "a model"):
-            super().set_parameters(path, exact_match, device)
+        with _explained(str(load_path_or_dict), "a model", type(self).__name__):
+            super().set_parameters(path, exact_match, device)  # type: ignore[arg-type]
 
     def _set_parameters_of(
         self, file: SafeFile, words: str, exact_match: bool, device: th.device | str
@@ -398,19 +396,19 @@ class SavedAlgorithm(BaseAlgorithm):
         file.entries("parameters", ("policy",))
         parameters = file.value("parameters")
         check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
-        with self._explained(file.name, words):
+        with _explained(file.name, words, type(self).__name__):
             super().set_parameters(parameters, exact_match, device)
 
-    @contextmanager
-    def _explained(self, name: str, words: str) -> Iterator[None]:
-        """Name the file if its networks do not fit."""
-        try:
-            yield
-        except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
-            raise ValueError(
-                f"{name} holds {words}, whose networks are not those of this "
-                f"{type(self).__name__} model: {error}"
-            ) from error
+
+@contextmanager
+def _explained(name: str, words: str, model: str) -> Iterator[None]:
+    """Name the file if its networks do not fit."""
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{name} holds {words}, whose networks are not those of this {model} model: {error}"
+        ) from error
 
 
 def model_info(

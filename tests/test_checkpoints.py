@@ -1,6 +1,5 @@
 """A training that was interrupted and continued from its checkpoint equals an unbroken one."""
 
-import contextlib
 import signal
 import threading
 import warnings
@@ -8,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
@@ -22,7 +19,6 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
 )
-from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
@@ -30,158 +26,26 @@ from sb3_happo import HAA2C, HAPPO, HATRPO, IPPO, MAPPO, make_joint_vec_env
 from sb3_happo.common.checkpoint_callback import ResumableCheckpointCallback
 from sb3_happo.common.checkpoint_files import CheckpointError, checkpoints_in, read_checkpoint
 from sb3_happo.common.interruptions import TrainingTerminated
-from sb3_happo.vec_env import JointSubprocVecEnv, VecNormalizeTeam
+from sb3_happo.vec_env import JointSubprocVecEnv
+from tests.resuming import (
+    N_ENVS,
+    N_STEPS,
+    N_UPDATES,
+    TOTAL,
+    UPDATE,
+    Experiment,
+    Interrupted,
+    StopAt,
+    equal,
+    normalizer_of,
+)
+from tests.test_kept_episodes import Timer
 from tests.traces import CASES
 
-N_ENVS, N_STEPS, N_UPDATES = 2, 16, 8
-UPDATE = N_ENVS * N_STEPS
-TOTAL = N_UPDATES * UPDATE
 SETTINGS: dict[str, Any] = dict(
     n_steps=N_STEPS, batch_size=16, n_epochs=2, seed=7, device="cpu", stats_window_size=5
 )
 NET: dict[str, Any] = dict(net_arch=[16])
-
-
-class Figures(KVWriter):
-    """Logged figures by timesteps, without those of time."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, dict[str, Any]] = {}
-
-    def write(
-        self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0
-    ) -> None:
-        row = self.rows.setdefault(step, {})
-        for name, value in key_values.items():
-            if name not in ("time/fps", "time/time_elapsed"):
-                row[name] = repr(value)
-
-    def close(self) -> None:
-        pass
-
-
-class Interrupted(Exception):
-    """Raised by :class:`StopAt`."""
-
-
-class StopAt(BaseCallback):
-    """
-    Interrupt the training.
-
-    :param n_timesteps: Timesteps at which to do so
-    :param action: Function that is called then
-    """
-
-    def __init__(self, n_timesteps: int, action: Callable[[], Any] | None = None) -> None:
-        super().__init__()
-        self.n_timesteps = n_timesteps
-        self.action = action
-
-    def _on_step(self) -> bool:
-        if self.num_timesteps >= self.n_timesteps:
-            if self.action is not None:
-                self.action()
-            raise Interrupted
-        return True
-
-
-def equal(first: Any, second: Any) -> bool:
-    """Whether two state dicts, or parts of them, are equal bit for bit."""
-    if isinstance(first, th.Tensor):
-        return first.dtype == second.dtype and th.equal(first, second)
-    if isinstance(first, dict):
-        return list(first) == list(second) and all(equal(first[key], second[key]) for key in first)
-    if isinstance(first, (list, tuple)):
-        pairs = zip(first, second, strict=True)
-        return all(equal(one, other) for one, other in pairs)
-    return bool(first == second)
-
-
-def normalizer_of(model: HAPPO) -> dict[str, Any]:
-    """Statistics of VecNormalize."""
-    found = model.get_vec_normalize_env()
-    if found is None:
-        return {}
-    statistics: dict[str, Any] = {"returns": found.ret_rms, **found.obs_rms}
-    if isinstance(found, VecNormalizeTeam) and "agents" in vars(found.ret_rms):
-        statistics["agents"] = found.agent_ret_rms
-    result: dict[str, Any] = {"running returns": found.returns.tolist()}
-    for name, own in statistics.items():
-        result[name] = (own.mean.tolist(), own.var.tolist(), own.count)
-    return result
-
-
-class Experiment:
-    """
-    A training, whole or in parts.
-
-    :param make: Function that makes the model
-    :param folder: Folder for checkpoints
-    :param make_callbacks: Function that makes further callbacks
-    :param save_freq: Updates between checkpoints
-    :param log_interval: Updates between logs
-    """
-
-    def __init__(
-        self,
-        make: Callable[[], HAPPO],
-        folder: Path,
-        make_callbacks: Callable[[], list[BaseCallback]] = list,
-        save_freq: int = 3,
-        log_interval: int = 2,
-    ) -> None:
-        self.make = make
-        self.folder = folder
-        self.make_callbacks = make_callbacks
-        self.save_freq = save_freq
-        self.log_interval = log_interval
-
-    def run(
-        self,
-        model: HAPPO,
-        folder: Path,
-        more: list[BaseCallback] | None = None,
-        killed: bool = False,
-    ) -> dict[int, dict[str, Any]]:
-        """Figures of a training, which may be interrupted."""
-        figures = Figures()
-        model.set_logger(Logger(None, [figures]))
-        saving = ResumableCheckpointCallback(self.save_freq, folder)
-        if killed:
-            # Nothing is saved at the moment of a kill
-            saving.save_interrupted = lambda error: None  # type: ignore[method-assign]
-        callbacks = [saving, *self.make_callbacks(), *(more or [])]
-        with contextlib.suppress(Interrupted):
-            model.learn(TOTAL, callbacks, log_interval=self.log_interval)
-        return figures.rows
-
-    def check(self, n_timesteps: int, killed: bool = False) -> int:
-        """
-        Check that a training that is interrupted after some timesteps ends as an unbroken one.
-
-        :return: Timesteps from which it was continued
-        """
-        whole = self.make()
-        expected = self.run(whole, self.folder / "whole")
-        folder = self.folder / f"parts_{n_timesteps}_{killed}"
-        first = self.make()
-        self.run(first, folder, [StopAt(n_timesteps)], killed)
-        second = self.make()
-        # The generators of a new process are in another state
-        th.manual_seed(99)
-        np.random.seed(99)
-        second.restore_checkpoint(folder)
-        start = second.num_timesteps
-        found = self.run(second, folder)
-        assert second.num_timesteps == whole.num_timesteps
-        assert equal(whole.get_parameters(), second.get_parameters())
-        assert normalizer_of(whole) == normalizer_of(second)
-        assert found == {step: row for step, row in expected.items() if step in found}
-        assert {step for step in expected if step > start} <= set(found)
-        for model in (whole, first, second):
-            assert model.env is not None
-            model.env.close()
-        return start
 
 
 def case_model(algorithm: type[HAPPO], name: str, **kwargs: Any) -> HAPPO:
@@ -344,34 +208,6 @@ def test_callbacks(killed: bool, tmp_path: Path) -> None:
         vars(whole.callback)["no_improvement_evals"]
         == (vars(continued.callback)["no_improvement_evals"])
     )
-
-
-class Timer(gym.Env):
-    """Environment with a state of its own that can be taken and set, and unrepeatable noise."""
-
-    observation_space = spaces.Box(-10.0, 10.0, (2,), np.float32)
-    action_space = spaces.Discrete(2)
-
-    def __init__(self) -> None:
-        self.step_number = 0
-        self.generator = np.random.default_rng(0)
-
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
-        self.step_number = 0
-        return self._observation(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        self.step_number += 1
-        return self._observation(), float(action), self.step_number >= 90, False, {}
-
-    def _observation(self) -> np.ndarray:
-        return np.array([self.step_number / 10, self.generator.normal()], np.float32)
-
-    def get_state(self) -> dict[str, Any]:
-        return {"step_number": self.step_number, "generator": self.generator}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.step_number, self.generator = state["step_number"], state["generator"]
 
 
 def test_ended_training_and_another_call_of_learn(tmp_path: Path) -> None:
@@ -545,18 +381,18 @@ def test_networks_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 def test_a_full_disk_is_said_and_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from sb3_happo.common import checkpoint_callback
+    from sb3_happo.common import resumable_algorithm
     from sb3_happo.common.checkpoint_files import write_checkpoint as write
 
     failed: list[Path] = []
 
-    def full(path: Path, content: dict[str, Any], cls: type) -> None:
+    def full(path: Path, content: dict[str, Any], cls: type) -> Any:
         if path.name == f"checkpoint_{3 * UPDATE}_steps.ckpt":
             failed.append(path)
             raise OSError(28, "No space left on device")
-        write(path, content, cls)
+        return write(path, content, cls)
 
-    monkeypatch.setattr(checkpoint_callback, "write_checkpoint", full)
+    monkeypatch.setattr(resumable_algorithm, "write_checkpoint", full)
     Experiment(spread, tmp_path).run(spread(), tmp_path)
     assert failed and "could not be written" in capsys.readouterr().out
     assert [n for n, _ in checkpoints_in(tmp_path)] == [6 * UPDATE, 0]

@@ -156,5 +156,10 @@ def test_replay_buffers_of_other_teams(tmp_path: Path, other: Any, message: str)
 def test_files_that_hold_no_replay_buffer(tmp_path: Path) -> None:
     save_to_pkl(tmp_path / "other.pkl", {"no": "buffer"})
     model = small(HATD3, alike_team(2, BOX))
-    with pytest.raises(ValueError, match=r"holds a dict, not the replay buffer of a team"):
+    with pytest.raises(ValueError, match=r"other\.pkl is a pickle.*trust_pickle=True"):
         model.load_replay_buffer(tmp_path / "other.pkl")
+    with (
+        pytest.warns(UserWarning, match="is a pickle"),
+        pytest.raises(ValueError, match=r"holds a dict, not the replay buffer of a team"),
+    ):
+        model.load_replay_buffer(tmp_path / "other.pkl", trust_pickle=True)

@@ -103,9 +103,12 @@ def test_training_on_after_load_is_training_on(algorithm: type[HAPPO], tmp_path:
     rates: dict[str, Any] = dict(
         learning_rate=lambda progress: 1e-2 * progress, clip_range=lambda progress: 0.3 * progress
     )
-    model = small(algorithm, random_team(2), seed=0, batch_size=16, **rates).learn(128)
+    model = small(algorithm, random_team(2), seed=0, batch_size=16, **rates)
     with pytest.warns(UserWarning, match=r"learning_rate is the function .*custom_objects"):
+        model.learn(128)
+    with pytest.raises(ValueError, match=r"learning_rate is the function .*LinearSchedule"):
         model.save(tmp_path / "model")
+    model.save(tmp_path / "model", exclude=rates)
     with pytest.raises(ValueError, match=r"learning_rate: the file does not hold the function"):
         algorithm.load(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", env=random_team(2), custom_objects=rates)

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_happo.common.distributions import action_leaves
+from sb3_happo.common.plain_state import plain_attributes, plain_copy
 from sb3_happo.suggestions import did_you_mean
 
 #: Setting of the user: one noise for the team, noises of single agents, or None
@@ -82,6 +83,21 @@ class TeamActionNoise(VectorizedActionNoise):
         chosen = None if indices is None else list(indices)
         for _, noise in self._parts:
             noise.reset(chosen)
+
+    def state(self) -> list[list[dict[str, Any]]]:
+        """
+        :return: Plain attributes of each noise in each environment, such as the last values of an
+            ``OrnsteinUhlenbeckActionNoise``
+        """
+        return [list(map(plain_attributes, noise.noises)) for _, noise in self._parts]
+
+    def restore(self, states: list[list[dict[str, Any]]]) -> None:
+        """
+        :param states: Result of :meth:`state` for the same setting and number of environments
+        """
+        for (_, noise), own in zip(self._parts, states, strict=True):
+            for single, state in zip(noise.noises, own, strict=True):
+                vars(single).update(plain_copy(state))
 
     def __repr__(self) -> str:
         return f"TeamActionNoise({self.setting!r}, n_envs={self.n_envs})"

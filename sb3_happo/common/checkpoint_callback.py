@@ -2,6 +2,7 @@
 
 import errno
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +11,8 @@ from sb3_happo.common.checkpoint_files import (
     checkpoints_in,
     remove_leftovers,
     remove_old,
-    write_checkpoint,
 )
+from sb3_happo.common.checkpoint_rows import RowsLostError, RowWriter
 from sb3_happo.common.episode_states import RecordedSteps
 from sb3_happo.common.interruptions import SavesOnInterruption, TrainingTerminated
 from sb3_happo.common.monitor_files import cut_monitor_files, monitor_sizes
@@ -19,6 +20,8 @@ from sb3_happo.common.resumable_algorithm import ResumableAlgorithm, Snapshot
 
 # Seconds that a training with a large state has to come to the end of an update
 _PATIENCE = 5.0
+# Share of the time in which such a training copies its state, for an interruption
+_COPYING_SHARE = 0.02
 
 
 class ResumableCheckpointCallback(SavesOnInterruption):
@@ -40,9 +43,13 @@ class ResumableCheckpointCallback(SavesOnInterruption):
 
     An exception, Ctrl-C and SIGTERM (the end of a slot of Slurm or a cloud) save one more
     checkpoint, of the end of the last update. The episodes that run then are continued by
-    repeating their steps, so that this checkpoint resets nothing. SIGTERM ends the program with
-    exit code 143, unless the program has a handler of its own or catches
+    repeating their steps, so that this checkpoint resets nothing. Off-policy algorithms may go back
+    some seconds, since they update too often for a copy of the state each time. SIGTERM ends the
+    program with exit code 143, unless the program has a handler of its own or catches
     :class:`~sb3_happo.common.interruptions.TrainingTerminated`.
+
+    A replay buffer is in files of its own, ``*.replay``: each holds the transitions that were new
+    at a checkpoint, and they are removed when no checkpoint needs them.
 
     The states of the other callbacks are part of a checkpoint: their plain attributes, or what
     their ``state_dict()`` returns.
@@ -92,6 +99,9 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         self._steps = RecordedSteps(max_recorded_bytes)
         self._monitor_sizes: dict[str, int] = {}
         self._snapshot: Snapshot | None = None
+        #: Time of the snapshot, and seconds that it took
+        self._copied_at, self._copying_time = 0.0, 0.0
+        self._row_writer = RowWriter(self.save_path, name_prefix)
         #: Record and number of steps of the snapshot
         self._record, self._n_recorded = self._steps, 0
         self._continued = False
@@ -191,20 +201,28 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         self._monitor_sizes = dict(episodes.get("monitor_sizes", {}))
         self._steps = RecordedSteps(self.max_recorded_bytes)
         self._steps.set(episodes.get("actions"))
+        rows = self.algorithm.checkpoint_rows()
+        if rows is not None:
+            path = self._path_at(self.algorithm.num_timesteps)
+            self._row_writer.continue_after(path, rows)
+
+    def _path_at(self, n_timesteps: int) -> Path:
+        return checkpoint_path(self.save_path, self.name_prefix, n_timesteps)
 
     # ---------------------------------------------------------------- training
 
     def _on_rollout_start(self) -> None:
-        self._end_if_terminated()
+        if self._terminated_at is not None:
+            self._copy_state()
+            self._end_if_terminated()
         if self._continued:
             self._continued = False
             self._note_state()
-            return
-        if self._is_due():
+        elif self._is_due():
             self._make_checkpoint()
         else:
             self.algorithm.seed_evaluations()
-        self._note_state()
+            self._note_state()
 
     def _is_due(self) -> bool:
         count = self._n_updates if self.unit == "updates" else self.algorithm.num_timesteps
@@ -217,20 +235,32 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         model = self.algorithm
         self._monitor_sizes = self._present_sizes()
         episodes = model.episodes_at_checkpoint() | {"monitor_sizes": self._monitor_sizes}
-        self._write(Snapshot(model.training_state(episodes)))
+        is_written = self._write(Snapshot(model.training_state(episodes)))
         model.begin_episodes_after(episodes)
         self._anchor = model.num_timesteps
         self._steps = RecordedSteps(self.max_recorded_bytes)
+        if model.small_state or not is_written:
+            self._copy_state()
+        else:
+            # The file holds it
+            self._snapshot, self._copied_at = None, time.monotonic()
 
     def _present_sizes(self) -> dict[str, int]:
         return {} if self.monitor_dir is None else monitor_sizes(self.monitor_dir)
 
     def _note_state(self) -> None:
-        """Copy the state, for an interruption before the next update ends."""
+        """Copy the state, for an interruption before the next update ends, if it is time."""
+        since = time.monotonic() - self._copied_at
+        if self.algorithm.small_state or since * _COPYING_SHARE > self._copying_time:
+            self._copy_state()
+
+    def _copy_state(self) -> None:
         model = self.algorithm
-        if model.small_state:
-            self._record, self._n_recorded = self._steps, len(self._steps)
-            self._snapshot = model.snapshot(self._present_episodes())
+        start = time.monotonic()
+        self._record, self._n_recorded = self._steps, len(self._steps)
+        self._snapshot = model.snapshot(self._present_episodes())
+        self._copied_at = time.monotonic()
+        self._copying_time = self._copied_at - start
 
     def _present_episodes(self) -> dict[str, Any]:
         """Form in which the running episodes go on, without the actions that are repeated."""
@@ -256,36 +286,43 @@ class ResumableCheckpointCallback(SavesOnInterruption):
     def _write(self, snapshot: Snapshot) -> bool:
         """Write a checkpoint; False if there is no room for it, which is said in one line."""
         model = self.algorithm
-        path = checkpoint_path(self.save_path, self.name_prefix, snapshot.n_timesteps)
+        path = self._path_at(snapshot.n_timesteps)
         try:
             content = model.checkpoint_content(snapshot)
             if content is None:
-                print(f"The checkpoint {path} is not written: the networks have NaN or infinities.")
+                _say(f"The checkpoint {path} is not written: the networks have NaN or infinities.")
                 return False
-            self._write_file(path, content)
-        except OSError as error:
-            print(
+            self._write_files(path, content, snapshot)
+        except (OSError, RowsLostError) as error:
+            _say(
                 f"The checkpoint {path} could not be written: {error}. The training goes on, and "
-                "the next one is tried at its time.",
-                flush=True,
+                "the next one is tried at its time."
             )
             return False
         remove_old(self.save_path, self.name_prefix, self.keep)
         if self.verbose >= 1:
-            print(f"Checkpoint: {path}")
+            _say(f"Checkpoint: {path}")
         return True
 
-    def _write_file(self, path: Path, content: dict[str, Any]) -> None:
+    def _write_files(self, path: Path, content: dict[str, Any], snapshot: Snapshot) -> None:
         try:
-            write_checkpoint(path, content, type(self.model))
+            self._write_both(path, content, snapshot)
         except OSError as error:
             older = checkpoints_in(self.save_path, self.name_prefix)[1:]
             if error.errno != errno.ENOSPC or not older:
                 raise
             # Room for the new one, without the newest of the old ones
-            for _, other in older:
-                other.unlink(missing_ok=True)
-            write_checkpoint(path, content, type(self.model))
+            remove_old(self.save_path, self.name_prefix, keep=1)
+            self._write_both(path, content, snapshot)
+
+    def _write_both(self, path: Path, content: dict[str, Any], snapshot: Snapshot) -> None:
+        """Write the new rows of the replay buffer, and then the checkpoint, which names them."""
+        rows = self.algorithm.checkpoint_rows()
+        if rows is not None:
+            progress = snapshot.state["replay"]["rows"]
+            files = self._row_writer.write(rows, snapshot.n_timesteps, progress)
+            content = content | {"rows": {"files": files, "own": None}}
+        self.algorithm.write_checkpoint(path, content)
 
     # ---------------------------------------------------------------- interruptions
 
@@ -309,13 +346,10 @@ class ResumableCheckpointCallback(SavesOnInterruption):
 
         :param error: Exception that ends the training
         """
-        snapshot, model = self._snapshot, self.algorithm
-        if snapshot is None and not model.small_state and self._interval >= 0:
-            self._record, self._n_recorded = self._steps, len(self._steps)
-            snapshot = Snapshot(model.training_state(self._present_episodes()))
+        snapshot = self._snapshot
         if snapshot is None:
             return
-        path = checkpoint_path(self.save_path, self.name_prefix, snapshot.n_timesteps)
+        path = self._path_at(snapshot.n_timesteps)
         if path.exists():
             return
         snapshot.state["episodes"] = self._with_actions(snapshot.state["episodes"])
@@ -333,3 +367,9 @@ class ResumableCheckpointCallback(SavesOnInterruption):
             "anchor": self._snapshot.n_timesteps,
             "monitor_sizes": episodes["present_sizes"],
         }
+
+
+def _say(text: str) -> None:
+    # The output may be a file on the full disk
+    with suppress(OSError):
+        print(text, flush=True)

@@ -1,12 +1,20 @@
 """Files of checkpoints: names, writing, reading, the newest whole one of a folder."""
 
+import io
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from sb3_happo.common.safe_files import read_safe_file, write_safe_file
+from sb3_happo.common.checkpoint_rows import ENDING as ROWS_ENDING
+from sb3_happo.common.checkpoint_rows import RowSource, remove_unneeded
+from sb3_happo.common.plain_data import Unsaved
+from sb3_happo.common.safe_files import SafeFile, read_safe_file, write_safe_file
+from sb3_happo.common.saved_algorithm import SavedAlgorithm, model_info
+from sb3_happo.common.saved_files import lineage
 
+#: Version of the content of checkpoints
+VERSION = 2
 #: Kind of the files
 KIND = "checkpoint"
 #: Ending of the files' names
@@ -42,30 +50,54 @@ def checkpoints_in(folder: str | Path, prefix: str | None = None) -> list[tuple[
     return sorted(found, reverse=True)
 
 
-def write_checkpoint(path: str | Path, content: dict[str, Any], cls: type) -> None:
+class Checkpoint(NamedTuple):
+    """
+    Content of a checkpoint.
+
+    :param state: State of the training, plain data
+    :param model: File with the parts of a saved model
+    :param rows: Replay buffer; None for algorithms without one
+    """
+
+    state: dict[str, Any]
+    model: SafeFile
+    rows: RowSource | None
+
+
+def write_checkpoint(path: str | Path, content: dict[str, Any], cls: type) -> list[Unsaved]:
     """
     Write a checkpoint. An existing file is replaced when the new one is whole.
 
     :param path: Path of the file
-    :param content: Plain data
+    :param content: Parts of a saved model; "state", plain data; and for a replay buffer "rows"
     :param cls: Class of the algorithm
+    :return: Settings of the model that the file does not hold, or whose class a reader must supply
     :raises OSError: If the file cannot be written
-    :raises CheckpointError: If a value is no plain data, such as a part of a callback's
-        ``state_dict()``
+    :raises CheckpointError: If a value of the state is no plain data, such as a part of a
+        callback's ``state_dict()``
     """
-    unsaved = write_safe_file(path, KIND, content, saved_by=cls.__name__)
-    if unsaved:
+    name, algorithm = lineage(cls, SavedAlgorithm)
+    info = model_info(cls, content)
+    files = content.get("rows", {}).get("files", [])
+    if files:
+        info["rows"] = [list(own) for own in files]
+    # A later checkpoint is worth more than this one, kept in memory until the disk has room
+    unsaved = write_safe_file(path, KIND, content, name, algorithm, info, keep=False)
+    of_state = [value for value in unsaved if value.path.partition(".")[0] in ("state", "rows")]
+    if of_state:
         Path(path).unlink(missing_ok=True)
-        named = "; ".join(f"{value.path} is {value.text}" for value in unsaved)
+        named = "; ".join(f"{value.path} is {value.text}" for value in of_state)
         raise CheckpointError(f"A checkpoint holds plain data only: {named}.")
+    return unsaved
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     :param path: Path of a checkpoint, or of a folder with checkpoints, of which the newest whole
         one is read
-    :return: Plain data
-    :raises CheckpointError: If there is none, or the file is torn or something else
+    :return: Content of the checkpoint
+    :raises CheckpointError: If there is none, or the file, or one with its replay buffer, is torn
+        or something else
     """
     path = Path(path)
     if path.is_dir():
@@ -74,12 +106,26 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint {path}.")
     try:
         file = read_safe_file(path, KIND)
-        return {part: file.value(part) for part in file.plain}
+        state = file.value("state")
+        model, version = file, state.get("version")
+        if version == 1:
+            # The model was a file within the file
+            model = read_safe_file(io.BytesIO(file.value("model").tobytes()), "model")
+        rows = None
+        if "rows" in file.plain:
+            rows = RowSource(path.parent, file.value("rows"))
+            rows.check()
     except (ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no whole checkpoint: {error}") from error
+    if version not in range(1, VERSION + 1):
+        raise CheckpointError(
+            f"{path} is a checkpoint of version {version}, and this version of sb3_happo reads "
+            f"those up to {VERSION}. Install the newer version."
+        )
+    return Checkpoint(state, model, rows)
 
 
-def read_newest(folder: str | Path, prefix: str | None = None) -> dict[str, Any]:
+def read_newest(folder: str | Path, prefix: str | None = None) -> Checkpoint:
     """
     :param folder: Folder with checkpoints
     :param prefix: Beginning of the files' names; None for any
@@ -107,8 +153,9 @@ def remove_leftovers(folder: str | Path, prefix: str) -> None:
     :param folder: Folder of the checkpoints of one training
     :param prefix: Beginning of the files' names
     """
-    for path in Path(folder).glob(f".{prefix}_*{ENDING}.*.tmp"):
-        path.unlink(missing_ok=True)
+    for ending in (ENDING, ROWS_ENDING):
+        for path in Path(folder).glob(f".{prefix}_*{ending}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
@@ -117,5 +164,7 @@ def remove_old(folder: str | Path, prefix: str, keep: int) -> None:
     :param prefix: Beginning of the files' names
     :param keep: Number of the newest ones that stay
     """
-    for _, path in checkpoints_in(folder, prefix)[keep:]:
+    paths = [path for _, path in checkpoints_in(folder, prefix)]
+    for path in paths[keep:]:
         path.unlink(missing_ok=True)
+    remove_unneeded(folder, prefix, paths[:keep])

@@ -18,14 +18,17 @@ from stable_baselines3.common.vec_env import (
 )
 
 from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
+from sb3_happo.vec_env.env_states import offers_state
+from sb3_happo.vec_env.joint_dummy_vec_env import JointDummyVecEnv
+from sb3_happo.vec_env.joint_subproc_vec_env import JointSubprocVecEnv
 
+# Those that reach the states of the environments in them
+_TEAM_VEC_ENVS = (JointDummyVecEnv, JointSubprocVecEnv)
 # Wrappers whose state is their plain attributes
 _PLAIN_WRAPPERS = (VecNormalize, VecMonitor, VecTransposeImage, VecCheckNan)
 # Attributes of wrappers that belong to the environment inside or to the class
 _NOT_STATE = ("venv", "class_attributes", "reset_infos", "_seeds", "_options", "metadata")
 _LARGEST_SEED = 2**31 - 1
-#: Names of the two methods of environments whose episodes are kept
-GET_STATE, SET_STATE = "get_state", "set_state"
 
 
 def drawn_seed(seed: int, *numbers: int) -> int:
@@ -58,14 +61,17 @@ def seeded_reset(env: VecEnv, seed: int) -> Any:
 def keeps_episodes(env: VecEnv) -> bool:
     """
     :param env: Training environment
-    :return: True if its episodes are kept at a checkpoint: the ``VecEnv`` inside all wrappers has
-        the methods ``get_state()`` and ``set_state(state)``, and the wrappers around it have no
-        state that is unknown
+    :return: True if its episodes are kept at a checkpoint: the ``VecEnv`` inside all wrappers, or
+        each environment in it, has the methods ``get_state()`` and ``set_state(state)``, and the
+        wrappers around them have no state that is unknown
     """
     for wrapper in _wrappers(env):
         if not isinstance(wrapper, _PLAIN_WRAPPERS):
             return False
-    return _has_both(env.unwrapped)
+    inside: Any = env.unwrapped
+    if offers_state(inside):
+        return True
+    return isinstance(inside, _TEAM_VEC_ENVS) and all(inside.keep_episodes())
 
 
 def episode_states(env: VecEnv) -> Any:
@@ -75,6 +81,8 @@ def episode_states(env: VecEnv) -> Any:
     :raises ValueError: If ``get_state`` returns something else
     """
     inside: Any = env.unwrapped
+    if not offers_state(inside):
+        return inside.episode_states()
     try:
         return plain_copy(inside.get_state())
     except NotPlainError as error:
@@ -90,12 +98,30 @@ def restore_episodes(env: VecEnv, states: Any) -> None:
     :param states: Result of :func:`episode_states`
     """
     inside: Any = env.unwrapped
-    inside.set_state(states)
+    if offers_state(inside):
+        inside.set_state(states)
+    else:
+        inside.restore_episodes(states)
 
 
-def _has_both(env: VecEnv) -> bool:
-    methods = (getattr(type(env), name, None) for name in (GET_STATE, SET_STATE))
-    return all(callable(method) for method in methods)
+def with_layout(obs: dict[str, Any], model: Any) -> dict[str, Any]:
+    """
+    Arrays in the memory layout of others. A convolution of transposed images and one of a
+    contiguous copy differ in the last bits.
+
+    :param obs: Observations of a file, each entry ``(n_envs, ...)``
+    :param model: Observations of the environment, whose layout is taken
+    :return: Observations with the same values
+    """
+    laid_out = {}
+    for key, value in obs.items():
+        like = model.get(key) if isinstance(model, dict) else None
+        if isinstance(value, np.ndarray) and isinstance(like, np.ndarray):
+            copied = np.empty_like(like, dtype=value.dtype)
+            copied[...] = value
+            value = copied
+        laid_out[key] = value
+    return laid_out
 
 
 # ---------------------------------------------------------------- steps that are repeated

@@ -259,7 +259,8 @@ def keep_last_good(model: Any, error: Exception, callback: Any) -> None:
     path = Path(folder, MODEL_FILE).absolute()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        model.save(path)
+        # A lambda schedule must not cost the model
+        model.save(path, exclude=model.unsavable_attributes())
     except Exception as failure:  # a full disk, among others, which must not hide the error
         tell(error, f"The last good model could not be saved as {path}: {failure}")
         return

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import BasePolicy
@@ -42,8 +43,10 @@ from sb3_happo.common.hyperparameters import (
 )
 from sb3_happo.common.last_good import LastGood, as_named_error, check_weights, keep_last_good
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.patient_logs import keep_logging
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo.common.safe_files import write_or_fail
+from sb3_happo.common.saving_callbacks import check_saving
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.common.unwritten_files import keep_unwritten_files
 from sb3_happo.envs import as_joint_env
@@ -52,6 +55,7 @@ from sb3_happo.suggestions import nearest_names
 from sb3_happo.vec_env import JointDummyVecEnv, VecTeamOfOne
 from sb3_happo.vec_env.make import make_from_id
 from sb3_happo.vec_env.normalize import as_team_normalizer
+from sb3_happo.vec_env.patient_files import keep_monitoring
 
 SelfMultiAgent = TypeVar("SelfMultiAgent", bound="MultiAgentAlgorithm")
 
@@ -276,7 +280,8 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
             call
         :param progress_bar: Progress bar (needs tqdm and rich)
         :return: Trained model
-        :raises ValueError: If an argument is wrong, or on NaN and infinities
+        :raises ValueError: If an argument is wrong, if a callback saves the model and no file can
+            hold it, or on NaN and infinities
         """
         if self.env is None:
             own = type(self).__name__
@@ -285,6 +290,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
                 f"{own}.load(path, env=env), or call model.set_env(env) before learn."
             )
         n_steps = checked_timesteps(total_timesteps)
+        check_saving(self, callback)
         name = tb_log_name or type(self).__name__
         n_threads = th.get_num_threads()
         # Convolutions gain from PyTorch's own threads; other networks from threads per shard
@@ -315,6 +321,13 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
             finally:
                 self._executor = self._last_good = None
         return self
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        assert self.env is not None
+        keep_monitoring(self.env)
+        result = super()._setup_learn(*args, **kwargs)
+        keep_logging(self.logger)
+        return result
 
     def _check_result(self) -> None:
         """

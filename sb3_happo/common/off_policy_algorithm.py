@@ -1,7 +1,5 @@
 """Training loop of the off-policy algorithms: transitions of a team, and critics of actions."""
 
-import io
-import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -9,7 +7,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 
@@ -33,8 +30,15 @@ from sb3_happo.common.replay_checks import (
     check_loaded_buffer,
     check_policy_name,
 )
+from sb3_happo.common.replay_files import (
+    check_saved_team,
+    fill_replay_buffer,
+    read_replay_buffer,
+)
 from sb3_happo.common.replay_memory import check_replay_memory, replay_bytes
 from sb3_happo.common.rollout_memory import describe
+from sb3_happo.common.safe_files import SafeFile
+from sb3_happo.common.saved_files import Location
 from sb3_happo.common.threads import torch_threads
 from sb3_happo.envs import check_team_spaces
 
@@ -227,10 +231,17 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         if self.verbose >= 1:
             print(f"The replay buffer takes {describe(sizes)} when it is full")
         check_replay_memory(sizes, self.buffer_size)
+        self.replay_buffer = self._new_buffer(self.buffer_size)
+
+    def _new_buffer(self, buffer_size: int) -> Any:
+        """
+        :param buffer_size: Number of transitions, of all environments together
+        :return: Empty replay buffer
+        """
         buffer_class = self.replay_buffer_class or JointReplayBuffer
-        kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, "keys": keys}
-        self.replay_buffer = buffer_class(  # type: ignore[assignment]
-            self.buffer_size,
+        kwargs = {"n_steps": self.n_steps, "gamma": self.gamma, "keys": self._stored_keys()}
+        return buffer_class(
+            buffer_size,
             self.observation_space,
             self.action_space,
             self.device,
@@ -259,20 +270,30 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         if self.replay_buffer is None:
             self._make_replay_buffer()
 
-    def load_replay_buffer(
+    def load_replay_buffer(  # type: ignore[override]
         self,
-        path: str | pathlib.Path | io.BufferedIOBase,
+        path: Location,
         truncate_last_traj: bool = True,
+        trust_pickle: bool = False,
     ) -> None:
         """
-        Load a replay buffer that ``save_replay_buffer`` has saved.
+        Load a replay buffer that :meth:`save_replay_buffer` has saved. Nothing in the file is run.
 
         :param path: Path of the file, or an open file
         :param truncate_last_traj: Without effect: running episodes are always cut off
-        :raises ValueError: If it is a buffer of another team, or of another number of environments
+        :param trust_pickle: Whether files of earlier versions, which are pickles, are loaded.
+            Loading a pickle can run any code that its author has put into it
+        :raises ValueError: If it is a buffer of another team or of another number of environments,
+            if the file is damaged, or if it is a pickle
         """
-        buffer = load_from_pkl(path, self.verbose)
-        check_loaded_buffer(buffer, self.observation_space, self.action_space, self.n_envs)
+        file = read_replay_buffer(path, trust_pickle)
+        if isinstance(file, SafeFile):
+            check_saved_team(file, self.observation_space, self.action_space, self.n_envs)
+            buffer = self._new_buffer(file.value("buffer")["buffer_size"] * self.n_envs)
+            fill_replay_buffer(buffer, file)
+        else:
+            buffer = file
+            check_loaded_buffer(buffer, self.observation_space, self.action_space, self.n_envs)
         buffer.device = self.device
         buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
         buffer.end_episodes()

@@ -10,10 +10,10 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
-from sb3_happo.common.replay_state import ReplayState
+from sb3_happo.common.replay_checkpoint import ReplayCheckpoint
 
 
-class OffPolicyLearning(ReplayState):
+class OffPolicyLearning(ReplayCheckpoint):
     """
     Parts of a gradient step that the off-policy algorithms share.
     """

@@ -24,8 +24,7 @@ def plain_copy(value: Any, depth: int = 0) -> Any:
     """
     :param value: Value
     :param depth: Number of containers around it
-    :return: Copy of it, which later changes of the value do not reach; tensors are detached, and
-        stay on their device
+    :return: Copy of it, which later changes of the value do not reach; tensors stay on their device
     :raises NotPlainError: If the value, or a part of it, is no plain data
     """
     cls = type(value)
@@ -33,8 +32,8 @@ def plain_copy(value: Any, depth: int = 0) -> Any:
         return value
     if depth > _MAX_DEPTH:
         raise NotPlainError(f"more than {_MAX_DEPTH} containers within each other")
-    if isinstance(value, th.Tensor) and not isinstance(value, th.nn.Parameter):
-        return value.detach().clone()
+    if isinstance(value, th.Tensor):
+        return _tensor_copy(value)
     if cls is np.ndarray and not value.dtype.hasobject:
         return value.copy()
     if cls in _GENERATORS or cls is RunningMeanStd:
@@ -47,6 +46,13 @@ def plain_copy(value: Any, depth: int = 0) -> Any:
         keys, parts = _items(value.keys(), depth), _items(value.values(), depth)
         return cls(zip(keys, parts, strict=True))
     raise NotPlainError(f"an object of the class {cls.__name__}")
+
+
+def _tensor_copy(value: th.Tensor) -> th.Tensor:
+    if value.requires_grad or isinstance(value, th.nn.Parameter):
+        # A copy in its place would leave its optimiser with the old one
+        raise NotPlainError("a tensor that requires a gradient")
+    return value.clone()
 
 
 def _items(values: Iterable[Any], depth: int) -> list[Any]:

@@ -1,7 +1,7 @@
 """Replay buffer of a team."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -11,6 +11,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.replay_entries import EntryArray, entry_dtype
+from sb3_happo.common.replay_rows import NumberedRows
 from sb3_happo.vec_env.original_observations import OuterNormalizer
 
 
@@ -84,7 +85,7 @@ class JointSamples(NamedTuple):
     activity: Activity | None
 
 
-class JointReplayBuffer(ReplayBuffer):
+class JointReplayBuffer(NumberedRows):
     """
     Replay buffer of a team, with the agents' own rewards and activity, and n-step returns.
 
@@ -104,6 +105,8 @@ class JointReplayBuffer(ReplayBuffer):
     :param keys: Entries of the joint observation to store; None for all
     :raises ValueError: If ``optimize_memory_usage`` is set
     """
+
+    optional: ClassVar[frozenset[str]] = frozenset(("activity",))
 
     def __init__(
         self,
@@ -196,18 +199,23 @@ class JointReplayBuffer(ReplayBuffer):
             limits = [info.get("TimeLimit.truncated", False) for info in infos]
             self.timeouts[position] = limits
         self._add_activity(facts.activity)
+        self.n_added += 1
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full = True
             self.pos = 0
 
     def _add_activity(self, activity: Activity | None) -> None:
-        if activity is not None and self.activity is None:
-            shape = (self.buffer_size, self.n_envs, len(Activity._fields), len(self.agents))
-            self.activity = np.ones(shape, dtype=bool)
+        if activity is not None:
+            self._allocate_activity()
         if self.activity is not None:
             masks = 1 if activity is None else np.stack(activity, axis=1)
             self.activity[self.pos] = masks
+
+    def _allocate_activity(self) -> None:
+        if self.activity is None:
+            shape = (self.buffer_size, self.n_envs, len(Activity._fields), len(self.agents))
+            self.activity = np.ones(shape, dtype=bool)
 
     def end_episodes(self) -> None:
         """
@@ -219,6 +227,31 @@ class JointReplayBuffer(ReplayBuffer):
         last = self.pos - 1
         self.timeouts[last] = np.maximum(self.timeouts[last], 1.0 - self.dones[last])
         self.dones[last] = 1.0
+
+    # ---------------------------------------------------------------- rows in files
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            "actions": self.actions,
+            "rewards": self.rewards,
+            "agent_rewards": self.agent_rewards,
+            "dones": self.dones,
+            "timeouts": self.timeouts,
+        }
+        for index, entries in enumerate(self.entries):
+            arrays[f"observations.{index}"] = entries.observations
+            arrays[f"next_observations.{index}"] = entries.next_observations
+        if self.activity is not None:
+            arrays["activity"] = self.activity
+        return arrays
+
+    def allocate(self, names: Collection[str]) -> None:
+        if "activity" in names:
+            self._allocate_activity()
+
+    def forget(self, origin: int = 0) -> None:
+        super().forget(origin)
+        self.activity = None
 
     # ---------------------------------------------------------------- reading
 

@@ -1,7 +1,7 @@
 """Checks of the settings and files of the off-policy algorithms."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from gymnasium import spaces
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
@@ -92,24 +92,55 @@ def check_loaded_buffer(
             f"The file holds a {type(buffer).__name__}, not the replay buffer of a team "
             "(JointReplayBuffer); load a file that save_replay_buffer of this package has written."
         )
-    assert isinstance(action_space, spaces.Dict)
-    agents = list(action_space.spaces)
-    if list(buffer.agents) != agents:
+    check_team_of_buffer(
+        TeamOfBuffer(buffer.observation_space, buffer.team_action_space, buffer.n_envs),
+        TeamOfBuffer(observation_space, action_space, n_envs),
+    )
+
+
+class TeamOfBuffer(NamedTuple):
+    """
+    Team whose transitions a replay buffer holds.
+
+    :param observation_space: Joint observation space
+    :param action_space: Joint action space
+    :param n_envs: Number of environments
+    """
+
+    observation_space: spaces.Space
+    action_space: spaces.Space
+    n_envs: int
+
+    @property
+    def agents(self) -> list[str]:
+        """
+        :return: Names of the agents
+        """
+        return list(getattr(self.action_space, "spaces", ()))
+
+
+def check_team_of_buffer(theirs: TeamOfBuffer, ours: TeamOfBuffer) -> None:
+    """
+    :param theirs: Team of a file
+    :param ours: Team of the model
+    :raises ValueError: If they differ
+    """
+    if theirs.agents != ours.agents:
         raise ValueError(
-            f"The replay buffer is of the team {list(buffer.agents)}, and the model's team is "
-            f"{agents}; load the buffer of this team."
+            f"The replay buffer is of the team {theirs.agents}, and the model's team is "
+            f"{ours.agents}; load the buffer of this team."
         )
-    for kind, theirs, ours in (
-        ("action", buffer.team_action_space, action_space),
-        ("observation", buffer.observation_space, observation_space),
+    for kind, saved, own in (
+        ("action", theirs.action_space, ours.action_space),
+        ("observation", theirs.observation_space, ours.observation_space),
     ):
-        if theirs != ours:
+        if saved != own:
             raise ValueError(
-                f"The replay buffer is of a team with other {kind} spaces: {theirs} in the file, "
-                f"{ours} in the model; load the buffer of this team."
+                f"The replay buffer is of a team with other {kind} spaces: {saved} in the file, "
+                f"{own} in the model; load the buffer of this team."
             )
-    if buffer.n_envs != n_envs:
+    if theirs.n_envs != ours.n_envs:
         raise ValueError(
-            f"The replay buffer holds transitions of {buffer.n_envs} environments, and the model "
-            f"has {n_envs}; load the model with {buffer.n_envs} environments, or collect anew."
+            f"The replay buffer holds transitions of {theirs.n_envs} environments, and the model "
+            f"has {ours.n_envs}; load the model with {theirs.n_envs} environments, or collect anew."
         )

@@ -57,6 +57,7 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
     """
 
     replay_buffer: JointReplayBuffer | None
+    action_noise: TeamActionNoise | None
     #: Watch of the training environment, and the number of the last step that training has made
     _watch: TransitionWatch | None = None
     _mark: _StepMark | None = None
@@ -84,14 +85,18 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
         self._agent_returns = AgentReturns(self.agents, self.n_envs, self._stats_window_size)
         self._presence = Presence(None, None)
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _prepare_collection(self) -> None:
+        """Make noise for all environments, and watch the training environment."""
         assert self.env is not None
-        before, episodes = self._last_obs, self.ep_info_buffer
         self.action_noise = TeamActionNoise.wrap(
             self.action_noise, self.policy.team_spaces.action_space, self.env.num_envs
         )
         if self._watch is None or self._watch.env is not self.env:
             self._watch = TransitionWatch(self.env)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        before, episodes = self._last_obs, self.ep_info_buffer
+        self._prepare_collection()
         result = super()._setup_learn(*args, **kwargs)
         if self.ep_info_buffer is not episodes:
             self._agent_returns.clear()
@@ -246,6 +251,11 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
         for agent, value in self._agent_returns.means().items():
             self.logger.record(f"rollout/{self._log_names[agent]}/ep_rew_mean", value)
         super().dump_logs()
+
+    def _saved_attribute(self, name: str, value: Any) -> Any:
+        own = super()._saved_attribute(name, value)
+        # The user's noise, of which those of the environments are made
+        return own.setting if isinstance(own, TeamActionNoise) else own
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]

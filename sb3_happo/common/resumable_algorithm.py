@@ -1,32 +1,40 @@
 """Checkpoints from which a training continues as if it had never ended."""
 
-import io
 import pathlib
 import secrets
 import warnings
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_happo.common.callback_states import CallbackStates
 from sb3_happo.common.checkpoint_episodes import CheckpointEpisodes
-from sb3_happo.common.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
-from sb3_happo.common.episode_states import (
-    WrapperStates,
+from sb3_happo.common.checkpoint_files import (
+    VERSION,
+    Checkpoint,
+    read_checkpoint,
+    write_checkpoint,
 )
+from sb3_happo.common.checkpoint_rows import RowSource, row_content
+from sb3_happo.common.episode_states import WrapperStates
 from sb3_happo.common.interruptions import interruption_callbacks, saved_on_interruption
-from sb3_happo.common.plain_state import ChangingState, NotPlainError, plain_copy
+from sb3_happo.common.log_state import log_state, restore_log
+from sb3_happo.common.plain_state import ChangingState, plain_copy
 from sb3_happo.common.random_states import random_states, restore_random_states
+from sb3_happo.common.replay_rows import NumberedRows
+from sb3_happo.common.saved_algorithm import SavedAlgorithm
+from sb3_happo.common.saved_files import check_saved_class, saved_model
+from sb3_happo.common.saved_notes import warn_of_unsaved
 
 SelfResumable = TypeVar("SelfResumable", bound="ResumableAlgorithm")
 
-#: Version of the content of checkpoints
-VERSION = 1
 # Attributes that are not saved with a model
-_OF_TRAINING = ("_resumed", "_callbacks", "_own_state", "_wrapper_states", "_keeps_episodes")
+_OF_TRAINING = (
+    *("_resumed", "_resumed_rows", "_callbacks", "_own_state", "_wrapper_states"),
+    "_keeps_episodes",
+)
 # Attributes that are in other parts of a checkpoint, or belong to the program that trains
 _NOT_STATE = (
     *("_last_obs", "_last_original_obs", "_last_episode_starts", "_last_transition"),
@@ -105,8 +113,11 @@ class ResumableAlgorithm(CheckpointEpisodes):
 
     #: False if a state between two updates is too large for a copy in memory at each of them
     small_state: ClassVar[bool] = True
-    #: State of the checkpoint that the next ``learn`` continues
+    #: Names of attributes that are not part of the state in :attr:`_own_state`
+    other_attributes: ClassVar[tuple[str, ...]] = ()
+    #: State of the checkpoint that the next ``learn`` continues, and its replay buffer
     _resumed: dict[str, Any] | None = None
+    _resumed_rows: RowSource | None = None
     _callbacks: TrainingCallbacks | None = None
     _own_state: ChangingState | None = None
     _wrapper_states: WrapperStates | None = None
@@ -139,8 +150,21 @@ class ResumableAlgorithm(CheckpointEpisodes):
         content = self.checkpoint_content(Snapshot(self.training_state(episodes)))
         if content is None:
             raise ValueError("The networks have NaN or infinite parameters; nothing is saved.")
-        write_checkpoint(path, content, type(self))
+        rows = self.checkpoint_rows()
+        if rows is not None:
+            own = row_content(rows, rows.first_row, rows.n_added)["rows"]
+            content["rows"] = {"files": [], "own": own}
+        self.write_checkpoint(path, content)
         self.begin_episodes_after(episodes)
+
+    def write_checkpoint(self, path: str | pathlib.Path, content: dict[str, Any]) -> None:
+        """
+        :param path: Path of the file
+        :param content: Result of :meth:`checkpoint_content`, with the rows of a replay buffer
+        :raises OSError: If the file cannot be written
+        """
+        unsaved = write_checkpoint(path, content, type(self))
+        warn_of_unsaved(self, unsaved, path, type(self).__name__)
 
     @property
     def continues_checkpoint(self) -> bool:
@@ -181,15 +205,14 @@ class ResumableAlgorithm(CheckpointEpisodes):
     def checkpoint_content(self, snapshot: Snapshot) -> dict[str, Any] | None:
         """
         :param snapshot: State of the training. Its parameters become those of the model
-        :return: Content of a file; None if a parameter is NaN or infinite
+        :return: Content of a file, which shares memory with the model; None if a parameter is NaN
+            or infinite
         """
         if snapshot.parameters is not None:
             self.set_parameters(plain_copy(snapshot.parameters), device=self.device)
         if not all(bool(value.isfinite().all()) for value in self.policy.parameters()):
             return None
-        model = io.BytesIO()
-        self.save(model)
-        return {"state": snapshot.state, "model": np.frombuffer(model.getvalue(), np.uint8)}
+        return {"state": snapshot.state, **self.saved_content()}
 
     # ---------------------------------------------------------------- loading
 
@@ -211,15 +234,18 @@ class ResumableAlgorithm(CheckpointEpisodes):
             for ``predict``
         :param device: Device of the model
         :param custom_objects: Objects in the place of saved ones, by name
-        :param kwargs: Further keyword arguments of :meth:`load`
+        :param kwargs: Attributes to change
         :return: Model
         :raises CheckpointError: If there is no whole checkpoint
         :raises ValueError: If it is of another algorithm or team, or of another number of
             environments
         """
-        content = read_checkpoint(path)
-        model = cls.load(_model_file(content, path), env, device, custom_objects, **kwargs)
-        model._take_state(content["state"])
+        checkpoint = read_checkpoint(path)
+        file = checkpoint.model
+        saved = saved_model(file.manifest)
+        check_saved_class(str(path), saved, cls, SavedAlgorithm, "load_checkpoint")
+        model = cls._load_safe(file, env, device, custom_objects, True, kwargs)
+        model._take_state(checkpoint)
         return model
 
     def restore_checkpoint(self, path: str | pathlib.Path) -> None:
@@ -231,26 +257,28 @@ class ResumableAlgorithm(CheckpointEpisodes):
         :raises CheckpointError: If there is no whole checkpoint
         :raises ValueError: If it does not fit this model
         """
-        content = read_checkpoint(path)
-        if content["state"]["class"] != type(self).__name__:
+        checkpoint = read_checkpoint(path)
+        saved_by = checkpoint.state["class"]
+        if saved_by != type(self).__name__:
             raise ValueError(
-                f"{path} is a checkpoint of {content['state']['class']}, and this model is a "
-                f"{type(self).__name__}."
+                f"{path} is a checkpoint of {saved_by}, and this model is a {type(self).__name__}."
             )
-        self.set_parameters(_model_file(content, path), device=self.device)
-        self._take_state(content["state"])
+        words = f"a checkpoint of {saved_by}"
+        self._set_parameters_of(checkpoint.model, words, True, self.device)
+        self._take_state(checkpoint)
 
-    def _take_state(self, state: dict[str, Any]) -> None:
+    def _take_state(self, checkpoint: Checkpoint) -> None:
         """Keep a state for the next ``learn``, and show its progress."""
+        state = checkpoint.state
         if self.env is not None:
             self._check_number_of_envs(state)
-        self._own_state = ChangingState(self, _NOT_STATE)
+        self._own_state = ChangingState(self, (*_NOT_STATE, *self.other_attributes))
         self._own_state.set(state["attributes"])
         self.num_timesteps = state["progress"]["num_timesteps"]
         self._total_timesteps = state["progress"]["total_timesteps"]
         self._learn_start = state["progress"]["learn_start"]
         self._last_obs = None
-        self._resumed = state
+        self._resumed, self._resumed_rows = state, checkpoint.rows
 
     def _check_number_of_envs(self, state: dict[str, Any]) -> None:
         if self.n_envs != state["n_envs"]:
@@ -307,7 +335,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
         """Note the settings, and the seed of the episodes after checkpoints."""
         assert self.env is not None
         if self._own_state is None:
-            self._own_state = ChangingState(self, _NOT_STATE)
+            self._own_state = ChangingState(self, (*_NOT_STATE, *self.other_attributes))
         if self._wrapper_states is None or self._wrapper_states.env is not self.env:
             self._wrapper_states = WrapperStates(self.env)
             self._keeps_episodes = None
@@ -347,7 +375,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
             callback.before_continuing(state["episodes"])
         episodes = self._prepare_episodes(state["episodes"])
         self._restore_checkpoint_state(state)
-        self._restore_log(state["log"])
+        restore_log(self.logger, state["log"])
         self._callbacks.states.set(state["callbacks"])
         self.begin_episodes_after(episodes)
         for callback in savers:
@@ -369,6 +397,14 @@ class ResumableAlgorithm(CheckpointEpisodes):
 
     # ---------------------------------------------------------------- hooks
 
+    def checkpoint_rows(self) -> NumberedRows | None:
+        """
+        Hook: replay buffer, which checkpoints hold beside the state.
+
+        :return: Buffer; None for algorithms without one
+        """
+        return None
+
     def _checkpoint_state(self) -> dict[str, Any]:
         """
         Hook: state of the training, without parameters, optimisers and callbacks. An override adds
@@ -381,7 +417,7 @@ class ResumableAlgorithm(CheckpointEpisodes):
             "attributes": self._own_state.get(),
             "random": random_states(*self._action_spaces()),
             "wrappers": self._wrapper_states.get(),
-            "log": self._log_state(),
+            "log": log_state(getattr(self, "_logger", None)),
         }
 
     def _restore_checkpoint_state(self, state: dict[str, Any]) -> None:
@@ -403,38 +439,8 @@ class ResumableAlgorithm(CheckpointEpisodes):
         own, other = self.action_space, self.env.action_space
         return [own] if other is own else [own, other]
 
-    def _log_state(self) -> dict[str, Any]:
-        """Figures that were recorded and not written yet; images and the like are left out."""
-        logger = getattr(self, "_logger", None)
-        values: dict[str, Any] = {}
-        if logger is None:
-            return {"values": values, "counts": {}, "excluded": {}}
-        for name, value in logger.name_to_value.items():
-            try:
-                values[name] = plain_copy(value)
-            except NotPlainError:
-                continue
-        counts = {name: logger.name_to_count.get(name, 0) for name in values}
-        excluded = {name: logger.name_to_excluded[name] for name in values}
-        return {"values": values, "counts": counts, "excluded": excluded}
-
-    def _restore_log(self, state: dict[str, Any]) -> None:
-        self.logger.name_to_value.update(state["values"])
-        self.logger.name_to_count.update(state["counts"])
-        for name, excluded in state["excluded"].items():
-            self.logger.name_to_excluded[name] = tuple(excluded)
-
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_TRAINING, "_episode_seed"]
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | dict.fromkeys(_OF_TRAINING)
-
-
-def _model_file(content: dict[str, Any], path: str | pathlib.Path) -> io.BytesIO:
-    if content.get("state", {}).get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} is a checkpoint of version {content.get('state', {}).get('version')}, and "
-            f"this version of sb3_happo reads version {VERSION}."
-        )
-    return io.BytesIO(np.asarray(content["model"]).tobytes())

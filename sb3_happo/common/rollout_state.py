@@ -9,6 +9,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_happo.common.agent_returns import AgentReturns
+from sb3_happo.common.episode_states import with_layout
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.last_good import check_next_outputs
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
@@ -162,7 +163,7 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
         if critic_states is not None:
             critic_states = critic_states.to(self.device)
         self.collector_state = CollectorState(
-            _with_layout(own["obs"], self._last_obs),
+            with_layout(own["obs"], self._last_obs),
             own["episode_starts"],
             own["active"],
             RNNStates(actor_states, critic_states),
@@ -234,26 +235,6 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
     def _excluded_save_params(self) -> list[str]:
         # Hidden states belong to the running environments, as in sb3-contrib's RecurrentPPO
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]
-
-
-def _with_layout(obs: dict[str, Any], model: Any) -> dict[str, Any]:
-    """
-    Arrays in the memory layout of others. A convolution of transposed images and one of a
-    contiguous copy differ in the last bits.
-
-    :param obs: Observations of a file, each entry ``(n_envs, ...)``
-    :param model: Observations of the environment, whose layout is taken
-    :return: Observations with the same values
-    """
-    laid_out = {}
-    for key, value in obs.items():
-        like = model.get(key) if isinstance(model, dict) else None
-        if isinstance(value, np.ndarray) and isinstance(like, np.ndarray):
-            copied = np.empty_like(like, dtype=value.dtype)
-            copied[...] = value
-            value = copied
-        laid_out[key] = value
-    return laid_out
 
 
 def warn_of_lost_episodes() -> None:

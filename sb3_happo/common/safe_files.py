@@ -22,15 +22,22 @@ import socket
 import struct
 import warnings
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple, TypeAlias
 
 import safetensors.torch
 import torch as th
 
+from sb3_happo.common.file_content import (
+    FileContent,
+    Piece,
+    digest_of,
+    size_of,
+    tensor_pieces,
+)
 from sb3_happo.common.plain_data import PlainDataError, Unsaved, from_plain, to_plain
-from sb3_happo.common.unwritten_files import files_of_training
+from sb3_happo.common.unwritten_files import Data, files_of_training
 from sb3_happo.version import __version__
 
 Location: TypeAlias = str | os.PathLike[str] | IO[bytes]
@@ -181,6 +188,8 @@ def write_safe_file(
     saved_by: str = "",
     algorithm: str = "",
     info: Mapping[str, Any] | None = None,
+    keep: bool = True,
+    check: Callable[[list[Unsaved]], None] | None = None,
 ) -> list[Unsaved]:
     """
     Write a file. An existing one is replaced when the new one is complete, and not before.
@@ -192,6 +201,9 @@ def write_safe_file(
     :param saved_by: Name of the class that saves it
     :param algorithm: Algorithm of the package that this class is or extends
     :param info: Further strings for readers
+    :param keep: During ``learn`` keep the content in memory if the disk is full, see
+        :func:`atomic_write`; False for an error
+    :param check: Function of the values that the file will not hold, called before it is written
     :return: Values that the file does not hold, or whose class a reader must supply
     :raises OSError: If the file cannot be written, for example because the disk is full; an
         existing file is then as before
@@ -202,35 +214,40 @@ def write_safe_file(
     for part, value in content.items():
         plain[part], own = to_plain(value, part, unsaved)
         tensors |= own
+    if check is not None:
+        check(unsaved)
     manifest = Manifest(kind, saved_by, algorithm, __version__, info or {})
     data = pack(manifest, plain, tensors)
-    if isinstance(target, (str, os.PathLike)):
+    if not isinstance(target, (str, os.PathLike)):
+        target.write(data.frozen())
+    elif keep:
         atomic_write(target, data)
     else:
-        target.write(data)
+        write_or_fail(os.fspath(target), data)
     return unsaved
 
 
 def pack(
     manifest: Manifest, plain: Mapping[str, Any], tensors: Mapping[str, th.Tensor]
-) -> memoryview:
+) -> FileContent:
     """
     :param manifest: Description
     :param plain: Content as plain data
     :param tensors: Tensors by name
-    :return: Bytes of a file
+    :return: Content of a file, which shares memory with the tensors
     """
     text = json.dumps(plain, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    members = {DATA: text.encode("utf-8", "surrogatepass"), TENSORS: _pack_tensors(tensors)}
-    if len(members[DATA]) > MAX_DATA:
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > MAX_DATA:
         raise ValueError(
-            f"The settings of this {manifest.saved_by or manifest.kind} take "
-            f"{len(members[DATA])} bytes as JSON, more than the {MAX_DATA} that a file may hold. "
-            "Leave large attributes out, or hold them as arrays."
+            f"The settings of this {manifest.saved_by or manifest.kind} take {len(data)} bytes as "
+            f"JSON, more than the {MAX_DATA} that a file may hold. Leave large attributes out, or "
+            "hold them as arrays."
         )
+    members: dict[str, Sequence[Piece]] = {DATA: [data], TENSORS: tensor_pieces(tensors)}
     table = {}
     for name, own in members.items():
-        table[name] = {"size": len(own), "sha256": hashlib.sha256(own).hexdigest()}
+        table[name] = {"size": size_of(own), "sha256": digest_of(own)}
     described: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -238,12 +255,7 @@ def pack(
         "members": table,
     }
     described["sha256"] = _digest_of(described)
-    memory = io.BytesIO()
-    with zipfile.ZipFile(memory, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(MANIFEST, json.dumps(described, indent=1))
-        for name, own in members.items():
-            archive.writestr(name, own)
-    return memory.getbuffer()
+    return FileContent({MANIFEST: [json.dumps(described, indent=1).encode()], **members})
 
 
 def _digest_of(described: Mapping[str, Any]) -> str:
@@ -252,22 +264,7 @@ def _digest_of(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _pack_tensors(tensors: Mapping[str, th.Tensor]) -> bytes:
-    # The library refuses tensors that share memory, as parts of one array do
-    storages: set[tuple[str, int]] = set()
-    packed = {}
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        if tensor.is_complex():
-            tensor = th.view_as_real(tensor)
-            name = f"{name}|complex"
-        storage = (str(tensor.device), tensor.untyped_storage().data_ptr())
-        packed[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return safetensors.torch.save(packed)
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def atomic_write(path: str | os.PathLike[str], data: Data) -> None:
     """
     Write a file beside the given one, and put it into its place when it is complete and on the
     disk: a reader finds the old content or the new one, also after a crash.
@@ -286,7 +283,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         files.write(os.path.abspath(path), data)
 
 
-def write_or_fail(path: str, data: bytes | memoryview) -> None:
+def write_or_fail(path: str, data: Data) -> None:
     """
     :func:`atomic_write` without an exception for trainings.
 
@@ -296,7 +293,7 @@ def write_or_fail(path: str, data: bytes | memoryview) -> None:
     """
     target = pathlib.Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
-        target.write_bytes(data)
+        target.write_bytes(data.frozen() if isinstance(data, FileContent) else data)
         return
     if not target.parent.exists():
         warnings.warn(f"Path '{target.parent}' does not exist. Will create it.", stacklevel=2)
@@ -304,7 +301,10 @@ def write_or_fail(path: str, data: bytes | memoryview) -> None:
     temporary = _temporary_beside(target)
     try:
         with open(temporary, "xb") as file:
-            file.write(data)
+            if isinstance(data, FileContent):
+                data.write_to(file)
+            else:
+                file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if target.exists():

@@ -1,8 +1,10 @@
 """Saving and loading of models."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any, ClassVar, TypeVar
 
@@ -17,6 +19,7 @@ from sb3_happo.common.finite_weights import check_finite_parameters
 from sb3_happo.common.hyperparameters import Setting
 from sb3_happo.common.last_good import LastGood
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy
+from sb3_happo.common.plain_data import Unsaved, to_plain
 from sb3_happo.common.safe_files import SafeFile, SafeFileError, read_safe_file, write_safe_file
 from sb3_happo.common.saved_files import (
     Location,
@@ -26,7 +29,12 @@ from sb3_happo.common.saved_files import (
     lineage,
     module_and_name,
 )
-from sb3_happo.common.saved_notes import accept_pickle, warn_of_unsaved
+from sb3_happo.common.saved_notes import (
+    UnsavedError,
+    accept_pickle,
+    check_unsaved,
+    warn_of_unsaved,
+)
 from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env.normalizer_files import PART, check_statistics, normalizer_content
 
@@ -65,19 +73,43 @@ class SavedAlgorithm(BaseAlgorithm):
         file holds JSON and numbers, is written whole or not at all, and names the class that has
         saved it, so that :meth:`load` of another class refuses it.
 
-        What a file cannot hold, such as a lambda, is named in a warning with the way out.
-
         :param path: Path of the file, ".zip" is added to one without a suffix; or an open file
-        :param exclude: Attributes to leave out; "vec_normalize" for the statistics
+        :param exclude: Attributes to leave out; "vec_normalize" for the statistics. :meth:`load`
+            asks for an attribute that no file holds, such as a lambda schedule
         :param include: Attributes to save that are left out otherwise
-        :raises ValueError: If a parameter is not finite
+        :raises ValueError: If a parameter is not finite, or if no file can hold an attribute, such
+            as a lambda schedule; :meth:`learn` says so before the training
         :raises OSError: If the file cannot be written, for example because the disk is full; an
             existing one is then as before
         """
-        self.write_content(path, self.saved_content(exclude, include))
+        exclude = frozenset(exclude or ())
+        self.write_content(path, self.saved_content(exclude, include), accepted=exclude)
+
+    def unsavable_attributes(self) -> tuple[str, ...]:
+        """
+        :return: Names of the attributes that no file can hold, such as a lambda schedule;
+            :meth:`save` refuses them unless they are excluded
+        """
+        try:
+            self.check_savable()
+        except UnsavedError as error:
+            return error.attributes
+        return ()
+
+    def check_savable(self) -> None:
+        """
+        :raises ValueError: If :meth:`save` would refuse an attribute, with its name and the way out
+        """
+        unsaved: list[Unsaved] = []
+        to_plain(self.saved_content()["attributes"], "attributes", unsaved)
+        check_unsaved(unsaved, (), type(self).__name__)
 
     def write_content(
-        self, path: Location, content: dict[str, dict[str, Any]], system: str | None = None
+        self,
+        path: Location,
+        content: dict[str, dict[str, Any]],
+        system: str | None = None,
+        accepted: Collection[str] | None = None,
     ) -> None:
         """
         Write the content of a model's file.
@@ -85,7 +117,9 @@ class SavedAlgorithm(BaseAlgorithm):
         :param path: Path of the file, or an open file
         :param content: Content, as :meth:`saved_content` returns it
         :param system: Text about the system; None for a description of this one
-        :raises ValueError: If a parameter or a statistic is not finite
+        :param accepted: Attributes that the file may lack if it cannot hold them; None for all
+        :raises ValueError: If a parameter or a statistic is not finite, or if no file can hold an
+            attribute
         :raises OSError: If the file cannot be written
         """
         name, algorithm = lineage(type(self), SavedAlgorithm)
@@ -94,14 +128,13 @@ class SavedAlgorithm(BaseAlgorithm):
         check_statistics(content.get(PART, {}), owner)
         if isinstance(path, (str, pathlib.PurePath)) and not pathlib.PurePath(path).suffix:
             path = pathlib.Path(f"{path}.zip")
-        info = {
-            "attributes": sorted(content["attributes"]),
-            "parts": sorted(content),
-            "system": get_system_info(print_info=False)[1] if system is None else system,
-            **module_and_name(type(self)),
-        }
-        unsaved = write_safe_file(path, "model", content, name, algorithm, info)
-        warn_of_unsaved(self, unsaved, path, name)
+        info = model_info(type(self), content, system)
+        check = None
+        if accepted is not None:
+            check = partial(check_unsaved, accepted=accepted, loader=name)
+        unsaved = write_safe_file(path, "model", content, name, algorithm, info, check=check)
+        named = unsaved if accepted is None else [own for own in unsaved if own.named]
+        warn_of_unsaved(self, named, path, name)
 
     def saved_content(
         self, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
@@ -114,23 +147,36 @@ class SavedAlgorithm(BaseAlgorithm):
             environment's ``VecNormalize`` if there is one
         """
         state_dicts, variables = self._get_torch_save_params()
-        left_out = {*(exclude or ()), *self._excluded_save_params()} - {*(include or ())}
+        given = frozenset(exclude or ())
+        left_out = {*self._excluded_save_params()} - {*(include or ())}
         # Networks and optimisers are saved by their state dicts
         left_out |= {name.partition(".")[0] for name in (*state_dicts, *variables)}
         attributes = {}
         for name, value in self.__dict__.items():
-            if name not in left_out:
-                attributes[name] = value
+            own = self._saved_attribute(name, value)
+            # The file says of what it cannot hold that it is missing
+            if name not in left_out and (name not in given or not _is_plain(own)):
+                attributes[name] = own
         parameters: dict[str, Any] = {}
         for name, state in self.get_parameters().items():
             parameters[name] = dict(state)
         values = {name: recursive_getattr(self, name) for name in variables}
         content = {"attributes": attributes, "parameters": parameters, "variables": values}
         normalizer = self.get_vec_normalize_env()
-        if normalizer is not None and PART not in {*(exclude or ())}:
+        if normalizer is not None and PART not in given:
             # One file, so that a model never meets the statistics of another time
             content[PART] = normalizer_content(normalizer)
         return content
+
+    def _saved_attribute(self, name: str, value: Any) -> Any:
+        """
+        Hook: value of an attribute in files.
+
+        :param name: Name of the attribute
+        :param value: Present value
+        :return: Value to save
+        """
+        return value
 
     def __getstate__(self) -> dict[str, Any]:
         # Callbacks may copy the model; threads cannot be copied
@@ -200,6 +246,19 @@ class SavedAlgorithm(BaseAlgorithm):
         file = read_safe_file(path, "model")
         if print_system_info:
             _print_systems(file)
+        return cls._load_safe(file, env, device, custom_objects, force_reset, kwargs)
+
+    @classmethod
+    def _load_safe(
+        cls: type[SelfSaved],
+        file: SafeFile,
+        env: Any,
+        device: th.device | str,
+        custom_objects: dict[str, Any] | None,
+        force_reset: bool,
+        kwargs: dict[str, Any],
+    ) -> SelfSaved:
+        """Model of a file with the parts that :meth:`saved_content` lists."""
         attributes = file.entries("attributes", _NEEDED)
         kwargs = cls._attributes_to_change(kwargs, attributes)
         replaced = {**(custom_objects or {}), **kwargs}
@@ -314,23 +373,65 @@ class SavedAlgorithm(BaseAlgorithm):
         :raises ValueError: If the file holds no model, or its networks differ
         """
         if isinstance(load_path_or_dict, dict):
-            return super().set_parameters(load_path_or_dict, exact_match, device)
+            super().set_parameters(load_path_or_dict, exact_match, device)
+            return
         path = existing_path(load_path_or_dict)
         content = check_model_file(path, type(self), SavedAlgorithm, False)
-        parameters: Any = path
-        words = "a model"
         if content is not None and content.is_safe:
             file = read_safe_file(path, "model")
-            file.entries("parameters", ("policy",))
-            parameters, words = file.value("parameters"), content.words
-            check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
-        try:
+            self._set_parameters_of(file, content.words, exact_match, device)
+            return
+        with _explained(str(load_path_or_dict), "a model", type(self).__name__):
+            super().set_parameters(path, exact_match, device)  # type: ignore[arg-type]
+
+    def _set_parameters_of(
+        self, file: SafeFile, words: str, exact_match: bool, device: th.device | str
+    ) -> None:
+        """
+        :param file: File with a part "parameters"
+        :param words: Description of its content, for errors
+        :param exact_match: Error if parameters are missing
+        :param device: Device of the parameters
+        """
+        file.entries("parameters", ("policy",))
+        parameters = file.value("parameters")
+        check_finite_parameters(parameters, self.policy.agents, f"{file.name} holds {words}")
+        with _explained(file.name, words, type(self).__name__):
             super().set_parameters(parameters, exact_match, device)
-        except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
-            raise ValueError(
-                f"{load_path_or_dict} holds {words}, whose networks are not those of this "
-                f"{type(self).__name__} model: {error}"
-            ) from error
+
+
+@contextmanager
+def _explained(name: str, words: str, model: str) -> Iterator[None]:
+    """Name the file if its networks do not fit."""
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError, EOFError, UnpicklingError) as error:
+        raise ValueError(
+            f"{name} holds {words}, whose networks are not those of this {model} model: {error}"
+        ) from error
+
+
+def model_info(
+    cls: type, content: Mapping[str, Mapping[str, Any]], system: str | None = None
+) -> dict[str, Any]:
+    """
+    :param cls: Class of the model
+    :param content: Content of a model's file
+    :param system: Text about the system; None for a description of this one
+    :return: Strings for the file's manifest
+    """
+    return {
+        "attributes": sorted(content["attributes"]),
+        "parts": sorted(content),
+        "system": get_system_info(print_info=False)[1] if system is None else system,
+        **module_and_name(cls),
+    }
+
+
+def _is_plain(value: Any) -> bool:
+    unsaved: list[Unsaved] = []
+    to_plain(value, "", unsaved)
+    return all(own.named for own in unsaved)
 
 
 def _print_systems(file: SafeFile) -> None:

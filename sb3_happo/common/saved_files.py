@@ -122,7 +122,7 @@ def _remedy_of_pickle(name: str) -> str:
             "with Stable-Baselines3, VecNormalize.load(path, venv), and the model beside it."
         )
     if "ReplayBuffer" in name:
-        return "Load it with model.load_replay_buffer(path)."
+        return "Load it with model.load_replay_buffer(path, trust_pickle=True), if you trust it."
     return "Pass the path of a file that model.save(path) has written."
 
 
@@ -338,14 +338,40 @@ def check_model_file(
             f"{cls.__name__}.load cannot load {file_name(location)}: it holds {content.words}. "
             f"{content.remedy('model')}"
         )
-    if check_class and not _may_load_model(content, cls, base):
-        loader = content.name or " or ".join(content.algorithms)
-        raise ValueError(
-            f"{file_name(location)} was saved by {loader} and cannot be loaded by {cls.__name__}: "
-            f"{_consequence(content, cls, base)} Load it with {loader}.load(path), or pass "
-            f"check_class=False to train what it holds with {cls.__name__} all the same."
-        )
+    if check_class:
+        check_saved_class(file_name(location), content, cls, base)
     return content
+
+
+def check_saved_class(
+    name: str, content: SavedFile, cls: type, base: type, method: str = "load"
+) -> None:
+    """
+    Refuse a model that another algorithm has saved.
+
+    :param name: Name of the file
+    :param content: Content of the file, a model
+    :param cls: Class that loads the file
+    :param base: Base class of all models
+    :param method: Method that loads it
+    :raises ValueError: If the class cannot load the model
+    """
+    if _may_load_model(content, cls, base):
+        return
+    loader = content.name or " or ".join(content.algorithms)
+    raise ValueError(
+        f"{name} was saved by {loader} and cannot be loaded by {cls.__name__}: "
+        f"{_consequence(content, cls, base)} Load it with {loader}.{method}(path), or pass "
+        f"check_class=False to train what it holds with {cls.__name__} all the same."
+    )
+
+
+def saved_model(manifest: Manifest) -> SavedFile:
+    """
+    :param manifest: Description of a file with a model: of a saved model, or of a checkpoint
+    :return: The model
+    """
+    return _of_manifest(manifest._replace(kind="model"))
 
 
 def _may_load_model(content: SavedFile, cls: type, base: type) -> bool:

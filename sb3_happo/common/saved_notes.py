@@ -1,12 +1,19 @@
 """Sentences about files: pickles of earlier versions, and what a file does not hold."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from sb3_happo.common.plain_data import Unsaved
 from sb3_happo.common.safe_files import SafeFileError, file_name
 from sb3_happo.common.saved_files import Location, SavedFile
 from sb3_happo.common.warn_once import warn_once
+
+#: What files hold in the place of a lambda
+_ALTERNATIVES = (
+    "numbers, Stable-Baselines3's LinearSchedule(start, end, end_fraction), or a function or a "
+    "class of a module, which sb3_happo.allow_in_files allows, in the place of a lambda or of a "
+    "function inside another one"
+)
 
 
 def accept_pickle(
@@ -70,6 +77,43 @@ def _remedy(own: Unsaved, place: str, loader: str) -> str:
     attribute = place.partition(".")[0]
     return (
         f"which the file does not hold. Pass it to {loader}.load(path, "
-        f"custom_objects={{{attribute!r}: ...}}), or use what a file can hold: numbers, schedules "
-        "of Stable-Baselines3 such as LinearSchedule, functions and classes of a module"
+        f"custom_objects={{{attribute!r}: ...}}), or use {_ALTERNATIVES}"
     )
+
+
+def check_unsaved(unsaved: Sequence[Unsaved], accepted: Collection[str], loader: str) -> None:
+    """
+    :param unsaved: Values of a model that a file does not hold
+    :param accepted: Attributes that may be missing
+    :param loader: Name of the class that loads the file
+    :raises UnsavedError: If there are others
+    """
+    found: dict[str, list[str]] = {}
+    for own in unsaved:
+        place = own.path.partition(".")[2]
+        attribute = place.partition(".")[0]
+        if not own.named and attribute not in accepted:
+            found.setdefault(attribute, []).append(f"{place} is {own.text}")
+    if found:
+        raise UnsavedError(found, loader)
+
+
+class UnsavedError(ValueError):
+    """
+    Attributes of a model that cannot be saved, since files hold no code.
+
+    :param found: Descriptions of the values, by attribute
+    :param loader: Name of the class of the model
+    """
+
+    def __init__(self, found: Mapping[str, Sequence[str]], loader: str) -> None:
+        names = list(found)
+        values = "; ".join(text for texts in found.values() for text in texts)
+        given = ", ".join(f"{name!r}: ..." for name in names)
+        super().__init__(
+            f"This {loader} model cannot be saved, since files hold no code: {values}. Use "
+            f"{_ALTERNATIVES}. Or save the rest, model.save(path, exclude={names}), and load it by "
+            f"{loader}.load(path, custom_objects={{{given}}})."
+        )
+        #: Names of the attributes
+        self.attributes = tuple(names)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.utils import update_learning_rate
@@ -20,6 +20,11 @@ DISCRETE_SHARE = 0.5
 class Temperatures(MultiAgentOffPolicyAlgorithm):
     """Base of the algorithms that reward entropy, with a temperature for each agent."""
 
+    # Made again of `ent_coef`
+    other_attributes: ClassVar[tuple[str, ...]] = (
+        *MultiAgentOffPolicyAlgorithm.other_attributes,
+        "_fixed_coefs",
+    )
     ent_coef: str | float
     target_entropy: Any
     log_ent_coef: th.Tensor | None
@@ -97,6 +102,16 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
         self.ent_coef_optimizer.step()
         self._record("train/ent_coef_loss", loss)
         return coefs
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        coefs = None if self.log_ent_coef is None else self.log_ent_coef.detach().clone()
+        return super()._checkpoint_state() | {"log_ent_coef": coefs}
+
+    def _restore_checkpoint_state(self, state: dict[str, Any]) -> None:
+        super()._restore_checkpoint_state(state)
+        if self.log_ent_coef is not None:
+            with th.no_grad():
+                self.log_ent_coef.copy_(state["log_ent_coef"])
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_fixed_coefs"]

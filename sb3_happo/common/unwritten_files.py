@@ -4,8 +4,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from typing import TypeAlias
+
+from sb3_happo.common.file_content import FileContent
 
 #: Errors of a disk that may go away: it is full, over its quota, or not answering
 _PASSING = {
@@ -15,7 +18,8 @@ _PASSING = {
 #: Bytes that are kept at most; the oldest files are given up first
 _MAX_BYTES = 2**30
 
-Write = Callable[[str, bytes | memoryview], None]
+Data: TypeAlias = bytes | memoryview | FileContent
+Write = Callable[[str, Data], None]
 
 
 class UnwrittenFiles:
@@ -27,7 +31,7 @@ class UnwrittenFiles:
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._content: dict[str, bytes | memoryview] = {}
+        self._content: dict[str, Data] = {}
 
     @property
     def paths(self) -> list[str]:
@@ -36,7 +40,7 @@ class UnwrittenFiles:
         """
         return list(self._content)
 
-    def write(self, path: str, data: bytes | memoryview) -> None:
+    def write(self, path: str, data: Data) -> None:
         """
         Write a file, and those that could not be written before. If the disk is full, keep the
         content, and say so.
@@ -48,6 +52,16 @@ class UnwrittenFiles:
         self._content.pop(path, None)
         self._content[path] = data
         self.try_again(self._explain)
+        if path in self._content and isinstance(data, FileContent):
+            self._freeze(path, data)
+
+    def _freeze(self, path: str, data: FileContent) -> None:
+        """Keep a copy of content that shares memory with the model."""
+        if data.n_bytes <= _MAX_BYTES:
+            self._content[path] = data.frozen()
+            return
+        del self._content[path]
+        _say(f"{path} is given up, since its {data.n_bytes / 1e9:.1f} GB are not kept in memory.")
 
     def try_again(self, explain: Callable[[str, OSError], None] | None = None) -> None:
         """
@@ -73,16 +87,23 @@ class UnwrittenFiles:
             "written with the next file; the training goes on."
         )
 
+    def _n_bytes(self) -> int:
+        return sum(
+            own.n_bytes if isinstance(own, FileContent) else len(own)
+            for own in self._content.values()
+        )
+
     def _give_up_oldest(self) -> None:
-        while len(self._content) > 1 and sum(map(len, self._content.values())) > _MAX_BYTES:
+        while len(self._content) > 1 and self._n_bytes() > _MAX_BYTES:
             path = next(iter(self._content))
             del self._content[path]
             _say(f"{path} is given up, since the files that wait for the disk fill the memory.")
 
 
 def _say(text: str) -> None:
-    # Not a warning, which may be an error, or be shown once
-    print(f"sb3_happo: {text}", file=sys.stderr, flush=True)
+    # Not a warning, which may be an error, or be shown once. The output may be on the full disk
+    with suppress(OSError):
+        print(f"sb3_happo: {text}", file=sys.stderr, flush=True)
 
 
 _FILES: ContextVar[UnwrittenFiles | None] = ContextVar("unwritten files", default=None)

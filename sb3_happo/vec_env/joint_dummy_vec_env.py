@@ -15,6 +15,8 @@ from sb3_happo.envs.joint_env import JOINT_NAMES, JointEnv
 from sb3_happo.envs.mask_methods import check_mask_wrappers
 from sb3_happo.envs.spaces import joint_action_dtype
 from sb3_happo.vec_env.actions import as_joint_actions
+from sb3_happo.vec_env.env_states import episode_state, keeps_episode, restore_episode
+from sb3_happo.vec_env.patient_files import keep_monitoring
 from sb3_happo.vec_env.step_facts import StepInfos, gather_facts
 
 JointObs = dict[str, np.ndarray]
@@ -49,6 +51,7 @@ class JointDummyVecEnv(DummyVecEnv):
             check_same_team(index, (env.observation_space, env.action_space), first_team)
             check_mask_wrappers(env, env.unwrapped)
         check_different(self.envs)
+        keep_monitoring(self)
         self._action_dtype = joint_action_dtype(self.action_space)
         #: Index of the environment that is running or ran last, for reports of failures
         self.env_index = 0
@@ -91,6 +94,31 @@ class JointDummyVecEnv(DummyVecEnv):
             infos.append(info)
         facts = gather_facts(infos, dones, self.reset_infos, len(self.action_space.spaces))
         return batch, rewards, dones, StepInfos(infos, facts)
+
+    def keep_episodes(self, indices: VecEnvIndices = None) -> list[bool]:
+        """
+        :param indices: Indices of the environments, all by default
+        :return: True for each that offers the state of its running episode, see
+            :func:`~sb3_happo.vec_env.env_states.keeps_episode`
+        """
+        return [keeps_episode(self.envs[index]) for index in self._get_indices(indices)]
+
+    def episode_states(self, indices: VecEnvIndices = None) -> list[dict[str, Any]]:
+        """
+        :param indices: Indices of the environments, all by default
+        :return: State of each running episode, plain data
+        """
+        return [episode_state(self.envs[index]) for index in self._get_indices(indices)]
+
+    def restore_episodes(
+        self, states: Sequence[dict[str, Any]], indices: VecEnvIndices = None
+    ) -> None:
+        """
+        :param states: States of the episodes, as :meth:`episode_states` returns them
+        :param indices: Indices of the environments, which are reset; all by default
+        """
+        for index, state in zip(self._get_indices(indices), states, strict=True):
+            restore_episode(self.envs[index], state)
 
     def reset(self) -> JointObs:
         """

@@ -270,6 +270,25 @@ class JointSubprocVecEnv(VecEnv):
         """
         return self._ask("env_is_wrapped", (wrapper_class,), {}, indices)
 
+    def keep_episodes(self) -> list[bool]:
+        """
+        :return: True for each environment that offers the state of its running episode
+        """
+        return self._ask("keep_episodes", (), {}, None)
+
+    def episode_states(self) -> list[dict[str, Any]]:
+        """
+        :return: State of each running episode, plain data
+        """
+        return self._ask("episode_states", (), {}, None)
+
+    def restore_episodes(self, states: Sequence[dict[str, Any]]) -> None:
+        """
+        :param states: Result of :meth:`episode_states`, for environments that are reset
+        """
+        for index, state in enumerate(states):
+            self._ask("restore_episodes", ([state],), {}, [index])
+
     def get_images(self) -> list[np.ndarray | None]:
         """
         :return: Image of each environment, None where the render mode is not "rgb_array"

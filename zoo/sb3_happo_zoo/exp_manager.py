@@ -354,6 +354,8 @@ class TeamExperimentManager(ExperimentManager):
         kwargs: dict[str, Any] = {}
         if self.log_interval != -1:
             kwargs["log_interval"] = self.log_interval if self.log_interval >= 0 else None
+        # It is saved at the end
+        model.check_savable()  # type: ignore[attr-defined]
         model.last_good_folder = self.save_path  # type: ignore[attr-defined]
         try:
             with warnings.catch_warnings():

@@ -13,6 +13,7 @@ import contextlib
 import multiprocessing
 import os
 import platform
+import random
 import signal
 import threading
 import time
@@ -44,6 +45,10 @@ HEARTBEAT_INTERVAL = 20.0
 LOST_AFTER = 120.0
 BEGINS_WITHIN = 30.0
 _POLL = 1.0
+# Seconds for other processes to make the tables of a new database
+_TABLES_WITHIN = 60.0
+# Parts of databases' messages if another process makes the same tables
+_MEANWHILE = ("already exists", "no such table", "does not exist", "duplicate", "locked")
 
 
 def open_storage(url: str, create: bool = True) -> BaseStorage:
@@ -87,7 +92,8 @@ def _open_database(url: str, create: bool) -> BaseStorage:
     if database == "sqlite":
         _prepare_sqlite(url, path.partition("?")[0], create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # other processes may be writing
-    for attempt in range(3):
+    end = time.monotonic() + _TABLES_WITHIN
+    while True:
         try:
             return RDBStorage(url, engine_kwargs=engine_kwargs)
         except ImportError as error:
@@ -95,14 +101,25 @@ def _open_database(url: str, create: bool) -> BaseStorage:
             raise ImportError(
                 f"--storage {url} needs a driver of the database: pip install {driver} ({error})"
             ) from error
-        except sqlalchemy.exc.IntegrityError as error:
-            # Another process was making the same new database
-            last: Exception = error
-            time.sleep(0.5 * (attempt + 1))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            last = error
-            break
-    raise ValueError(f"--storage {url} cannot be opened: {last}") from last
+            if not _is_being_made(error) or time.monotonic() > end:
+                raise ValueError(f"--storage {url} cannot be opened: {error}") from error
+        # Processes that have met do so again if they wait equally long
+        time.sleep(random.uniform(0.05, 0.5))
+
+
+def _is_being_made(error: Exception) -> bool:
+    """
+    :param error: Error of Optuna when it opens a database
+    :return: True if another process makes the tables of the same new database at this moment.
+        Optuna looks which tables there are, and then makes the others, so that two processes may
+        make the same one
+    """
+    if isinstance(error, sqlalchemy.exc.IntegrityError):
+        return True
+    return isinstance(error, sqlalchemy.exc.DBAPIError) and any(
+        text in str(error.orig).lower() for text in _MEANWHILE
+    )
 
 
 def _prepare_sqlite(url: str, path: str, create: bool) -> None:

@@ -8,11 +8,12 @@ import time
 import warnings
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 #: Name of the file that is locked
 LOCK = ".lock"
 # Locks of an operating system do not hold against the process that has them
-_held: dict[str, "FolderLock"] = {}
+_held: WeakValueDictionary[str, "FolderLock"] = WeakValueDictionary()
 # Windows locks bytes for reading, too: one behind the text
 _PLACE = 1 << 20
 
@@ -85,6 +86,9 @@ class FolderLock:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.release()
+
+    def __del__(self) -> None:
         self.release()
 
     def _locked_file(self) -> int | None:

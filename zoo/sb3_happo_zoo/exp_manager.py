@@ -27,6 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 
 from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
 from sb3_happo.common.checkpoint_files import checkpoints_in
+from sb3_happo.common.folder_lock import FolderLock
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
@@ -120,6 +121,8 @@ class TeamExperimentManager(ExperimentManager):
         self.checkpoint_freq = checkpoint_freq
         #: Content of ``run.yml`` in the folder of the run
         self.notes: dict[str, Any] = {}
+        #: Lock of the folder of the run, from its setup until :meth:`release_folder`
+        self.lock: FolderLock | None = None
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
         self._uuid = kwargs.get("uuid_str", "")
@@ -299,7 +302,22 @@ class TeamExperimentManager(ExperimentManager):
             return super().setup_experiment()
         except BaseException:
             self._remove_log_folder()
+            self.release_folder()
             raise
+
+    def lock_folder(self) -> None:
+        """
+        Lock the folder of the run, so that no other process goes on with the run meanwhile.
+
+        :raises FolderInUseError: If another process trains in it
+        """
+        self.lock = FolderLock(self.save_path)
+        self.lock.acquire()
+
+    def release_folder(self) -> None:
+        """Let other processes go on with the run."""
+        if self.lock is not None:
+            self.lock.release()
 
     def _remove_log_folder(self) -> None:
         """Remove the folder of a run that could not start, in which nothing was trained."""
@@ -318,6 +336,7 @@ class TeamExperimentManager(ExperimentManager):
             except FileExistsError:
                 run = get_latest_run_id(self.log_path, self.env_name) + 1
                 self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run}{self._uuid}")
+        self.lock_folder()
         self.params_path = f"{self.save_path}/{self.env_name}"
         super().create_log_folder()
 

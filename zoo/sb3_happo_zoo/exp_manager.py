@@ -63,7 +63,7 @@ _NORMALIZE_KWARGS = {*inspect.signature(VecNormalize.__init__).parameters} - {"s
 # Trainings of fewer timesteps end before worker processes have started
 _TINY = 50_000
 # By default each environment makes so many steps between two checkpoints, at which its episode ends
-_STEPS_BETWEEN_CHECKPOINTS = 10_000
+STEPS_BETWEEN_CHECKPOINTS = 10_000
 
 
 class TeamExperimentManager(ExperimentManager):
@@ -357,7 +357,7 @@ class TeamExperimentManager(ExperimentManager):
         self.callbacks.append(RunNotes(Path(self.params_path), self.notes))
         if self.checkpoint_freq >= 0:
             checkpoints = ResumableCheckpointCallback(
-                self.checkpoint_freq or _STEPS_BETWEEN_CHECKPOINTS * self.n_envs,
+                self.checkpoint_freq or STEPS_BETWEEN_CHECKPOINTS * self.n_envs,
                 Path(self.save_path) / CHECKPOINTS,
                 unit="timesteps",
                 monitor_dir=None if is_simulator else self.save_path,

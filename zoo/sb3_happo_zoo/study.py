@@ -3,8 +3,8 @@ Studies that several processes and machines share, and that give the same trials
 interrupted or not.
 
 A study of n trials has the slots 0 to n - 1. A new trial gets the next slot. A trial whose process
-was killed or interrupted is lost: it is repeated in its slot, with its parameters, or sampled again
-if it did not have all of them yet. The sampled parameters depend on the study's seed and on the
+was killed or interrupted is lost: it is repeated in its slot, with its parameters and from its last
+checkpoint, or sampled again if it did not have all of its parameters yet. The sampled parameters depend on the study's seed and on the
 slot (and with TPE on the trials that have finished before), so a study that was interrupted and
 continued has the same trials as an uninterrupted one.
 """
@@ -37,6 +37,9 @@ from sb3_happo_zoo.entries import nearest
 
 # Attributes of trials
 SLOT, WORKER, ENTRY = "slot", "worker", "entry"
+# Attributes that a repeated trial takes over: name of the folder with the checkpoints, evaluations
+# of the trainings that are finished
+FOLDER, EVALUATIONS = "folder", "evaluations"
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Seconds between heartbeats of a worker, until a trial without heartbeat is lost, and until the
@@ -333,12 +336,14 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
             # Without an entry some parameters may be missing, which would be sampled differently
             # after the given ones
             known = ENTRY in trial.user_attrs
+            kept = (ENTRY, FOLDER, EVALUATIONS) if known else ()
+            attributes = {key: trial.user_attrs[key] for key in kept if key in trial.user_attrs}
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
                     params=trial.params if known else {},
                     distributions=trial.distributions if known else {},
-                    user_attrs={SLOT: slot} | ({ENTRY: trial.user_attrs[ENTRY]} if known else {}),
+                    user_attrs={SLOT: slot} | attributes,
                 )
             )
 

@@ -46,6 +46,7 @@ from sb3_happo_zoo.entries import (
     read_entries,
     team_wrapper,
 )
+from sb3_happo_zoo.given_networks import differing_networks
 from sb3_happo_zoo.named_code import check_named_code
 from sb3_happo_zoo.paths import command_words
 from sb3_happo_zoo.run_folder import (
@@ -125,6 +126,7 @@ class TeamExperimentManager(ExperimentManager):
         self.lock: FolderLock | None = None
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
+        self._names_policy = False
         self._uuid = kwargs.get("uuid_str", "")
         #: Whether files of earlier versions are loaded, which are pickles
         self.trust_pickle: bool = getattr(args, "trust_pickle", False)
@@ -201,6 +203,7 @@ class TeamExperimentManager(ExperimentManager):
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = team_wrapper(hyperparams.pop("wrappers", None))
+        self._names_policy = "policy" in hyperparams
         hyperparams.setdefault("policy", "MlpPolicy")
         result = super()._preprocess_hyperparams(hyperparams)
         check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
@@ -325,7 +328,33 @@ class TeamExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         more = {"trust_pickle": True} if self.trust_pickle else {}
-        return super()._load_pretrained_agent(hyperparams | more, env)
+        given = {}
+        for name in ("policy", "policy_kwargs"):
+            if name in hyperparams and (name != "policy" or self._names_policy):
+                given[name] = hyperparams[name]
+        model = super()._load_pretrained_agent(hyperparams | more, env)
+        self._compare_networks(differing_networks(model, given))
+        return model
+
+    def _compare_networks(self, differing: list[str]) -> None:
+        """
+        Refuse other networks than the trained agent's if the command chose the entry, and say that
+        they are not used if it is the entry by default.
+
+        :param differing: Texts with what differs
+        """
+        if not differing:
+            return
+        text = "; ".join(differing)
+        if self.entry is not None or getattr(self.args, "conf_file", None) is not None:
+            raise ValueError(
+                f"The networks of {self.trained_agent} stay as they are, and the entry has others: "
+                f"{text}. Take them out of the entry, or train anew without -i."
+            )
+        print(
+            f"The networks of {self.trained_agent} stay as they are; the entry in {self.config} "
+            f"has others, which are not used: {text}."
+        )
 
     def create_log_folder(self) -> None:
         """Make the run's folder. Runs that start at the same time get different folders."""

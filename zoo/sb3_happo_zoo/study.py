@@ -4,9 +4,9 @@ interrupted or not.
 
 A study of n trials has the slots 0 to n - 1. A new trial gets the next slot. A trial whose process
 was killed or interrupted is lost: it is repeated in its slot, with its parameters and from its last
-checkpoint, or sampled again if it did not have all of its parameters yet. The sampled parameters depend on the study's seed and on the
-slot (and with TPE on the trials that have finished before), so a study that was interrupted and
-continued has the same trials as an uninterrupted one.
+checkpoint, or sampled again if it did not have all of its parameters yet. The sampled parameters
+depend on the study's seed and on the slot (and with TPE on the trials that have finished before),
+so a study that was interrupted and continued has the same trials as an uninterrupted one.
 """
 
 import contextlib

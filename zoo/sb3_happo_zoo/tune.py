@@ -9,11 +9,11 @@ Tune the hyperparameters of an entry with Optuna.
         --storage sqlite:///studies.db --study-name spread
 
 ``--n-trials`` is the number of finished trials of the whole study. A study that was interrupted
-(Ctrl-C, kill) is continued by the same command, its lost trials from their last checkpoints, and several processes and machines with the same
-``--storage`` and ``--study-name`` can work on it. Hyperparameters that are not searched are the
-entry's; ``--hyperparams`` fixes hyperparameters for all trials. The best trial's entry, ready to be
-pasted into ``zoo/hyperparams``, the table of all trials and plots are written to ``<log
-folder>/<algo>/study_<name>/``.
+(Ctrl-C, kill) is continued by the same command, its lost trials from their last checkpoints, and
+several processes and machines with the same ``--storage`` and ``--study-name`` can work on it.
+Hyperparameters that are not searched are the entry's; ``--hyperparams`` fixes hyperparameters for
+all trials. The best trial's entry, ready to be pasted into ``zoo/hyperparams``, the table of all
+trials and plots are written to ``<log folder>/<algo>/study_<name>/``.
 """
 
 import argparse

@@ -163,6 +163,7 @@ ORDER = (
     "common.building_limit",
     "common.saved_policy",
     "common.threads",
+    "common.folder_lock",
     "common.formulas",
     "common.trust_region",
     "common.distributions",

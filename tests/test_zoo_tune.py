@@ -182,13 +182,16 @@ def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path
         "random",
         "--study-name",
         "it",
+        "--checkpoint-freq",
+        "200",
         "-f",
         str(tmp_path),
     ]
     killed = [*arguments, "--storage", f"sqlite:///{tmp_path}/killed.db"]
-    process = subprocess.Popen(
-        [sys.executable, str(ZOO / "tune.py"), *killed], stdout=subprocess.DEVNULL
-    )
+    with (tmp_path / "error.txt").open("w") as error:
+        process = subprocess.Popen(
+            [sys.executable, str(ZOO / "tune.py"), *killed], stdout=error, stderr=error
+        )
     deadline = time.time() + 120
     trials: list[FrozenTrial] = []
     while not (
@@ -196,7 +199,10 @@ def test_a_killed_study_ends_as_an_unbroken_one(tune: ModuleType, tmp_path: Path
         and "worker" in trials[-1].user_attrs
         and trials[-1].state == TrialState.RUNNING
     ):
-        assert process.poll() is None and time.time() < deadline, trials
+        assert process.poll() is None and time.time() < deadline, (
+            trials,
+            (tmp_path / "error.txt").read_text(),
+        )
         time.sleep(0.02)
         if (tmp_path / "killed.db").exists():
             try:

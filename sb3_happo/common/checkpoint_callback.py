@@ -14,6 +14,7 @@ from sb3_happo.common.checkpoint_files import (
 )
 from sb3_happo.common.checkpoint_rows import RowsLostError, RowWriter
 from sb3_happo.common.episode_states import RecordedSteps
+from sb3_happo.common.folder_lock import FolderLock
 from sb3_happo.common.interruptions import SavesOnInterruption, TrainingTerminated
 from sb3_happo.common.monitor_files import cut_monitor_files, monitor_sizes
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm, Snapshot
@@ -53,6 +54,9 @@ class ResumableCheckpointCallback(SavesOnInterruption):
 
     The states of the other callbacks are part of a checkpoint: their plain attributes, or what
     their ``state_dict()`` returns.
+
+    One training at a time writes into the folder, which is locked during ``learn``; another one
+    ends with :class:`~sb3_happo.common.folder_lock.FolderInUseError`.
 
     :param save_freq: Number of updates or timesteps between two checkpoints, >= 1
     :param save_path: Folder for the checkpoints
@@ -107,6 +111,7 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         self._continued = False
         self._terminated_at: float | None = None
         self._signum = 0
+        self._lock = FolderLock(self.save_path)
 
     @property
     def algorithm(self) -> ResumableAlgorithm:
@@ -123,8 +128,8 @@ class ResumableCheckpointCallback(SavesOnInterruption):
                 f"{type(self.model).__name__} has no checkpoints. Use SB3's CheckpointCallback."
             )
         self._check_monitors()
+        self._lock.acquire()
         self._check_folder()
-        self.save_path.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.save_path, self.name_prefix)
         self._snapshot, self._terminated_at, self._continued = None, None, False
         self._n_updates, self._interval = 0, -1
@@ -325,6 +330,10 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         self.algorithm.write_checkpoint(path, content)
 
     # ---------------------------------------------------------------- interruptions
+
+    def after_training(self) -> None:
+        """Let others use the folder."""
+        self._lock.release()
 
     def defer(self, signum: int) -> bool:
         """

@@ -48,6 +48,9 @@ class SavesOnInterruption(BaseCallback):
         :param episodes: Form in which the episodes have passed it
         """
 
+    def after_training(self) -> None:
+        """Called when ``learn`` is left, however it ends."""
+
     def defer(self, signum: int) -> bool:
         """
         :param signum: Number of a signal that asks the training to end
@@ -96,6 +99,9 @@ def saved_on_interruption(callbacks: Sequence[SavesOnInterruption]) -> Iterator[
                 for callback in callbacks:
                     callback.save_interrupted(error)
             raise
+        finally:
+            for callback in callbacks:
+                callback.after_training()
 
 
 @contextlib.contextmanager

@@ -178,7 +178,8 @@ class ResumedExperimentManager(TeamExperimentManager):
         return self.checked_hyperparameters(hyperparams, saved)
 
     def create_log_folder(self) -> None:
-        """Do nothing, since the folder exists."""
+        """Lock the folder, which exists."""
+        self.lock_folder()
 
     def _remove_log_folder(self) -> None:
         """Do nothing, since the folder holds an interrupted run."""

@@ -3,16 +3,17 @@ Studies that several processes and machines share, and that give the same trials
 interrupted or not.
 
 A study of n trials has the slots 0 to n - 1. A new trial gets the next slot. A trial whose process
-was killed or interrupted is lost: it is repeated in its slot, with its parameters, or sampled again
-if it did not have all of them yet. The sampled parameters depend on the study's seed and on the
-slot (and with TPE on the trials that have finished before), so a study that was interrupted and
-continued has the same trials as an uninterrupted one.
+was killed or interrupted is lost: it is repeated in its slot, with its parameters and from its last
+checkpoint, or sampled again if it did not have all of its parameters yet. The sampled parameters
+depend on the study's seed and on the slot (and with TPE on the trials that have finished before),
+so a study that was interrupted and continued has the same trials as an uninterrupted one.
 """
 
 import contextlib
 import multiprocessing
 import os
 import platform
+import random
 import signal
 import threading
 import time
@@ -36,6 +37,9 @@ from sb3_happo_zoo.entries import nearest
 
 # Attributes of trials
 SLOT, WORKER, ENTRY = "slot", "worker", "entry"
+# Attributes that a repeated trial takes over: name of the folder with the checkpoints, evaluations
+# of the trainings that are finished
+FOLDER, EVALUATIONS = "folder", "evaluations"
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb", "oracle", "mssql")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 # Seconds between heartbeats of a worker, until a trial without heartbeat is lost, and until the
@@ -44,6 +48,10 @@ HEARTBEAT_INTERVAL = 20.0
 LOST_AFTER = 120.0
 BEGINS_WITHIN = 30.0
 _POLL = 1.0
+# Seconds for other processes to make the tables of a new database
+_TABLES_WITHIN = 60.0
+# Parts of databases' messages if another process makes the same tables
+_MEANWHILE = ("already exists", "no such table", "does not exist", "duplicate", "locked")
 
 
 def open_storage(url: str, create: bool = True) -> BaseStorage:
@@ -87,7 +95,8 @@ def _open_database(url: str, create: bool) -> BaseStorage:
     if database == "sqlite":
         _prepare_sqlite(url, path.partition("?")[0], create)
         engine_kwargs = {"connect_args": {"timeout": 60}}  # other processes may be writing
-    for attempt in range(3):
+    end = time.monotonic() + _TABLES_WITHIN
+    while True:
         try:
             return RDBStorage(url, engine_kwargs=engine_kwargs)
         except ImportError as error:
@@ -95,14 +104,25 @@ def _open_database(url: str, create: bool) -> BaseStorage:
             raise ImportError(
                 f"--storage {url} needs a driver of the database: pip install {driver} ({error})"
             ) from error
-        except sqlalchemy.exc.IntegrityError as error:
-            # Another process was making the same new database
-            last: Exception = error
-            time.sleep(0.5 * (attempt + 1))
         except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
-            last = error
-            break
-    raise ValueError(f"--storage {url} cannot be opened: {last}") from last
+            if not _is_being_made(error) or time.monotonic() > end:
+                raise ValueError(f"--storage {url} cannot be opened: {error}") from error
+        # Processes that have met do so again if they wait equally long
+        time.sleep(random.uniform(0.05, 0.5))
+
+
+def _is_being_made(error: Exception) -> bool:
+    """
+    :param error: Error of Optuna when it opens a database
+    :return: True if another process makes the tables of the same new database at this moment.
+        Optuna looks which tables there are, and then makes the others, so that two processes may
+        make the same one
+    """
+    if isinstance(error, sqlalchemy.exc.IntegrityError):
+        return True
+    return isinstance(error, sqlalchemy.exc.DBAPIError) and any(
+        text in str(error.orig).lower() for text in _MEANWHILE
+    )
 
 
 def _prepare_sqlite(url: str, path: str, create: bool) -> None:
@@ -316,12 +336,14 @@ def repeat_lost_trials(study: Study, n_trials: int) -> None:
             # Without an entry some parameters may be missing, which would be sampled differently
             # after the given ones
             known = ENTRY in trial.user_attrs
+            kept = (ENTRY, FOLDER, EVALUATIONS) if known else ()
+            attributes = {key: trial.user_attrs[key] for key in kept if key in trial.user_attrs}
             study.add_trial(
                 optuna.create_trial(
                     state=TrialState.WAITING,
                     params=trial.params if known else {},
                     distributions=trial.distributions if known else {},
-                    user_attrs={SLOT: slot} | ({ENTRY: trial.user_attrs[ENTRY]} if known else {}),
+                    user_attrs={SLOT: slot} | attributes,
                 )
             )
 

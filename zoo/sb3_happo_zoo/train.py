@@ -230,11 +230,13 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
         manager.notes["wandb"] = str(run.id)
     try:
         manager.learn(model)
+        manager.save_trained_model(model)
+        manager.mark_finished()
     except KeyboardInterrupt:
         manager.save_trained_model(model)
         raise SystemExit(_INTERRUPTED) from None
-    manager.save_trained_model(model)
-    manager.mark_finished()
+    finally:
+        manager.release_folder()
     return manager
 
 

@@ -9,11 +9,11 @@ Tune the hyperparameters of an entry with Optuna.
         --storage sqlite:///studies.db --study-name spread
 
 ``--n-trials`` is the number of finished trials of the whole study. A study that was interrupted
-(Ctrl-C, kill) is continued by the same command, and several processes and machines with the same
-``--storage`` and ``--study-name`` can work on it. Hyperparameters that are not searched are the
-entry's; ``--hyperparams`` fixes hyperparameters for all trials. The best trial's entry, ready to be
-pasted into ``zoo/hyperparams``, the table of all trials and plots are written to ``<log
-folder>/<algo>/study_<name>/``.
+(Ctrl-C, kill) is continued by the same command, its lost trials from their last checkpoints, and
+several processes and machines with the same ``--storage`` and ``--study-name`` can work on it.
+Hyperparameters that are not searched are the entry's; ``--hyperparams`` fixes hyperparameters for
+all trials. The best trial's entry, ready to be pasted into ``zoo/hyperparams``, the table of all
+trials and plots are written to ``<log folder>/<algo>/study_<name>/``.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from sb3_happo import ResumableCheckpointCallback
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.cli import (
     add_common_arguments,
@@ -46,17 +47,31 @@ from sb3_happo_zoo.cli import (
     count,
     prepare,
     usage_errors,
+    whole_number,
 )
-from sb3_happo_zoo.exp_manager import EVAL_SEED, TeamExperimentManager
+from sb3_happo_zoo.exp_manager import (
+    EVAL_SEED,
+    STEPS_BETWEEN_CHECKPOINTS,
+    TeamExperimentManager,
+)
 from sb3_happo_zoo.hyperparams_opt import TEAM_SAMPLERS, as_entry
 from sb3_happo_zoo.study import (
     ENTRY,
+    EVALUATIONS,
     SlotSampler,
     best_entry,
     finished_trials,
     open_storage,
     study_settings,
     work,
+)
+from sb3_happo_zoo.trial_checkpoints import (
+    Evaluations,
+    TrialCheckpoints,
+    Values,
+    finished_trainings,
+    remove_folders,
+    restore,
 )
 
 mpl.use("Agg")
@@ -73,38 +88,15 @@ _SETTINGS = (
     "quantile",
     "seed",
     "sampler",
+    "checkpoint_freq",
 )
+
+#: Folder for the folders of trials that run, in the folder of the study
+TRIALS = "trials"
 
 # Distance between the seeds of a trial's trainings; larger than the number of environments, whose
 # seeds are consecutive
 _SEED_DISTANCE = 1000
-
-
-class Evaluations(BaseCallback):
-    """
-    Evaluates after each part of the training except the last one, after which the caller evaluates.
-
-    :param evaluate: Function that is called with the number of finished parts
-    :param n_parts: Number of parts, of equal length
-    """
-
-    def __init__(self, evaluate: Callable[[int], Any], n_parts: int) -> None:
-        super().__init__()
-        self.evaluate = evaluate
-        self.n_parts = n_parts
-        self.n_over = 0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        """Evaluate after an update, so that the length of the rollouts does not matter."""
-        n_over = min(
-            self.num_timesteps * self.n_parts // self.model._total_timesteps, self.n_parts - 1
-        )
-        if n_over > self.n_over:
-            self.n_over = n_over
-            self.evaluate(n_over)
 
 
 class Tuning:
@@ -117,6 +109,8 @@ class Tuning:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
+        #: Folder for the checkpoints of the present training, None for no checkpoints
+        self.checkpoints: Path | None = None
         manager = self.make_manager(args.seed)
         self.base = dict(manager.read_hyperparameters()[1])
         if args.env_kwargs:  # RL Zoo does not save them if the entry has none
@@ -170,8 +164,9 @@ class Tuning:
             pruner=self.manager._create_pruner(args.pruner),
         )
         settings = self._settings()
-        # Studies of earlier versions do not have these two
+        # Studies of earlier versions do not have these
         missing = {name: settings[name] for name in ("hyperparams", "eval_env_kwargs")}
+        missing["checkpoint_freq"] = -1
         before = missing | study.user_attrs.get("settings", settings)
         ignored = self.searched | ({"env_kwargs"} if args.env_kwargs else set())
         for saved in (settings, before):
@@ -207,21 +202,54 @@ class Tuning:
         """
         entry = as_entry(self.base, self.sample(trial), self.policy_kwargs)
         trial.set_user_attr(ENTRY, entry)
+        if self.args.checkpoint_freq < 0:
+            return self._run_trainings(trial, entry, None)
+        checkpoints = TrialCheckpoints(trial, self.args.folder / TRIALS)
+        ended = False
+        try:
+            value = self._run_trainings(trial, entry, checkpoints)
+            ended = True
+            return value
+        except optuna.TrialPruned:
+            ended = True
+            raise
+        finally:
+            checkpoints.close(remove=ended)
+
+    def _run_trainings(
+        self, trial: optuna.Trial, entry: dict[str, Any], checkpoints: TrialCheckpoints | None
+    ) -> float:
+        """
+        :param trial: Trial to run
+        :param entry: Its entry
+        :param checkpoints: Checkpoints of its trainings, None without any
+        :return: Mean, or quantile, over the seeds of the mean return at the end of the training
+        """
         finals: list[float] = []
+        evaluations: list[Values] = []
 
         def report(value: float, part: int) -> None:
+            evaluations[-1].append((part, value))
             trial.report(
                 self.summary([*finals, value]), len(finals) * self.args.n_evaluations + part
             )
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        for index in range(self.args.n_seeds):
+        for values in finished_trainings(trial):
+            evaluations.append([])
+            for part, value in values:
+                report(value, part)
+            finals.append(values[-1][1])
+        for index in range(len(finals), self.args.n_seeds):
+            evaluations.append([])
+            self.checkpoints = None if checkpoints is None else checkpoints.of_training(index)
             try:
                 finals.append(self.train(entry, self.args.seed + _SEED_DISTANCE * index, report))
             except (AssertionError, ValueError) as error:  # the same errors as in RL Zoo
                 trial.set_user_attr("error", str(error))
                 raise optuna.TrialPruned from error
+            trial.set_user_attr(EVALUATIONS, evaluations)
         trial.set_user_attr("seeds", finals)
         return self.summary(finals)
 
@@ -276,15 +304,24 @@ class Tuning:
                     manager.deterministic_eval,
                     return_episode_rewards=True,
                 )
-                value = float(np.mean(returns))
-                report(value, part)
-                return value
+                return float(np.mean(returns))
 
-            model.learn(manager.n_timesteps, Evaluations(evaluate, self.args.n_evaluations))
-            return evaluate(self.args.n_evaluations)
+            callbacks: list[BaseCallback] = [Evaluations(evaluate, self.args.n_evaluations, report)]
+            if self.checkpoints is not None:
+                callbacks.insert(0, self._checkpoint_callback(manager.n_envs))
+                restore(model, self.checkpoints)
+            model.learn(manager.n_timesteps, callbacks)
+            final = evaluate(self.args.n_evaluations)
+            report(final, self.args.n_evaluations)
+            return final
         finally:
             for made in envs:
                 made.close()
+
+    def _checkpoint_callback(self, n_envs: int) -> ResumableCheckpointCallback:
+        assert self.checkpoints is not None
+        freq = self.args.checkpoint_freq or STEPS_BETWEEN_CHECKPOINTS * n_envs
+        return ResumableCheckpointCallback(freq, self.checkpoints, unit="timesteps")
 
     def make_manager(self, seed: int) -> TeamExperimentManager:
         """
@@ -447,6 +484,13 @@ def make_parser() -> argparse.ArgumentParser:
         default=0.25,
         help="quantile for --objective quantile (%(default)s)",
     )
+    parser.add_argument(
+        "--checkpoint-freq",
+        type=whole_number,
+        help="number of timesteps between checkpoints, from which a lost trial goes on, and at "
+        "which the environments are reset (0: 10,000 steps of each environment; negative: no "
+        "checkpoints); by default the study's, 0 for a new one",
+    )
     parser.add_argument("--no-optim-plots", action="store_true", help="do not plot")
     return parser
 
@@ -470,8 +514,14 @@ def open_tuning(
         folder = re.sub(r'[<>:"/\\|?*]', "-", f"study_{args.study_name}")  # for Windows
         args.folder = Path(args.log_folder) / args.algo / folder
         args.storage = args.storage or str(args.folder / "journal.log")
+        saved = {}
+        if args.seed < 0 or args.checkpoint_freq is None:
+            saved = study_settings(args.storage, args.study_name)
         if args.seed < 0:  # a random one is drawn once per study
-            args.seed = study_settings(args.storage, args.study_name).get("seed", args.seed)
+            args.seed = saved.get("seed", args.seed)
+        if args.checkpoint_freq is None:
+            # Trials of earlier versions had no checkpoints
+            args.checkpoint_freq = saved.get("checkpoint_freq", -1) if saved else 0
         prepare(args)
         tuning = Tuning(args)
         return args, tuning, tuning.open_study()
@@ -507,6 +557,8 @@ def main(argv: Sequence[str] | None = None) -> optuna.Study:
     except KeyboardInterrupt:
         print("Interrupted.")
     write_report(study, args, args.folder)
+    if len(finished_trials(study, args.n_trials)) == args.n_trials:
+        remove_folders(study.get_trials(deepcopy=False), args.folder / TRIALS)
     if failed:
         sys.exit("A worker has failed; its trial is run again by the same command.")
     return study

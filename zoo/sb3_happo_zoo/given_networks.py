@@ -1,0 +1,51 @@
+"""Networks that an entry names, compared with those of a trained agent that is continued."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+_MISSING = object()
+
+
+def differing_networks(model: BaseAlgorithm, given: Mapping[str, Any]) -> list[str]:
+    """
+    :param model: Trained agent
+    :param given: "policy" and "policy_kwargs" of an entry, evaluated; either may be missing
+    :return: Texts with what differs from the agent's networks, and both values
+    """
+    found = []
+    policy = given.get("policy")
+    if policy is not None and _policy_class(model, policy) is not model.policy_class:
+        found.append(f"policy is {policy}, and the agent has {model.policy_class.__name__}")
+    kwargs = given.get("policy_kwargs") or {}
+    own = model.policy_kwargs or {}
+    for name, value in kwargs.items():
+        present = own.get(name, _default(model, name))
+        if _plain(present) != _plain(value):
+            text = "the default" if present is _MISSING else repr(present)
+            found.append(f"policy_kwargs[{name!r}] is {value!r}, and the agent has {text}")
+    return found
+
+
+def _policy_class(model: BaseAlgorithm, policy: Any) -> Any:
+    return model.policy_aliases.get(policy, policy) if isinstance(policy, str) else policy
+
+
+def _default(model: BaseAlgorithm, name: str) -> Any:
+    """Default of an argument of the policy, looked up in its base classes as well."""
+    for cls in model.policy_class.__mro__:
+        parameter = inspect.signature(cls).parameters.get(name)
+        if parameter is not None and parameter.default is not inspect.Parameter.empty:
+            return parameter.default
+    return _MISSING
+
+
+def _plain(value: Any) -> Any:
+    """Value in which tuples are lists, as in files."""
+    if isinstance(value, Mapping):
+        return {key: _plain(own) for key, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    return value

@@ -200,6 +200,7 @@ ORDER = (
     "common.buffers",
     "common.checks",
     "common.gradient_step",
+    "common.frozen_rows",
     "common.finite",
     "common.optimizer_group",
     "common.factor",
@@ -232,6 +233,7 @@ ORDER = (
     "common.value_based_algorithm",
     "common.soft_policy",
     "common.temperatures",
+    "common.soft_learning",
     "common.evaluation",
     # Algorithms
     "happo.*",

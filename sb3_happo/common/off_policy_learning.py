@@ -1,12 +1,14 @@
 """Gradient steps of the off-policy algorithms: critics, joint actions, and the log."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_happo.common.frozen_rows import frozen_rows
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
@@ -49,16 +51,23 @@ class OffPolicyLearning(ReplayState):
         assert self.replay_buffer is not None
         return self.replay_buffer.sample(batch_size, env=self.normalizer)
 
-    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> None:
+    def _descend(
+        self,
+        loss: th.Tensor,
+        optimizer: th.optim.Optimizer,
+        owner: str,
+        frozen: AbstractContextManager[None] | None = None,
+    ) -> None:
         """
         One gradient step.
 
         :param loss: Loss, a scalar
         :param optimizer: Optimiser
         :param owner: Name of the network for warnings
+        :param frozen: Context of the optimiser's step that keeps some parameters; None for none
         """
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, optimizer, norm, owner)
+        descend(loss, optimizer, norm, owner, frozen)
 
     def _update_critic(self, data: JointSamples, targets: th.Tensor) -> None:
         """
@@ -67,15 +76,24 @@ class OffPolicyLearning(ReplayState):
         :param data: Transitions
         :param targets: Targets of the values, ``(batch, n_values)``
         """
-        actions = self._encoded(data)
-        values = self.critic(data.observations, actions)  # (n_critics, batch, n_values)
+        self._fit_critic(self.critic(data.observations, self._encoded(data)), targets, data)
+
+    def _fit_critic(self, values: th.Tensor, targets: th.Tensor, data: JointSamples) -> None:
+        """
+        :param values: Values of the transitions, differentiable, ``(n_critics, batch, n_values)``
+        :param targets: Targets of the values, ``(batch, n_values)``
+        :param data: Transitions
+        """
         errors = (values - targets).square()
-        counts = None
+        counts = absent = None
         if self.critic.n_values > 1 and data.activity is not None:
             # The value of an agent that has left is not learned
             counts = data.activity.alive
+            absent = ~counts.any(dim=0).repeat_interleave(self.critic.n_critics)
         loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
-        self._descend(loss, self.critic.optimizer, "the critic")
+        optimizer = self.critic.optimizer
+        frozen = frozen_rows(optimizer, self.critic.networks.parameters(), absent)
+        self._descend(loss, optimizer, "the critic", frozen)
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 
@@ -95,6 +113,17 @@ class OffPolicyLearning(ReplayState):
                 "hold 'agent_rewards'."
             )
         return data.agent_rewards
+
+    def _returns(self, data: JointSamples, next_values: th.Tensor) -> th.Tensor:
+        """
+        :param data: Transitions
+        :param next_values: Values after the transitions, ``(batch, n_values)``
+        :return: Targets of the critics, ``(batch, n_values)``
+        """
+        if self.critic.n_values > 1 and data.activity is not None:
+            # An agent's own critic learns nothing of states in which the agent has left
+            next_values = next_values * data.activity.next_alive
+        return self._rewards(data) + (1.0 - data.dones) * data.discounts * next_values
 
     def _encoded(self, data: JointSamples) -> th.Tensor:
         """Encoded actions of the buffer, zeros for inactive agents, ``(batch, n_encoded)``."""
@@ -128,6 +157,13 @@ class OffPolicyLearning(ReplayState):
         if data.activity is None:
             return None
         return data.activity.active[:, self.agents.index(agent)]
+
+    def _acting(self, data: JointSamples) -> list[str]:
+        """Agents that acted in some of the transitions."""
+        if data.activity is None:
+            return list(self.agents)
+        acted = data.activity.active.any(dim=0).tolist()
+        return [agent for agent, own in zip(self.agents, acted, strict=True) if own]
 
     def _value_index(self, agent: str) -> int:
         """Index of the critic's value of an agent's reward."""

@@ -169,6 +169,8 @@ ORDER = (
     "common.extractors",
     "common.value_norm",
     "common.networks",
+    "common.batch_norm",
+    "common.frozen_rows",
     # Policies and critics
     "common.agent_inputs",
     "common.env_actions",
@@ -200,7 +202,6 @@ ORDER = (
     "common.buffers",
     "common.checks",
     "common.gradient_step",
-    "common.frozen_rows",
     "common.finite",
     "common.optimizer_group",
     "common.factor",
@@ -232,6 +233,7 @@ ORDER = (
     "common.off_policy_algorithm",
     "common.value_based_algorithm",
     "common.soft_policy",
+    "common.crossq_policy",
     "common.temperatures",
     "common.soft_learning",
     "common.evaluation",
@@ -249,6 +251,7 @@ ORDER = (
     "vdn.*",
     "qmix.*",
     "hasac.*",
+    "hacrossq.*",
     "masac.*",
     # Tables
     "tabular.matrix_games",

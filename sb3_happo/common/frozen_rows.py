@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def frozen_rows(
-    optimizer: th.optim.Optimizer, params: Iterable[nn.Parameter], rows: th.Tensor | None
+    optimizer: th.optim.Optimizer, params: Iterable[nn.Parameter], rows: th.Tensor | slice | None
 ) -> Iterator[None]:
     """
     Keep rows of some parameters, and the optimiser's moments of them, through a step. A gradient of
@@ -20,15 +20,15 @@ def frozen_rows(
 
     :param optimizer: Optimiser, which takes a step inside the context
     :param params: Parameters of the optimiser, ``(n_rows, ...)``
-    :param rows: Mask of the rows to keep, ``(n_rows,)``; None for none
+    :param rows: Rows to keep, a mask ``(n_rows,)`` or a slice; None for none
     """
     kept = []
-    if rows is not None and bool(rows.any()):
+    if isinstance(rows, slice) or (rows is not None and bool(rows.any())):
         for param in params:
             moments = optimizer.state[param].values() if param in optimizer.state else ()
             for tensor in (param, *moments):
                 if isinstance(tensor, th.Tensor) and tensor.shape == param.shape:
-                    kept.append((tensor.data, tensor.data[rows]))
+                    kept.append((tensor.data, tensor.data[rows].clone()))
     yield
     for data, before in kept:
         data[rows] = before

@@ -8,7 +8,6 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_happo.common.frozen_rows import frozen_rows
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
@@ -92,8 +91,7 @@ class OffPolicyLearning(ReplayState):
             absent = ~counts.any(dim=0).repeat_interleave(self.critic.n_critics)
         loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
         optimizer = self.critic.optimizer
-        frozen = frozen_rows(optimizer, self.critic.networks.parameters(), absent)
-        self._descend(loss, optimizer, "the critic", frozen)
+        self._descend(loss, optimizer, "the critic", self.critic.networks.frozen(optimizer, absent))
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 

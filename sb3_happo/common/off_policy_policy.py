@@ -46,7 +46,8 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
     own_kwargs: ClassVar[frozenset[str]] = MultiAgentPolicy.own_kwargs | {
         *("n_critics", "own_critics")
     }
-    #: Target networks for the actors too
+    #: Target networks for the critics, and for the actors
+    has_target_critic: ClassVar[bool] = True
     has_target_actors: ClassVar[bool] = False
     critic: ActionCritic
     critic_target: ActionCritic
@@ -100,7 +101,8 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
                 targets.append(self._make_actor(leader, rate, agent_id, own))
             self.target_actors: Any = nn.ModuleList(targets)
         critic = self.make_action_critic(lr_schedule, kwargs, overrides)
-        self.critic_target = self.make_action_critic(lr_schedule, kwargs, overrides)
+        if self.has_target_critic:
+            self.critic_target = self.make_action_critic(lr_schedule, kwargs, overrides)
         return critic
 
     def make_action_critic(
@@ -156,7 +158,9 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
         """
         :return: Networks and their target networks
         """
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.critic, self.critic_target)]
+        pairs: list[tuple[nn.Module, nn.Module]] = []
+        if self.has_target_critic:
+            pairs.append((self.critic, self.critic_target))
         if self.has_target_actors:
             for group, target in zip(self.groups, self.target_actors, strict=True):
                 pairs.append((self.policies[group[0]], target))

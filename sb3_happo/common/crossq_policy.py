@@ -30,8 +30,14 @@ class TwoLayers(nn.Linear):
         :param x: Features, ``(batch, in)``
         :return: Means, then logarithms of deviations, ``(batch, out)``
         """
-        pairs = zip(self.weight.chunk(2), self.bias.chunk(2), strict=True)
-        return th.cat([F.linear(x, weight, bias) for weight, bias in pairs], dim=1)
+        parts = []
+        for weight, bias in zip(self.weight.chunk(2), self.bias.chunk(2), strict=True):
+            part = F.linear(x, weight, bias)
+            if part.requires_grad:
+                # The layout decides the order in which the gradient of the bias is summed
+                part.register_hook(th.Tensor.contiguous)
+            parts.append(part)
+        return th.cat(parts, dim=1)
 
 
 class CrossQJointPolicy(SoftJointPolicy):

@@ -11,7 +11,6 @@ from sb3_happo.common.frozen_rows import frozen_rows
 from sb3_happo.common.heads import Expansion
 from sb3_happo.common.leaf_heads import BoxHead
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
-from sb3_happo.common.off_policy_learning import mean_over
 
 #: Share of the largest entropy of discrete actions in the default target
 DISCRETE_SHARE = 0.5
@@ -87,7 +86,7 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
         n_box = sum(part.n_encoded for part in head.parts if isinstance(part, BoxHead))
         if head.masked and choices.actions.shape[1] > 1:
             # Illegal choices cannot add to the entropy
-            legal = (choices.probs.detach() > 0).sum(dim=1)
+            legal = (choices.probs.detach() > 0).sum(dim=1, keepdim=True)
             return DISCRETE_SHARE * legal.log() - float(n_box)
         return DISCRETE_SHARE * sum(map(math.log, head.factors)) - float(n_box)
 
@@ -100,10 +99,11 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
         :param agent: Name of the agent
         :param choices: All choices of the agent
         :param active: Mask of the transitions at which it acted, ``(batch,)``; None for all
-        :return: Target entropy minus the present one, a scalar
+        :return: Target entropy minus the present one at these transitions, ``(n_acted, 1)``
         """
-        log_probs = (choices.probs * choices.log_probs).sum(dim=1).detach()
-        return mean_over(log_probs + self._target_of(agent, choices), active, dim=0)
+        log_probs = (choices.probs * choices.log_probs).sum(dim=1, keepdim=True).detach()
+        excess = log_probs + self._target_of(agent, choices)
+        return excess if active is None else excess[active]
 
     def _update_temperatures(self, excess: Mapping[str, th.Tensor]) -> None:
         """
@@ -114,13 +114,16 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
         """
         if self.log_ent_coef is None or self.ent_coef_optimizer is None or not excess:
             return
-        acted = th.tensor([agent in excess for agent in self.agents], device=self.device)
-        by_agent = th.zeros(len(self.agents), device=self.device)
-        by_agent[acted] = th.stack([excess[agent] for agent in self.agents if agent in excess])
-        loss = -(self.log_ent_coef * by_agent).sum()
+        idle = th.ones(len(self.agents), dtype=th.bool, device=self.device)
+        losses = []
+        for agent, own in excess.items():
+            index = self.agents.index(agent)
+            idle[index] = False
+            losses.append(-(self.log_ent_coef[index : index + 1] * own).mean())
+        loss = th.stack(losses).sum()
         self.ent_coef_optimizer.zero_grad()
         loss.backward()
-        with frozen_rows(self.ent_coef_optimizer, [self.log_ent_coef], ~acted):
+        with frozen_rows(self.ent_coef_optimizer, [self.log_ent_coef], idle):
             self.ent_coef_optimizer.step()
         self._record("train/ent_coef_loss", loss)
 

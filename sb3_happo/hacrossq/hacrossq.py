@@ -175,7 +175,8 @@ class HACrossQ(SoftLearning):
         :param others: Encoded actions of the other agents, ``(batch, n_encoded)`` each
         :param features: Features of the state, ``(batch, n_features)``
         :param coefs: Temperatures, ``(n_agents,)``
-        :return: Target entropy minus the one before the step, a scalar; None without an update
+        :return: Target entropy minus the one before the step, ``(n_acted, 1)``; None without an
+            update
         """
         active = self._active(agent, data)
         if active is not None:

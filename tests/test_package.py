@@ -190,6 +190,7 @@ ORDER = (
     "common.off_policy_policy",
     "common.mixers",
     "common.value_policy",
+    "common.joint_values",
     # Data and learning
     "common.minibatches",
     "common.rollout_memory",
@@ -252,6 +253,7 @@ ORDER = (
     "qmix.*",
     "hasac.*",
     "hacrossq.*",
+    "had3qn.*",
     "masac.*",
     # Tables
     "tabular.matrix_games",

@@ -228,6 +228,7 @@ ORDER = (
     "common.on_policy_loop",
     "common.rollout_state",
     "common.on_policy_algorithm",
+    "common.critic_choice",
     "common.replay_state",
     "common.replay_checks",
     "common.off_policy_learning",

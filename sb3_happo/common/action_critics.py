@@ -78,6 +78,15 @@ class ActionCritic(BaseModel):
             orthogonal(body, head, options.gain(CRITIC_OUTPUT_GAIN))
         return nn.Sequential(*body, head)
 
+    def split(self, n_values: int) -> None:
+        """
+        Learn several values from now on, each by copies of the networks of the present one.
+
+        :param n_values: Number of values
+        """
+        self.networks.repeat(n_values, self.optimizer)
+        self.n_values = n_values
+
     def observe(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """
         Features of the state. They may be computed once for several joint actions.

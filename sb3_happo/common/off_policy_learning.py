@@ -4,14 +4,17 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_happo.common.critic_choice import rewards_differ
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.replay_state import ReplayState
+from sb3_happo.vec_env.step_facts import StepFacts
 
 
 class OffPolicyLearning(ReplayState):
@@ -27,15 +30,46 @@ class OffPolicyLearning(ReplayState):
     critic_loss_weight: ClassVar[float] = 1.0
     #: Figures of the gradient steps of the present update, by their names in the log
     _figures: dict[str, list[th.Tensor]]
+    #: True if agents have got different rewards at a step
+    _rewards_differ: bool = False
 
     def _begin_training(self) -> None:
         """Switch to training mode, and set the learning rates of all networks."""
         assert self.replay_buffer is not None
+        if self._chooses_critics and self._rewards_differ:
+            self._split_critics()
         self.policy.set_training_mode(True)
         self._figures = {}
         for group in self.policy.groups:
             self._set_actor_rate(group[0])
         self._set_critic_rate()
+
+    @property
+    def _chooses_critics(self) -> bool:
+        """True while critics are the team's, and may become the agents' own."""
+        return getattr(self.policy, "own_critics", False) == "auto" and len(self.agents) > 1
+
+    def _own_rewards(self, rewards: np.ndarray, facts: StepFacts) -> np.ndarray:
+        own = super()._own_rewards(rewards, facts)
+        if self._chooses_critics and not self._rewards_differ:
+            active, waiting = self._presence
+            alive = active if waiting is None or active is None else active | waiting
+            self._rewards_differ = rewards_differ(own, alive)
+        return own
+
+    def _split_critics(self) -> None:
+        """
+        Learn each agent's own reward from now on. Before, all agents got the same one, so that the
+        critics of the team's reward are a start for those of each agent's.
+        """
+        self.policy.split_critics()
+        self.policy_kwargs = self.policy_kwargs | {"own_critics": True}
+        if self.verbose >= 1:
+            print(
+                f"The agents' rewards differ: each agent has critics of its own from step "
+                f"{self.num_timesteps} on (own_critics='auto'; pass own_critics=False for critics "
+                "of the team's reward)"
+            )
 
     def _set_critic_rate(self) -> None:
         update_learning_rate(self.critic.optimizer, self._critic_rate())
@@ -197,6 +231,8 @@ class OffPolicyLearning(ReplayState):
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         self.logger.record("train/critic_learning_rate", self._critic_rate())
+        if len(self.agents) > 1 and hasattr(self.critic, "n_values"):
+            self.logger.record("train/own_critics", int(self.critic.n_values > 1))
 
 
 def mean_over(values: th.Tensor, counts: th.Tensor | None, dim: int) -> th.Tensor:

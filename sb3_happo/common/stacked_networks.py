@@ -1,5 +1,6 @@
 """Networks of one form as one network with an additional dimension."""
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
@@ -98,6 +99,22 @@ class StackedNetworks(nn.Module):
             x = layer(x, rows) if has_weights else layer(x)
         return x
 
+    def repeat(self, n_copies: int, optimizer: th.optim.Optimizer) -> None:
+        """
+        Put copies of all networks beside them, with the same moments in the optimiser.
+
+        :param n_copies: Number of copies, with the networks themselves
+        :param optimizer: Optimiser of the networks
+        """
+        self.n_networks *= n_copies
+        for param in self.parameters():
+            moments = optimizer.state[param].values() if param in optimizer.state else ()
+            shape = param.shape
+            for tensor in (param, *moments):
+                if isinstance(tensor, th.Tensor) and tensor.shape == shape:
+                    tensor.data = tensor.data.repeat(n_copies, 1, 1)
+            param.grad = None
+
     def frozen(
         self, optimizer: th.optim.Optimizer, rows: th.Tensor | None
     ) -> AbstractContextManager[None]:
@@ -135,6 +152,24 @@ class SeparateNetworks(nn.Module):
         chosen = self.networks if rows is None else self.networks[rows]
         # In CrossQ's layout, by which gradients are summed in its order
         return th.stack([network(x) for network in chosen], dim=1).transpose(0, 1)
+
+    def repeat(self, n_copies: int, optimizer: th.optim.Optimizer) -> None:
+        """
+        Put copies of all networks beside them, with the same moments in the optimiser.
+
+        :param n_copies: Number of copies, with the networks themselves
+        :param optimizer: Optimiser of the networks
+        """
+        originals = list(self.networks)
+        for _ in range(n_copies - 1):
+            for network in originals:
+                twin = copy.deepcopy(network)
+                self.networks.append(twin)
+                optimizer.param_groups[0]["params"] += twin.parameters()
+                for old, new in zip(network.parameters(), twin.parameters(), strict=True):
+                    if old in optimizer.state:
+                        optimizer.state[new] = copy.deepcopy(optimizer.state[old])
+        self.n_networks *= n_copies
 
     def frozen(
         self, optimizer: th.optim.Optimizer, rows: th.Tensor | None

@@ -6,6 +6,8 @@ from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.common.system_info import print_system_info
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
 from sb3_happo.haa2c import HAA2C
+from sb3_happo.hacrossq import HACrossQ
+from sb3_happo.had3qn import HAD3QN
 from sb3_happo.haddpg import HADDPG
 from sb3_happo.happo import HAPPO
 from sb3_happo.hasac import HASAC
@@ -32,6 +34,7 @@ from sb3_happo.version import __version__
 
 __all__ = [
     "HAA2C",
+    "HAD3QN",
     "HADDPG",
     "HAPPO",
     "HASAC",
@@ -48,6 +51,7 @@ __all__ = [
     "VDN",
     "CentralTeam",
     "EvalCallback",
+    "HACrossQ",
     "JointEnv",
     "MinimaxQ",
     "NashQ",

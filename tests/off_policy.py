@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import pytest
 import torch as th
 
-from sb3_happo import HADDPG, HASAC, HATD3, MADDPG, MASAC, MATD3
+from sb3_happo import HADDPG, HASAC, HATD3, MADDPG, MASAC, MATD3, HACrossQ
 from sb3_happo.common.action_critics import ActionCritic
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
 
@@ -16,6 +16,7 @@ ALGORITHMS: list[Any] = [
     HATD3,
     MATD3,
     HASAC,
+    HACrossQ,
     pytest.param(HADDPG, marks=pytest.mark.slow),
     pytest.param(MADDPG, marks=pytest.mark.slow),
     pytest.param(MASAC, marks=pytest.mark.slow),

@@ -175,6 +175,8 @@ ORDER = (
     "common.extractors",
     "common.value_norm",
     "common.networks",
+    "common.batch_norm",
+    "common.frozen_rows",
     # Policies and critics
     "common.agent_inputs",
     "common.env_actions",
@@ -194,6 +196,7 @@ ORDER = (
     "common.off_policy_policy",
     "common.mixers",
     "common.value_policy",
+    "common.joint_values",
     # Data and learning
     "common.minibatches",
     "common.rollout_memory",
@@ -235,6 +238,7 @@ ORDER = (
     "common.on_policy_loop",
     "common.rollout_state",
     "common.on_policy_algorithm",
+    "common.critic_choice",
     "common.replay_state",
     "common.replay_checks",
     "common.replay_files",
@@ -243,7 +247,9 @@ ORDER = (
     "common.off_policy_algorithm",
     "common.value_based_algorithm",
     "common.soft_policy",
+    "common.crossq_policy",
     "common.temperatures",
+    "common.soft_learning",
     "common.evaluation",
     # Algorithms
     "happo.*",
@@ -259,6 +265,8 @@ ORDER = (
     "vdn.*",
     "qmix.*",
     "hasac.*",
+    "hacrossq.*",
+    "had3qn.*",
     "masac.*",
     # Tables
     "tabular.matrix_games",

@@ -1,4 +1,4 @@
-"""IQL, VDN and QMIX in games with known answers, right and wrong ones."""
+"""IQL, VDN, QMIX and HAD3QN in games with known answers, right and wrong ones."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +9,7 @@ from gymnasium import spaces
 from pettingzoo import ParallelEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_happo import IQL, QMIX, VDN, JointEnv
+from sb3_happo import HAD3QN, IQL, QMIX, VDN, JointEnv
 from sb3_happo.common.value_based_algorithm import ValueBasedAlgorithm
 
 CLIMBING = [[[11, -30, 0], [-30, 7, 6], [0, 0, 5]]]
@@ -85,6 +85,7 @@ CASES = [
     (IQL, TWO_STEP, 7),
     (VDN, TWO_STEP, 7),
     (QMIX, TWO_STEP, 8),
+    (HAD3QN, TWO_STEP, 8),
 ]
 
 
@@ -126,6 +127,18 @@ def test_games_of_several_seeds(
     assert play(model, JointEnv(TableGame(tables))) == answer
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("tables", "answers"), [(CLIMBING, {11, 7}), (PENALTY, {10, 2})])
+def test_had3qn_ends_where_no_agent_alone_can_improve(
+    tables: Any, answers: set[int], seed: int
+) -> None:
+    model = learn(HAD3QN, tables, seed, 2000)
+    found = play(model, JointEnv(TableGame(tables)))
+    print(f"seed {seed}: {found}")
+    assert found in answers
+
+
 class Mortal(TableGame):
     """
     Three steps. Agent "a" gets 1 per step, agent "b" 5 at the first step, after which it is gone.
@@ -155,7 +168,7 @@ class Mortal(TableGame):
         )
 
 
-@pytest.mark.parametrize("algorithm", [IQL, VDN, QMIX])
+@pytest.mark.parametrize("algorithm", [IQL, VDN, QMIX, HAD3QN])
 def test_agents_that_die(algorithm: type[ValueBasedAlgorithm]) -> None:
     """The dead have no value: 3 and 5 at the first step, or 8 together."""
     model = algorithm(
@@ -181,6 +194,10 @@ def test_agents_that_die(algorithm: type[ValueBasedAlgorithm]) -> None:
         values.append(model.policy.best(own, agent).item())
     if algorithm is IQL:
         assert np.allclose(values, [3, 5], atol=0.4), values
+    elif algorithm is HAD3QN:
+        joint = model.critic(tensors).max().item()
+        assert abs(joint - 8) < 0.6, joint
+        assert np.allclose(values, joint, atol=1.5), values
     else:
         joint = model.critic(th.tensor([values]), tensors).item()
         assert abs(joint - 8) < 0.6, joint

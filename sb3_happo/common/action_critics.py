@@ -9,7 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_happo.common.networks import CRITIC_OUTPUT_GAIN, NetworkOptions, make_body, make_optimizer
-from sb3_happo.common.stacked_networks import StackedNetworks
+from sb3_happo.common.stacked_networks import SeparateNetworks, StackedNetworks
 from sb3_happo.common.state_critics import critic_keys
 from sb3_happo.envs.spaces import STATE
 
@@ -17,7 +17,8 @@ from sb3_happo.envs.spaces import STATE
 class ActionCritic(BaseModel):
     """
     Critics of the state and the encoded actions of all agents: SB3's ``ContinuousCritic`` for a
-    team, with the same numbers for the same weights. All networks are evaluated in one product.
+    team, with the same numbers for the same weights. All networks are evaluated in one product, those
+    with batch normalisation one after another.
 
     There are ``n_critics`` networks for each of ``n_values`` rewards: one for the team's reward, or
     one per agent.
@@ -65,7 +66,8 @@ class ActionCritic(BaseModel):
         self.options = options
         self.features_extractor = self.make_features_extractor()
         networks = [self._make_network(options, n_actions) for _ in range(n_critics * n_values)]
-        self.networks = StackedNetworks(networks)
+        self.networks: StackedNetworks | SeparateNetworks
+        self.networks = (SeparateNetworks if options.batch_norm else StackedNetworks)(networks)
         self.optimizer = make_optimizer(self, lr_schedule, options)
 
     def _make_network(self, options: NetworkOptions, n_actions: int) -> nn.Sequential:
@@ -75,6 +77,15 @@ class ActionCritic(BaseModel):
         if options.ortho_init:
             orthogonal(body, head, options.gain(CRITIC_OUTPUT_GAIN))
         return nn.Sequential(*body, head)
+
+    def split(self, n_values: int) -> None:
+        """
+        Learn several values from now on, each by copies of the networks of the present one.
+
+        :param n_values: Number of values
+        """
+        self.networks.repeat(n_values, self.optimizer)
+        self.n_values = n_values
 
     def observe(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """

@@ -42,6 +42,24 @@ class EnvActions:
             self._write(leaf.space, columns, field)
         return out
 
+    def rounded(self, actions: np.ndarray) -> np.ndarray:
+        """
+        :param actions: Raw actions, ``(batch, action_dim)``
+        :return: Raw actions that SB3 would store: those of the environment, scaled back. They
+            differ from ``actions`` by rounding
+        """
+        result = actions.copy()
+        start = 0
+        for leaf in self.leaves:
+            end = start + leaf.n_actions
+            if isinstance(leaf.space, spaces.Box) and self.rescale:
+                low = leaf.space.low.ravel()
+                width = leaf.space.high.ravel() - low
+                taken = low + 0.5 * (actions[:, start:end] + 1.0) * width
+                result[:, start:end] = 2.0 * ((taken - low) / np.where(width > 0, width, 1)) - 1.0
+            start = end
+        return result
+
     def _write(self, space: spaces.Space, columns: np.ndarray, field: np.ndarray) -> None:
         if isinstance(space, spaces.Box):
             if self.rescale:

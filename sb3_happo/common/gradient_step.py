@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 import torch as th
@@ -136,7 +137,11 @@ def gradient_step(
 
 
 def descend(
-    loss: th.Tensor, optimizer: th.optim.Optimizer, max_grad_norm: float, owner: str
+    loss: th.Tensor,
+    optimizer: th.optim.Optimizer,
+    max_grad_norm: float,
+    owner: str,
+    frozen: AbstractContextManager[None] | None = None,
 ) -> bool:
     """
     :func:`gradient_step` for a loss that is computed already, as those of the off-policy
@@ -147,6 +152,8 @@ def descend(
     :param optimizer: Optimiser of the parameters
     :param max_grad_norm: Largest Euclidean norm of the gradient, > 0; infinity for no clipping
     :param owner: Name of the network for the warning, such as ``"agent 'walker'"``
+    :param frozen: Context of the optimiser's step, such as
+        :func:`~sb3_happo.common.frozen_rows.frozen_rows`; None for none
     :return: False if the gradient was NaN or infinite, and therefore left out
     """
     params = []
@@ -158,7 +165,8 @@ def descend(
     norm = nn.utils.get_total_norm([own for own in gradients if own is not None])
     if max_grad_norm < float("inf"):
         nn.utils.clip_grads_with_norm_(params, max_grad_norm, norm)
-    return _step_if_finite(norm, optimizer, owner)
+    with frozen or nullcontext():
+        return _step_if_finite(norm, optimizer, owner)
 
 
 def _step_if_finite(norm: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> bool:

@@ -1,6 +1,7 @@
 """Mixers: the value of a joint action by the values of the agents' own actions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch as th
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.action_critics import observed_space
+from sb3_happo.common.frozen_rows import frozen_rows
 from sb3_happo.common.networks import NetworkOptions, make_optimizer
 from sb3_happo.common.state_critics import critic_keys
 from sb3_happo.envs.spaces import STATE
@@ -38,6 +40,13 @@ class SumMixer(nn.Module):
         :return: Values of the joint actions, ``(batch, 1)``
         """
         return values.sum(dim=1, keepdim=True)
+
+    def frozen(self, absent: Sequence[bool]) -> AbstractContextManager[None]:
+        """
+        :param absent: Mask of the agents that did not act, ``(n_agents,)``
+        :return: Context of a step of the optimiser, without effect: a sum learns nothing
+        """
+        return nullcontext()
 
 
 class MonotonicMixer(BaseModel):
@@ -104,6 +113,16 @@ class MonotonicMixer(BaseModel):
         hidden = F.elu(th.einsum("ba,bam->bm", values, first) + self.first_bias(features))
         last = self.last_weights(features).abs()
         return (hidden * last).sum(dim=1, keepdim=True) + self.last_bias(features)
+
+    def frozen(self, absent: Sequence[bool]) -> AbstractContextManager[None]:
+        """
+        :param absent: Mask of the agents that did not act, ``(n_agents,)``
+        :return: Context of a step of the optimiser that leaves these agents' weights as they are
+        """
+        last: Any = self.first_weights[-1]
+        mask = th.tensor(absent, device=last.weight.device)
+        rows = mask.repeat_interleave(last.out_features // self.n_agents)
+        return frozen_rows(self.optimizer, last.parameters(), rows)
 
     def observe(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """

@@ -1,6 +1,6 @@
 """The team: one policy per agent, and a critic of the subclass's choice."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -57,6 +57,8 @@ class MultiAgentPolicy(SavedPolicy):
     agent_class: ClassVar[type[AgentPolicy]] = AgentPolicy
     #: Head of the agents' policies, see :mod:`~sb3_happo.common.heads`
     actor_head: ClassVar[HeadName] = "gaussian"
+    #: Whether the algorithm knows when batch normalisation takes the moments of a minibatch
+    supports_batch_norm: ClassVar[bool] = False
     #: Further names that ``policy_kwargs`` may hold, for suggestions in errors
     own_kwargs: ClassVar[frozenset[str]] = frozenset(
         ("share_parameters", "append_agent_id", "agent_kwargs", "critic_kwargs")
@@ -83,6 +85,8 @@ class MultiAgentPolicy(SavedPolicy):
         critic_kwargs = None if critic_kwargs is None else dict(critic_kwargs)
         self._check_kwargs(kwargs, overrides)
         _check_all_net_archs(kwargs, overrides, critic_kwargs)
+        if not self.supports_batch_norm:
+            _refuse_batch_norm((kwargs, critic_kwargs or {}, *overrides.values()))
         self._init_kwargs: dict[str, Any] = {
             "append_agent_id": append_agent_id,
             "agent_kwargs": overrides,
@@ -401,6 +405,16 @@ def _check_all_net_archs(
         if "net_arch" in values:
             where = f"{place}['net_arch']"
             values["net_arch"] = check_net_arch(values["net_arch"], where)
+
+
+def _refuse_batch_norm(places: Iterable[Mapping[str, Any]]) -> None:
+    """Raise if some networks shall have batch normalisation."""
+    if any(place.get("batch_norm") for place in places):
+        raise ValueError(
+            "policy_kwargs: batch_norm=True is supported by HACrossQ alone, which takes the "
+            "moments of a minibatch in certain steps only; omit it, use layer_norm=True, or use "
+            "HACrossQ."
+        )
 
 
 def _no_dict(observation: Any) -> str:

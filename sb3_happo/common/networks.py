@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.torch_layers import BatchRenorm1d
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import (
@@ -56,6 +57,12 @@ class NetworkOptions:
     :param optimizer_class: Optimiser
     :param optimizer_kwargs: Keyword arguments of the optimiser, without the learning rate; None for
         those of :func:`make_optimizer`
+    :param batch_norm: Batch renormalisation before each layer with weights, as in CrossQ; for
+        policies that support it
+    :param batch_norm_momentum: Weight of a minibatch in the running statistics
+    :param batch_norm_eps: Number that is added to variances
+    :param renorm_warmup_steps: Number of minibatches before the running statistics correct the
+        moments of a minibatch
     :param recurrent: Recurrent layers between the features and the hidden layers: "lstm", "gru", or
         None
     :param lstm_hidden_size: Units of each recurrent layer
@@ -79,6 +86,10 @@ class NetworkOptions:
     lstm_hidden_size: int = 256
     n_lstm_layers: int = 1
     lstm_kwargs: dict[str, Any] | None = None
+    batch_norm: bool = False
+    batch_norm_momentum: float = 0.01
+    batch_norm_eps: float = 0.001
+    renorm_warmup_steps: int = 100_000
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "net_arch", check_net_arch(self.net_arch, "net_arch"))
@@ -228,12 +239,25 @@ def make_body(
         # The output of recurrent layers is normalised like that of a hidden layer
         dim, input_layer_norm = memory.hidden_size, options.layer_norm
     layers: list[nn.Module] = [nn.LayerNorm(dim)] if input_layer_norm else []
-    for n_units in options.hidden_units(part, isinstance(features_extractor, NatureCNN)):
+    widths = options.hidden_units(part, isinstance(features_extractor, NatureCNN))
+    # As in CrossQ, whose actors without hidden layers are not normalised
+    if widths or part != "pi":
+        layers += _batch_norm(dim, options)
+    for n_units in widths:
         layers += [nn.Linear(dim, n_units), options.activation_fn()]
         if options.layer_norm:
             layers.append(nn.LayerNorm(n_units))
+        layers += _batch_norm(n_units, options)
         dim = n_units
     return nn.Sequential(*layers), dim
+
+
+def _batch_norm(dim: int, options: NetworkOptions) -> list[nn.Module]:
+    """Batch renormalisation of ``dim`` features; empty without ``batch_norm``."""
+    if not options.batch_norm:
+        return []
+    momentum, warmup_steps = options.batch_norm_momentum, options.renorm_warmup_steps
+    return [BatchRenorm1d(dim, options.batch_norm_eps, momentum, True, warmup_steps)]
 
 
 class TeamModel(BaseModel):

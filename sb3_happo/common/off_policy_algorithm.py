@@ -12,6 +12,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.action_noise import NoiseSetting, TeamActionNoise
 from sb3_happo.common.checks import describe_masks
+from sb3_happo.common.critic_choice import rewards_differ
 from sb3_happo.common.hyperparameters import (
     COUNT,
     LEARNING_RATE,
@@ -298,6 +299,10 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
         buffer.end_episodes()
         self.replay_buffer = buffer
+        if self._chooses_critics:
+            seen = slice(0, buffer.size())
+            alive = None if buffer.activity is None else buffer.activity[seen, :, 1]
+            self._rewards_differ |= rewards_differ(buffer.agent_rewards[seen], alive)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_figures", "_random_actions"]

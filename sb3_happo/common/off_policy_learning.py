@@ -1,16 +1,20 @@
 """Gradient steps of the off-policy algorithms: critics, joint actions, and the log."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import ClassVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_happo.common.critic_choice import rewards_differ
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.replay_checkpoint import ReplayCheckpoint
+from sb3_happo.vec_env.step_facts import StepFacts
 
 
 class OffPolicyLearning(ReplayCheckpoint):
@@ -26,15 +30,46 @@ class OffPolicyLearning(ReplayCheckpoint):
     critic_loss_weight: ClassVar[float] = 1.0
     #: Figures of the gradient steps of the present update, by their names in the log
     _figures: dict[str, list[th.Tensor]]
+    #: True if agents have got different rewards at a step
+    _rewards_differ: bool = False
 
     def _begin_training(self) -> None:
         """Switch to training mode, and set the learning rates of all networks."""
         assert self.replay_buffer is not None
+        if self._chooses_critics and self._rewards_differ:
+            self._split_critics()
         self.policy.set_training_mode(True)
         self._figures = {}
         for group in self.policy.groups:
             self._set_actor_rate(group[0])
         self._set_critic_rate()
+
+    @property
+    def _chooses_critics(self) -> bool:
+        """True while critics are the team's, and may become the agents' own."""
+        return getattr(self.policy, "own_critics", False) == "auto" and len(self.agents) > 1
+
+    def _own_rewards(self, rewards: np.ndarray, facts: StepFacts) -> np.ndarray:
+        own = super()._own_rewards(rewards, facts)
+        if self._chooses_critics and not self._rewards_differ:
+            active, waiting = self._presence
+            alive = active if waiting is None or active is None else active | waiting
+            self._rewards_differ = rewards_differ(own, alive)
+        return own
+
+    def _split_critics(self) -> None:
+        """
+        Learn each agent's own reward from now on. Before, all agents got the same one, so that the
+        critics of the team's reward are a start for those of each agent's.
+        """
+        self.policy.split_critics()
+        self.policy_kwargs = self.policy_kwargs | {"own_critics": True}
+        if self.verbose >= 1:
+            print(
+                f"The agents' rewards differ: each agent has critics of its own from step "
+                f"{self.num_timesteps} on (own_critics='auto'; pass own_critics=False for critics "
+                "of the team's reward)"
+            )
 
     def _set_critic_rate(self) -> None:
         update_learning_rate(self.critic.optimizer, self._critic_rate())
@@ -49,16 +84,23 @@ class OffPolicyLearning(ReplayCheckpoint):
         assert self.replay_buffer is not None
         return self.replay_buffer.sample(batch_size, env=self.normalizer)
 
-    def _descend(self, loss: th.Tensor, optimizer: th.optim.Optimizer, owner: str) -> None:
+    def _descend(
+        self,
+        loss: th.Tensor,
+        optimizer: th.optim.Optimizer,
+        owner: str,
+        frozen: AbstractContextManager[None] | None = None,
+    ) -> None:
         """
         One gradient step.
 
         :param loss: Loss, a scalar
         :param optimizer: Optimiser
         :param owner: Name of the network for warnings
+        :param frozen: Context of the optimiser's step that keeps some parameters; None for none
         """
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, optimizer, norm, owner)
+        descend(loss, optimizer, norm, owner, frozen)
 
     def _update_critic(self, data: JointSamples, targets: th.Tensor) -> None:
         """
@@ -67,15 +109,23 @@ class OffPolicyLearning(ReplayCheckpoint):
         :param data: Transitions
         :param targets: Targets of the values, ``(batch, n_values)``
         """
-        actions = self._encoded(data)
-        values = self.critic(data.observations, actions)  # (n_critics, batch, n_values)
+        self._fit_critic(self.critic(data.observations, self._encoded(data)), targets, data)
+
+    def _fit_critic(self, values: th.Tensor, targets: th.Tensor, data: JointSamples) -> None:
+        """
+        :param values: Values of the transitions, differentiable, ``(n_critics, batch, n_values)``
+        :param targets: Targets of the values, ``(batch, n_values)``
+        :param data: Transitions
+        """
         errors = (values - targets).square()
-        counts = None
+        counts = absent = None
         if self.critic.n_values > 1 and data.activity is not None:
             # The value of an agent that has left is not learned
             counts = data.activity.alive
+            absent = ~counts.any(dim=0).repeat_interleave(self.critic.n_critics)
         loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
-        self._descend(loss, self.critic.optimizer, "the critic")
+        optimizer = self.critic.optimizer
+        self._descend(loss, optimizer, "the critic", self.critic.networks.frozen(optimizer, absent))
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 
@@ -95,6 +145,17 @@ class OffPolicyLearning(ReplayCheckpoint):
                 "hold 'agent_rewards'."
             )
         return data.agent_rewards
+
+    def _returns(self, data: JointSamples, next_values: th.Tensor) -> th.Tensor:
+        """
+        :param data: Transitions
+        :param next_values: Values after the transitions, ``(batch, n_values)``
+        :return: Targets of the critics, ``(batch, n_values)``
+        """
+        if self.critic.n_values > 1 and data.activity is not None:
+            # An agent's own critic learns nothing of states in which the agent has left
+            next_values = next_values * data.activity.next_alive
+        return self._rewards(data) + (1.0 - data.dones) * data.discounts * next_values
 
     def _encoded(self, data: JointSamples) -> th.Tensor:
         """Encoded actions of the buffer, zeros for inactive agents, ``(batch, n_encoded)``."""
@@ -128,6 +189,13 @@ class OffPolicyLearning(ReplayCheckpoint):
         if data.activity is None:
             return None
         return data.activity.active[:, self.agents.index(agent)]
+
+    def _acting(self, data: JointSamples) -> list[str]:
+        """Agents that acted in some of the transitions."""
+        if data.activity is None:
+            return list(self.agents)
+        acted = data.activity.active.any(dim=0).tolist()
+        return [agent for agent, own in zip(self.agents, acted, strict=True) if own]
 
     def _value_index(self, agent: str) -> int:
         """Index of the critic's value of an agent's reward."""
@@ -163,6 +231,8 @@ class OffPolicyLearning(ReplayCheckpoint):
         rate = self.lr_schedule(self._current_progress_remaining)
         self.logger.record("train/learning_rate", rate)
         self.logger.record("train/critic_learning_rate", self._critic_rate())
+        if len(self.agents) > 1 and hasattr(self.critic, "n_values"):
+            self.logger.record("train/own_critics", int(self.critic.n_values > 1))
 
 
 def mean_over(values: th.Tensor, counts: th.Tensor | None, dim: int) -> th.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch as th
 from gymnasium import spaces
@@ -17,6 +17,7 @@ from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extrac
 from sb3_happo.common.networks import NetworkOptions
 from sb3_happo.suggestions import check_names
 
+OwnCritics: TypeAlias = bool | Literal["auto"]
 #: Defaults of the networks: those of SB3's off-policy algorithms
 DEFAULTS: dict[str, Any] = {"net_arch": [256, 256], "ortho_init": False}
 
@@ -35,7 +36,9 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
     :param action_space: Joint action space, one entry per agent, in the agents' order
     :param lr_schedule: Learning rate of the actors
     :param n_critics: Number of critics per reward, of which targets take the least
-    :param own_critics: Critics for each agent's own reward instead of the team's
+    :param own_critics: True for critics of each agent's own reward, False for critics of the
+        team's; "auto" for critics of the team's until an algorithm has seen rewards that differ,
+        and of each agent's from then on
     :param agent_kwargs: Overrides for single agents
     :param critic_kwargs: Overrides for the critics
     :param kwargs: Keyword arguments of ``MultiAgentPolicy``; ``net_arch`` may be SB3's
@@ -46,7 +49,8 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
     own_kwargs: ClassVar[frozenset[str]] = MultiAgentPolicy.own_kwargs | {
         *("n_critics", "own_critics")
     }
-    #: Target networks for the actors too
+    #: Target networks for the critics, and for the actors
+    has_target_critic: ClassVar[bool] = True
     has_target_actors: ClassVar[bool] = False
     critic: ActionCritic
     critic_target: ActionCritic
@@ -57,13 +61,17 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
         action_space: spaces.Dict,
         lr_schedule: Schedule,
         n_critics: int = 2,
-        own_critics: bool = False,
+        own_critics: OwnCritics = False,
         agent_kwargs: Mapping[str, dict[str, Any]] | None = None,
         critic_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        if own_critics not in (True, False, "auto"):
+            raise ValueError(
+                f"policy_kwargs: own_critics must be True, False or 'auto', not {own_critics!r}"
+            )
         # Read by `make_critic`, which the base class calls
-        self._critic_form = {"n_critics": n_critics, "own_critics": own_critics}
+        self._critic_form: dict[str, Any] = {"n_critics": n_critics, "own_critics": own_critics}
         overrides = {agent: _options(own) for agent, own in (agent_kwargs or {}).items()}
         super().__init__(
             observation_space,
@@ -100,7 +108,8 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
                 targets.append(self._make_actor(leader, rate, agent_id, own))
             self.target_actors: Any = nn.ModuleList(targets)
         critic = self.make_action_critic(lr_schedule, kwargs, overrides)
-        self.critic_target = self.make_action_critic(lr_schedule, kwargs, overrides)
+        if self.has_target_critic:
+            self.critic_target = self.make_action_critic(lr_schedule, kwargs, overrides)
         return critic
 
     def make_action_critic(
@@ -118,7 +127,7 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
         shared = set(NetworkOptions.names()) - {"output_gain"}
         own = {name: value for name, value in kwargs.items() if name in shared} | overrides
         team = self.team_spaces
-        n_values = len(self.agents) if self._critic_form["own_critics"] else 1
+        n_values = len(self.agents) if self.own_critics is True else 1
         seen = f"the critic, the state, of {team.observation_space}"
         with explain_extractor(own, seen, "policy_kwargs['critic_kwargs']"):
             return ActionCritic(
@@ -136,6 +145,20 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
             for part in policy.action_head.parts:
                 masks.append(th.full((part.n_encoded,), isinstance(part, BoxHead)))
         return th.cat(masks)
+
+    @property
+    def own_critics(self) -> OwnCritics:
+        """
+        :return: Present meaning of the critics' values, as for the constructor
+        """
+        return self._critic_form["own_critics"]
+
+    def split_critics(self) -> None:
+        """Give each agent critics of its own reward, which continue those of the team's."""
+        self._critic_form["own_critics"] = True
+        self.critic.split(len(self.agents))
+        if self.has_target_critic:
+            self.critic_target.split(len(self.agents))
 
     @property
     def n_encoded(self) -> int:
@@ -156,7 +179,9 @@ class OffPolicyJointPolicy(MultiAgentPolicy):
         """
         :return: Networks and their target networks
         """
-        pairs: list[tuple[nn.Module, nn.Module]] = [(self.critic, self.critic_target)]
+        pairs: list[tuple[nn.Module, nn.Module]] = []
+        if self.has_target_critic:
+            pairs.append((self.critic, self.critic_target))
         if self.has_target_actors:
             for group, target in zip(self.groups, self.target_actors, strict=True):
                 pairs.append((self.policies[group[0]], target))

@@ -84,6 +84,21 @@ class JointSamples(NamedTuple):
     discounts: th.Tensor
     activity: Activity | None
 
+    def select(self, rows: th.Tensor) -> "JointSamples":
+        """
+        :param rows: Mask or indices of the transitions to take
+        :return: These transitions
+        """
+        fields: list[Any] = []
+        for value in self:
+            if isinstance(value, dict):
+                fields.append({key: own[rows] for key, own in value.items()})
+            elif isinstance(value, Activity):
+                fields.append(Activity(*(own[rows] for own in value)))
+            else:
+                fields.append(None if value is None else value[rows])
+        return JointSamples(*fields)
+
 
 class JointReplayBuffer(NumberedRows):
     """

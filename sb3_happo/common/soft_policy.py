@@ -22,9 +22,17 @@ class SoftJointPolicy(OffPolicyJointPolicy):
 
     def _make_actor(self, *args: Any, **kwargs: Any) -> AgentPolicy:
         policy = super()._make_actor(*args, **kwargs)
-        if len(policy.action_head.parts) == 1 and not policy.action_head.factors:
+        if has_two_layers(policy):
             order_as_two_layers(policy.head)
         return policy
+
+
+def has_two_layers(policy: AgentPolicy) -> bool:
+    """
+    :param policy: Policy of one agent
+    :return: True if its outputs are means and deviations of a single Box, as in SB3's SAC
+    """
+    return len(policy.action_head.parts) == 1 and not policy.action_head.factors
 
 
 @th.no_grad()

@@ -1,11 +1,15 @@
 """Networks of one form as one network with an additional dimension."""
 
+import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch as th
 from torch import nn
 from torch.nn import functional as F
+
+from sb3_happo.common.frozen_rows import frozen_rows
 
 
 class StackedLinear(nn.Module):
@@ -94,6 +98,91 @@ class StackedNetworks(nn.Module):
             has_weights = isinstance(layer, (StackedLinear, StackedLayerNorm))
             x = layer(x, rows) if has_weights else layer(x)
         return x
+
+    def repeat(self, n_copies: int, optimizer: th.optim.Optimizer) -> None:
+        """
+        Put copies of all networks beside them, with the same moments in the optimiser.
+
+        :param n_copies: Number of copies, with the networks themselves
+        :param optimizer: Optimiser of the networks
+        """
+        self.n_networks *= n_copies
+        for param in self.parameters():
+            moments = optimizer.state[param].values() if param in optimizer.state else ()
+            shape = param.shape
+            for tensor in (param, *moments):
+                if isinstance(tensor, th.Tensor) and tensor.shape == shape:
+                    tensor.data = tensor.data.repeat(n_copies, 1, 1)
+            param.grad = None
+
+    def frozen(
+        self, optimizer: th.optim.Optimizer, rows: th.Tensor | None
+    ) -> AbstractContextManager[None]:
+        """
+        :param optimizer: Optimiser of the networks
+        :param rows: Mask of the networks to keep, ``(n_networks,)``; None for none
+        :return: Context of a step of the optimiser that leaves these networks as they are
+        """
+        kept = () if rows is None else self.parameters()
+        return frozen_rows(optimizer, kept, rows)
+
+
+class SeparateNetworks(nn.Module):
+    """
+    Networks of one form, evaluated one after another. Unlike those of :class:`StackedNetworks` the
+    numbers are those of single networks to the last bit. Batch normalisation needs this to be
+    comparable with another implementation: it removes the mean of a unit, so that the gradient of a
+    bias before it is rounding alone where a ReLU is open for the whole minibatch, and Adam makes a
+    full step of that.
+
+    :param networks: Networks
+    """
+
+    def __init__(self, networks: Sequence[nn.Sequential]) -> None:
+        super().__init__()
+        self.n_networks = len(networks)
+        self.networks: Any = nn.ModuleList(networks)
+
+    def forward(self, x: th.Tensor, rows: slice | None = None) -> th.Tensor:
+        """
+        :param x: Inputs, the same for all networks, ``(batch, in)``
+        :param rows: Networks to evaluate; None for all
+        :return: Outputs, ``(n_networks, batch, out)``
+        """
+        chosen = self.networks if rows is None else self.networks[rows]
+        # In CrossQ's layout, by which gradients are summed in its order
+        return th.stack([network(x) for network in chosen], dim=1).transpose(0, 1)
+
+    def repeat(self, n_copies: int, optimizer: th.optim.Optimizer) -> None:
+        """
+        Put copies of all networks beside them, with the same moments in the optimiser.
+
+        :param n_copies: Number of copies, with the networks themselves
+        :param optimizer: Optimiser of the networks
+        """
+        originals = list(self.networks)
+        for _ in range(n_copies - 1):
+            for network in originals:
+                twin = copy.deepcopy(network)
+                self.networks.append(twin)
+                optimizer.param_groups[0]["params"] += twin.parameters()
+                for old, new in zip(network.parameters(), twin.parameters(), strict=True):
+                    if old in optimizer.state:
+                        optimizer.state[new] = copy.deepcopy(optimizer.state[old])
+        self.n_networks *= n_copies
+
+    def frozen(
+        self, optimizer: th.optim.Optimizer, rows: th.Tensor | None
+    ) -> AbstractContextManager[None]:
+        """
+        :param optimizer: Optimiser of the networks
+        :param rows: Mask of the networks to keep, ``(n_networks,)``; None for none
+        :return: Context of a step of the optimiser that leaves these networks as they are
+        """
+        kept: list[nn.Parameter] = []
+        for index in () if rows is None else rows.nonzero().flatten().tolist():
+            kept += self.networks[index].parameters()
+        return frozen_rows(optimizer, kept, slice(None))
 
 
 def _stack_layers(layers: Sequence[nn.Module]) -> nn.Module:

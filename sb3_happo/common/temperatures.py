@@ -7,18 +7,27 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_happo.common.frozen_rows import frozen_rows
 from sb3_happo.common.heads import Expansion
 from sb3_happo.common.leaf_heads import BoxHead
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
-from sb3_happo.common.off_policy_learning import mean_over
-from sb3_happo.common.replay_buffer import JointSamples
 
 #: Share of the largest entropy of discrete actions in the default target
 DISCRETE_SHARE = 0.5
 
 
 class Temperatures(MultiAgentOffPolicyAlgorithm):
-    """Base of the algorithms that reward entropy, with a temperature for each agent."""
+    """
+    Base of the algorithms that reward entropy, with a temperature for each agent.
+
+    :param args: Arguments of
+        :class:`~sb3_happo.common.off_policy_algorithm.MultiAgentOffPolicyAlgorithm`
+    :param ent_coef: Temperature; "auto" to learn one per agent, "auto_0.1" with an initial value
+    :param target_entropy: Entropy that learned temperatures aim at, one for all agents or
+        ``{agent: entropy}``; "auto" for minus the number of continuous actions plus half the
+        largest entropy of the discrete ones
+    :param kwargs: Keyword arguments of ``MultiAgentOffPolicyAlgorithm``
+    """
 
     # Made again of `ent_coef`
     other_attributes: ClassVar[tuple[str, ...]] = (
@@ -29,6 +38,17 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
     target_entropy: Any
     log_ent_coef: th.Tensor | None
     ent_coef_optimizer: th.optim.Adam | None
+
+    def __init__(
+        self,
+        *args: Any,
+        ent_coef: str | float = "auto",
+        target_entropy: str | float | Mapping[str, float] = "auto",
+        **kwargs: Any,
+    ) -> None:
+        self.ent_coef = ent_coef
+        self.target_entropy = target_entropy
+        super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
         initial = initial_temperature(self.ent_coef)
@@ -71,37 +91,46 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
         n_box = sum(part.n_encoded for part in head.parts if isinstance(part, BoxHead))
         if head.masked and choices.actions.shape[1] > 1:
             # Illegal choices cannot add to the entropy
-            legal = (choices.probs.detach() > 0).sum(dim=1)
+            legal = (choices.probs.detach() > 0).sum(dim=1, keepdim=True)
             return DISCRETE_SHARE * legal.log() - float(n_box)
         return DISCRETE_SHARE * sum(map(math.log, head.factors)) - float(n_box)
 
-    def _update_temperatures(
-        self, decisions: Mapping[str, tuple[Expansion, th.Tensor]], data: JointSamples
-    ) -> th.Tensor:
+    def _temperatures(self) -> th.Tensor:
+        """Present temperatures, ``(n_agents,)``."""
+        return self._fixed_coefs if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+
+    def _excess(self, agent: str, choices: Expansion, active: th.Tensor | None) -> th.Tensor:
+        """
+        :param agent: Name of the agent
+        :param choices: All choices of the agent
+        :param active: Mask of the transitions at which it acted, ``(batch,)``; None for all
+        :return: Target entropy minus the present one at these transitions, ``(n_acted, 1)``
+        """
+        log_probs = (choices.probs * choices.log_probs).sum(dim=1, keepdim=True).detach()
+        excess = log_probs + self._target_of(agent, choices)
+        return excess if active is None else excess[active]
+
+    def _update_temperatures(self, excess: Mapping[str, th.Tensor]) -> None:
         """
         One gradient step of the temperatures.
 
-        :param decisions: Choices of each agent
-        :param data: Transitions, of which those at which an agent acted count
-        :return: Temperatures before the step, ``(n_agents,)``
+        :param excess: Result of :meth:`_excess` for the agents that acted in the minibatch; the
+            temperatures of the others stay
         """
-        if self.log_ent_coef is None or self.ent_coef_optimizer is None:
-            return self._fixed_coefs
-        coefs = self.log_ent_coef.detach().exp()
+        if self.log_ent_coef is None or self.ent_coef_optimizer is None or not excess:
+            return
+        idle = th.ones(len(self.agents), dtype=th.bool, device=self.device)
         losses = []
-        for index, agent in enumerate(self.agents):
-            choices = decisions[agent][0]
-            log_probs = (choices.probs * choices.log_probs).sum(dim=1).detach()
-            excess = log_probs + self._target_of(agent, choices)
-            losses.append(
-                -self.log_ent_coef[index] * mean_over(excess, self._active(agent, data), dim=0)
-            )
+        for agent, own in excess.items():
+            index = self.agents.index(agent)
+            idle[index] = False
+            losses.append(-(self.log_ent_coef[index : index + 1] * own).mean())
         loss = th.stack(losses).sum()
         self.ent_coef_optimizer.zero_grad()
         loss.backward()
-        self.ent_coef_optimizer.step()
+        with frozen_rows(self.ent_coef_optimizer, [self.log_ent_coef], idle):
+            self.ent_coef_optimizer.step()
         self._record("train/ent_coef_loss", loss)
-        return coefs
 
     def _checkpoint_state(self) -> dict[str, Any]:
         coefs = None if self.log_ent_coef is None else self.log_ent_coef.detach().clone()

@@ -228,13 +228,18 @@ class ValueBasedAlgorithm(MultiAgentOffPolicyAlgorithm):
             columns.append(self.policy.best(values, agent, chosen_by))
         return th.stack(columns, dim=1)
 
+    def _distances(self, values: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """Losses of ``value_loss`` alone, of the shape of the values."""
+        losses: th.Tensor = _LOSSES[self.value_loss](values, targets, reduction="none")
+        return losses
+
     def _losses(self, values: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """
         :param values: Values, ``(batch, n_values)``
         :param targets: Targets, ``(batch, n_values)``
         :return: Losses, ``(batch, n_values)``
         """
-        losses = _LOSSES[self.value_loss](values, targets, reduction="none")
+        losses = self._distances(values, targets)
         if self.hysteretic == 1.0:
             return losses
         return losses * th.where(targets < values.detach(), self.hysteretic, 1.0)

@@ -9,6 +9,7 @@ from torch import nn
 
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.heads import HeadName
+from sb3_happo.common.leaf_heads import ILLEGAL
 from sb3_happo.common.mixers import MonotonicMixer, NoMixer, SumMixer
 from sb3_happo.common.networks import NetworkOptions
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
@@ -88,6 +89,13 @@ class IndependentValuePolicy(OffPolicyJointPolicy):
             some = masks.bool().any(dim=1, keepdim=True)
             masks = masks.where(some, th.ones_like(masks))
         return self.policies[agent].action_head.values(outputs, masks)
+
+    def legal(self, values: th.Tensor) -> th.Tensor:
+        """
+        :param values: Values of all options, as :meth:`values` returns them
+        :return: Mask of the legal options, of the same shape
+        """
+        return values > 0.5 * ILLEGAL
 
     def best(self, values: th.Tensor, agent: str, chosen_by: th.Tensor | None = None) -> th.Tensor:
         """

@@ -119,7 +119,7 @@ class HATD3(MultiAgentOffPolicyAlgorithm):
         active = None if data.activity is None else data.activity.next_active
         actions = self._only_active(actions, active)
         next_values = self.policy.critic_target.least(data.next_observations, actions)
-        return self._rewards(data) + (1.0 - data.dones) * data.discounts * next_values
+        return self._returns(data, next_values)
 
     def _smooth(self, actions: th.Tensor) -> th.Tensor:
         """Encoded actions with clipped noise on the continuous columns."""

@@ -23,14 +23,18 @@ class MATD3(HATD3):
     al. 2017) or those of their present policies. No agent sees the update of another one, so that
     the order has no effect on the losses. With one agent the numbers are those of SB3's ``TD3``.
 
-    Where rewards differ between the agents, ``policy_kwargs=dict(own_critics=True)`` gives each
-    agent a critic of its own reward.
+    There is one critic where all agents get the same reward, and one for each agent's own reward
+    where rewards differ. No environment says before training which it is: critics are the team's
+    until a step at which rewards differ, and their copies are the agents' from then on, which the
+    log names ("train/own_critics"). ``policy_kwargs=dict(own_critics=True)`` or ``False`` decides
+    it beforehand.
 
     :param policy: As for ``HATD3``
     :param env: As for ``HATD3``
     :param learning_rate: As for ``HATD3``
     :param args: As for ``HATD3``
     :param other_actions: Actions of the other agents in an agent's loss: "buffer" or "policies"
+    :param policy_kwargs: As for ``HATD3``; ``own_critics`` is "auto" by default
     :param kwargs: As for ``HATD3``
     :raises ValueError: If ``other_actions`` is neither of these
     """
@@ -42,10 +46,12 @@ class MATD3(HATD3):
         learning_rate: float | Schedule = 1e-3,
         *args: Any,
         other_actions: str = "buffer",
+        policy_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.other_actions = other_actions
-        super().__init__(policy, env, learning_rate, *args, **kwargs)
+        policy_kwargs = {"own_critics": "auto"} | (policy_kwargs or {})
+        super().__init__(policy, env, learning_rate, *args, policy_kwargs=policy_kwargs, **kwargs)
 
     def _setup_model(self) -> None:
         if self.other_actions not in OTHER_ACTIONS:

@@ -51,13 +51,19 @@ class VDN(ValueBasedAlgorithm):
         self._optimizers = OptimizerGroup(optimizers)
 
     def _learn(self, data: JointSamples) -> None:
-        values = th.stack(list(self._taken_values(data).values()), dim=1)
+        taken = self._taken_values(data)
+        absent = set(self.agents) - set(self._acting(data))
+        for agent in absent:
+            # Without a gradient: one of zero would leave the network to the optimiser's momentum
+            taken[agent] = taken[agent].detach()
+        values = th.stack(list(taken.values()), dim=1)
         if data.activity is not None:
             values = values * data.activity.active
         joint = self.critic(values, data.observations)
         loss = self._losses(joint, self._targets(data)).mean()
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, self._optimizers, norm, "the team")  # type: ignore[arg-type]
+        frozen = self.critic.frozen([agent in absent for agent in self.agents])
+        descend(loss, self._optimizers, norm, "the team", frozen)  # type: ignore[arg-type]
         self._record("train/loss", loss)
         self._record("train/q_value", joint.mean())
 

@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_happo.common.finite import count_left_out
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
@@ -56,9 +57,11 @@ class OffPolicyLearning(ReplayState):
         :param loss: Loss, a scalar
         :param optimizer: Optimiser
         :param owner: Name of the network for warnings
+        :raises NotFiniteError: If the gradients of three steps in a row were NaN or infinite
         """
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, optimizer, norm, owner)
+        learned = descend(loss, optimizer, norm, owner)
+        count_left_out(self, owner, learned)
 
     def _update_critic(self, data: JointSamples, targets: th.Tensor) -> None:
         """

@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.optimizer_group import OptimizerGroup
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.value_based_algorithm import ValueBasedAlgorithm, ValueLoss
@@ -56,8 +55,7 @@ class VDN(ValueBasedAlgorithm):
             values = values * data.activity.active
         joint = self.critic(values, data.observations)
         loss = self._losses(joint, self._targets(data)).mean()
-        norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, self._optimizers, norm, "the team")  # type: ignore[arg-type]
+        self._descend(loss, self._optimizers, "the team")  # type: ignore[arg-type]
         self._record("train/loss", loss)
         self._record("train/q_value", joint.mean())
 

@@ -9,7 +9,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule, TrainFrequencyUnit
 from stable_baselines3.common.utils import FloatSchedule
 
@@ -34,6 +33,7 @@ from sb3_happo.common.replay_checks import (
     check_loaded_buffer,
     check_policy_name,
 )
+from sb3_happo.common.replay_files import read_replay_buffer
 from sb3_happo.common.replay_memory import check_replay_memory, replay_bytes
 from sb3_happo.common.rollout_memory import describe
 from sb3_happo.common.threads import torch_threads
@@ -264,15 +264,19 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         self,
         path: str | pathlib.Path | io.BufferedIOBase,
         truncate_last_traj: bool = True,
+        trust_pickle: bool = False,
     ) -> None:
         """
-        Load a replay buffer that ``save_replay_buffer`` has saved.
+        Load a replay buffer that ``save_replay_buffer`` has saved. The file is a pickle, of which
+        only arrays, spaces and buffers of this package are read.
 
         :param path: Path of the file, or an open file
         :param truncate_last_traj: Without effect: running episodes are always cut off
-        :raises ValueError: If it is a buffer of another team, or of another number of environments
+        :param trust_pickle: Whether the file may run any code, as a buffer class of your own needs
+        :raises ValueError: If it is a buffer of another team, or of another number of environments,
+            or if it holds something else
         """
-        buffer = load_from_pkl(path, self.verbose)
+        buffer = read_replay_buffer(path, self.verbose, trust_pickle)
         check_loaded_buffer(buffer, self.observation_space, self.action_space, self.n_envs)
         buffer.device = self.device
         buffer.n_steps, buffer.gamma = self.n_steps, self.gamma

@@ -77,8 +77,12 @@ class OffPolicyLearning(ReplayState):
         if self.critic.n_values > 1 and data.activity is not None:
             # The value of an agent that has left is not learned
             counts = data.activity.alive
-        loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
+        losses = mean_over(errors, counts, dim=1).sum(dim=0) * self.critic_loss_weight
+        loss = losses.sum()
         self._descend(loss, self.critic.optimizer, "the critic")
+        if self.critic.n_values > 1:
+            for agent, own in zip(self.agents, losses, strict=True):
+                self._record(f"{self._log_names[agent]}/critic_loss", own)
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 

@@ -74,7 +74,7 @@ def read_replay_buffer(
     file = open_path(path, "r", verbose=verbose, suffix="pkl")
     try:
         return _BufferUnpickler(file).load()
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, EOFError, AttributeError) as error:
         raise ValueError(
             f"{path} is no replay buffer of a team (JointReplayBuffer) that is read without "
             f"running code: it holds {error}. If you trust the file, as with a buffer class of "

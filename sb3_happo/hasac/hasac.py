@@ -90,6 +90,7 @@ class HASAC(Temperatures):
             # In SB3's order of random numbers
             decisions = {agent: self._decide(agent, data) for agent in self.agents}
             coefs = self._update_temperatures(decisions, data)
+            self._record("train/ent_coef", coefs.mean())
             self._update_critic(data, self._targets(data, coefs))
             self._update_actors(data, decisions, coefs)
             if step % self.target_update_interval == 0:

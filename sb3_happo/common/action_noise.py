@@ -8,12 +8,14 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_happo.common.distributions import action_leaves
+from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.suggestions import did_you_mean
 
 #: Setting of the user: one noise for the team, noises of single agents, or None
 NoiseSetting: TypeAlias = ActionNoise | Mapping[str, ActionNoise] | None
 
 
+@allow_in_files
 class TeamActionNoise(VectorizedActionNoise):
     """
     Noise of all agents in all environments. Only continuous columns of raw actions get noise.

@@ -1,5 +1,7 @@
 """Algorithms of the zoo by their names on the command line."""
 
+from typing import Any
+
 from rl_zoo3.utils import ALGOS
 
 from sb3_happo import (
@@ -20,6 +22,7 @@ from sb3_happo import (
 )
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 
 TEAM_ALGOS: dict[str, type[MultiAgentAlgorithm]] = {
     "happo": HAPPO,
@@ -46,3 +49,13 @@ def is_off_policy(algo: str) -> bool:
     :return: True if it learns from a replay buffer
     """
     return issubclass(TEAM_ALGOS[algo], MultiAgentOffPolicyAlgorithm)
+
+
+def has_checkpoints(algo: str) -> bool:
+    """
+    :param algo: Name of an algorithm
+    :return: True if its checkpoints hold the state of its collection of experience, so that a run
+        can be resumed
+    """
+    own: Any = TEAM_ALGOS[algo]
+    return own._checkpoint_state is not ResumableAlgorithm._checkpoint_state

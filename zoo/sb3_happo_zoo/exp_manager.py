@@ -28,12 +28,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
 from sb3_happo.common.checkpoint_files import checkpoints_in
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.replay_checks import check_learning_starts
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
 from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecNormalizeTeam
 from sb3_happo.vec_env.normalize import as_team_normalizer, is_quantity
-from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.algorithms import TEAM_ALGOS, has_checkpoints
 from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.entries import (
     as_numbers,
@@ -299,7 +300,10 @@ class TeamExperimentManager(ExperimentManager):
         try:
             if self.continue_training:
                 check_algorithm(Path(self.trained_agent), self.algo)
-            return super().setup_experiment()
+            results = super().setup_experiment()
+            if results is not None and isinstance(results[0], MultiAgentOffPolicyAlgorithm):
+                check_learning_starts(results[0].learning_starts, self.n_timesteps)
+            return results
         except BaseException:
             self._remove_log_folder()
             raise
@@ -344,9 +348,8 @@ class TeamExperimentManager(ExperimentManager):
         assert model.replay_buffer is not None
         n_stored = model.replay_buffer.size() * model.n_envs
         print(f"Loading the replay buffer {path} with {n_stored:,} transitions")
-        if n_stored >= model.learning_starts and "learning_starts" not in (
-            self.custom_hyperparams or {}
-        ):
+        given = "learning_starts" in (self.custom_hyperparams or {})
+        if n_stored >= model.batch_size and not given:
             # Random actions at the beginning would only fill the buffer again
             model.learning_starts = 0
 
@@ -377,7 +380,12 @@ class TeamExperimentManager(ExperimentManager):
                 callback.__class__ = EvalCallback
                 callback.callback_on_new_best = None
         self.callbacks.append(RunNotes(Path(self.params_path), self.notes))
-        if self.checkpoint_freq >= 0:
+        if self.checkpoint_freq > 0 and not has_checkpoints(self.algo):
+            print(
+                f"--checkpoint-freq: {self.algo} makes no checkpoints for --resume yet. "
+                "--save-replay-buffer keeps what -i goes on from."
+            )
+        elif self.checkpoint_freq >= 0 and has_checkpoints(self.algo):
             checkpoints = ResumableCheckpointCallback(
                 self.checkpoint_freq or _STEPS_BETWEEN_CHECKPOINTS * self.n_envs,
                 Path(self.save_path) / CHECKPOINTS,

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_happo.common.checkpoint_files import checkpoints_in
 from sb3_happo.common.monitor_files import monitor_start
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
+from sb3_happo_zoo.algorithms import TEAM_ALGOS, has_checkpoints
 from sb3_happo_zoo.entries import find_config, is_yaml
 from sb3_happo_zoo.exp_manager import TeamExperimentManager
 from sb3_happo_zoo.run_folder import CHECKPOINTS, read_notes, read_yaml
@@ -53,8 +54,8 @@ def interrupted_run(path: str | Path) -> InterruptedRun:
     """
     :param path: Folder of a run
     :return: The run
-    :raises ValueError: If it is no folder of a run, if the run is finished, or if it has no
-        checkpoint
+    :raises ValueError: If it is no folder of a run, if the run is finished, if its algorithm makes
+        no checkpoints, or if it has none
     """
     folder = Path(path)
     commands = sorted(folder.glob("*/command.txt"))
@@ -69,6 +70,13 @@ def interrupted_run(path: str | Path) -> InterruptedRun:
         raise ValueError(
             f"The run in {folder} is finished, so that there is nothing to resume; "
             f"-i {folder / details.name}.zip begins another training with its model."
+        )
+    algo = read_yaml(details / "args.yml").get("algo", "")
+    if algo in TEAM_ALGOS and not has_checkpoints(algo):
+        raise ValueError(
+            f"{algo} makes no checkpoints yet, so that the run in {folder} cannot be resumed. "
+            f"Start it anew ({command}), or go on with a model of it and its replay buffer, if it "
+            f"was saved: -i {folder}/<model>.zip"
         )
     if not checkpoints_in(folder / CHECKPOINTS):
         raise ValueError(

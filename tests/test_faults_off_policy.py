@@ -114,7 +114,7 @@ def check_saved(model: Any, error: BaseException, folder: Path, expected: dict[s
 def test_an_environment_that_fails(algorithm: Any, what: str, tmp_path: Path) -> None:
     model = make(algorithm, team(algorithm, 40, what), tmp_path)
     recorder = Recorder()
-    with pytest.raises((ZeroDivisionError, ValueError), match="broken|'leg'") as caught:
+    with pytest.raises((ZeroDivisionError, ValueError), match=r"broken|'leg'") as caught:
         model.learn(64, recorder)
     check_saved(model, caught.value, tmp_path, recorder.states[-1])
     assert model._n_updates == recorder.n_updates[-1] > 10

@@ -68,9 +68,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     ],
 )
 def test_names_that_no_buffer_holds(module: str, name: str, tmp_path: Path) -> None:
-    frames = b"".join(
-        b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name)
-    )
+    frames = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
     (tmp_path / "buffer.pkl").write_bytes(b"\x80\x04" + frames + b"\x93.")
     model = small(HATD3, JointEnv(RandomTeam({"a": spaces.Box(-1, 1, (2,))})), seed=0)
     with pytest.raises(ValueError, match="without running code"):
@@ -81,7 +79,7 @@ def test_a_class_of_ones_own_must_be_trusted(tmp_path: Path) -> None:
     env = JointEnv(RandomTeam({"a": spaces.Box(-1, 1, (2,))}))
     model = small(HATD3, env, seed=0, replay_buffer_class=OwnBuffer).learn(30)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
-    with pytest.raises(ValueError, match="OwnBuffer.*trust_pickle=True"):
+    with pytest.raises(ValueError, match=r"OwnBuffer.*trust_pickle=True"):
         model.load_replay_buffer(tmp_path / "buffer.pkl")
     model.load_replay_buffer(tmp_path / "buffer.pkl", trust_pickle=True)
     assert isinstance(model.replay_buffer, OwnBuffer)

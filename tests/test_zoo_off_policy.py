@@ -15,13 +15,12 @@ from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckA
 
 pytest.importorskip("rl_zoo3", reason='the zoo needs: pip install ".[zoo]"')
 
+from sb3_happo import HATD3
 from sb3_happo_zoo.algorithms import TEAM_ALGOS, has_checkpoints, is_off_policy
 from sb3_happo_zoo.entries import as_numbers, evaluate, make_schedules, read_settings
 from sb3_happo_zoo.exp_manager import TeamExperimentManager
 from sb3_happo_zoo.noise import with_action_noise
 from sb3_happo_zoo.trained_agents import load_agent
-
-from sb3_happo import HATD3
 
 OFF_POLICY = [algo for algo in TEAM_ALGOS if is_off_policy(algo)]
 LQ = "games/lq_team"
@@ -267,5 +266,7 @@ def test_a_study(tune: ModuleType, tmp_path: Path) -> None:
         ]
     )  # fmt: skip
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 2
-    best = yaml.safe_load((tmp_path / "hatd3" / "study_hatd3_games-lq_team" / "best.yml").read_text())
+    best = yaml.safe_load(
+        (tmp_path / "hatd3" / "study_hatd3_games-lq_team" / "best.yml").read_text()
+    )
     assert best[LQ]["learning_starts"] == 20 and "noise_type" in best[LQ]

@@ -27,8 +27,6 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 
 from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
 from sb3_happo.common.checkpoint_files import checkpoints_in
-from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
-from sb3_happo.common.replay_checks import check_learning_starts
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
@@ -36,6 +34,7 @@ from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecNormalize
 from sb3_happo.vec_env.normalize import as_team_normalizer, is_quantity
 from sb3_happo_zoo.algorithms import TEAM_ALGOS, has_checkpoints
 from sb3_happo_zoo.allocator import keep_freed_memory
+from sb3_happo_zoo.continuation import check_random_steps, load_trained, save_replay_buffer
 from sb3_happo_zoo.entries import (
     as_numbers,
     check_keys,
@@ -52,7 +51,6 @@ from sb3_happo_zoo.noise import with_action_noise
 from sb3_happo_zoo.paths import command_words
 from sb3_happo_zoo.run_folder import (
     CHECKPOINTS,
-    REPLAY_BUFFER,
     check_algorithm,
     find_statistics,
     write_notes,
@@ -301,8 +299,7 @@ class TeamExperimentManager(ExperimentManager):
             if self.continue_training:
                 check_algorithm(Path(self.trained_agent), self.algo)
             results = super().setup_experiment()
-            if results is not None and isinstance(results[0], MultiAgentOffPolicyAlgorithm):
-                check_learning_starts(results[0].learning_starts, self.n_timesteps)
+            check_random_steps(results, self.n_timesteps)
             return results
         except BaseException:
             self._remove_log_folder()
@@ -318,40 +315,7 @@ class TeamExperimentManager(ExperimentManager):
         shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        more = {"trust_pickle": True} if self.trust_pickle else {}
-        networks = ("policy", "policy_kwargs")
-        settings = {name: value for name, value in hyperparams.items() if name not in networks}
-        print(f"Loading {self.trained_agent}")
-        model = TEAM_ALGOS[self.algo].load(
-            self.trained_agent,
-            env=env,
-            seed=self.seed,
-            tensorboard_log=self.tensorboard_log,
-            verbose=self.verbose,
-            device=self.device,
-            **settings | more,
-        )
-        buffer = Path(self.trained_agent).parent / REPLAY_BUFFER
-        if isinstance(model, MultiAgentOffPolicyAlgorithm) and buffer.is_file():
-            self._load_replay_buffer(model, buffer)
-        return model
-
-    def _load_replay_buffer(self, model: MultiAgentOffPolicyAlgorithm, path: Path) -> None:
-        """
-        Go on with the transitions of the run that has trained a model.
-
-        :param model: Model whose training is continued
-        :param path: Path of the replay buffer
-        :raises ValueError: If it does not fit the model
-        """
-        model.load_replay_buffer(path, trust_pickle=self.trust_pickle)
-        assert model.replay_buffer is not None
-        n_stored = model.replay_buffer.size() * model.n_envs
-        print(f"Loading the replay buffer {path} with {n_stored:,} transitions")
-        given = "learning_starts" in (self.custom_hyperparams or {})
-        if n_stored >= model.batch_size and not given:
-            # Random actions at the beginning would only fill the buffer again
-            model.learning_starts = 0
+        return load_trained(self, hyperparams, env)
 
     def create_log_folder(self) -> None:
         """Make the run's folder. Runs that start at the same time get different folders."""
@@ -440,10 +404,8 @@ class TeamExperimentManager(ExperimentManager):
         print(f"Saving to {self.save_path}")
         # SB3 adds no ending to names with a dot, such as pettingzoo.sisl/...
         model.save(f"{self.params_path}.zip")
-        if self.save_replay_buffer and isinstance(model, MultiAgentOffPolicyAlgorithm):
-            path = Path(self.save_path) / REPLAY_BUFFER
-            print(f"Saving the replay buffer {path}")
-            model.save_replay_buffer(path)
+        if self.save_replay_buffer:
+            save_replay_buffer(model, self.save_path)
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         super()._save_config(saved_hyperparams)

@@ -45,7 +45,9 @@ def _sample_off_policy(
 
     candidates: dict[str, Callable[[], Any]] = {
         "gamma": lambda: rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.2, log=True)),
-        "learning_rate": lambda: rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
+        "learning_rate": lambda: rounded(
+            trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)
+        ),
         "batch_size": lambda: 2 ** trial.suggest_int("batch_size_pow", 5, 10),
         "tau": lambda: rounded(trial.suggest_float("tau", 0.001, 0.08, log=True)),
         "train_freq": lambda: trial.suggest_int("train_freq", 1, 10),

@@ -70,7 +70,8 @@ def make_noise(
 def _noise(noise_class: Any, name: str, deviation: Any, size: int) -> ActionNoise:
     is_number = isinstance(deviation, (int, float)) and not isinstance(deviation, bool)
     if not is_number or not 0 <= deviation < np.inf:
-        raise ValueError(f"{name} must be a number, at least 0, or {{agent: number}}, not "
-                         f"{deviation!r}")
+        raise ValueError(
+            f"{name} must be a number, at least 0, or {{agent: number}}, not {deviation!r}"
+        )
     noise: ActionNoise = noise_class(mean=np.zeros(size), sigma=deviation * np.ones(size))
     return noise

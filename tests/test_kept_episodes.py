@@ -199,7 +199,5 @@ def test_a_state_that_is_no_data_is_named(tmp_path: Path) -> None:
             return {"self": self}
 
     model = on_policy(make_joint_vec_env(Bad, 1))
-    with pytest.raises(
-        ValueError, match=r"get_state\(\) of Bad returned an object"
-    ):
+    with pytest.raises(ValueError, match=r"get_state\(\) of Bad returned an object"):
         model.learn(UPDATE, ResumableCheckpointCallback(1, tmp_path))

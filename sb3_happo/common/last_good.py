@@ -46,9 +46,9 @@ class Snapshot:
             for module in model.policy.modules()
         ]
         self._optimizers = [
-            (optimizer, _copied(optimizer.state)) for optimizer in _optimizers(model)
+            (optimizer, _copied(optimizer.state)) for optimizer in optimizers_of(model)
         ]
-        self._statistics = copy.deepcopy(_statistics(model.get_vec_normalize_env()))
+        self._statistics = copy.deepcopy(statistics_of(model.get_vec_normalize_env()))
 
     @th.no_grad()
     def restore(self, model: Any) -> None:
@@ -73,8 +73,11 @@ def _tensors(model: Any) -> list[th.Tensor]:
     return [parameter.detach() for parameter in model.policy.parameters()]
 
 
-def _optimizers(model: Any) -> list[th.optim.Optimizer]:
-    """Optimisers of the networks inside a policy, each once."""
+def optimizers_of(model: Any) -> list[th.optim.Optimizer]:
+    """
+    :param model: Model
+    :return: Optimisers of the networks inside its policy, each once
+    """
     found = {}
     for module in model.policy.modules():
         optimizer = getattr(module, "optimizer", None)
@@ -94,8 +97,11 @@ def _copied(state: Any) -> dict[Any, dict[str, Any]]:
     return copies
 
 
-def _statistics(normalize: VecNormalize | None) -> dict[str, Any]:
-    """Attributes of a ``VecNormalize`` that hold running statistics."""
+def statistics_of(normalize: VecNormalize | None) -> dict[str, Any]:
+    """
+    :param normalize: ``VecNormalize``, or None
+    :return: Its attributes that hold running statistics, or dicts of them
+    """
     if normalize is None:
         return {}
     kept = {}
@@ -111,13 +117,12 @@ class LastGood:
     The last good weights of a training: those with which a rollout was collected without a fault.
 
     An algorithm calls :meth:`begin_rollout` and :meth:`end_rollout`. The weights after an update
-    count as good at the end of the rollout that follows it. A family that calls neither keeps no
-    copies; after a fault its weights are saved as they are, if they are finite.
+    count as good at the end of the rollout that follows it.
     """
 
     def __init__(self) -> None:
-        self._confirmed: Snapshot | None = None
-        self._tried: Snapshot | None = None
+        self._confirmed: Any = None
+        self._tried: Any = None
 
     @property
     def in_rollout(self) -> bool:
@@ -146,11 +151,11 @@ class LastGood:
         check_outputs(model)
         self._confirmed, self._tried = self._tried, None
 
-    def snapshot(self, model: Any, outputs_failed: bool) -> Snapshot | None:
+    def snapshot(self, model: Any, outputs_failed: bool) -> Any:
         """
         :param model: Model after a fault
         :param outputs_failed: Whether finite weights gave outputs that are not finite
-        :return: Copy to go back to, None if there is none
+        :return: Copy to go back to, with a method ``restore``; None if there is none
         """
         if self._tried is None or outputs_failed:
             return self._confirmed
@@ -200,10 +205,25 @@ def check_next_outputs(model: Any) -> None:
     if not isinstance(model._last_obs, dict):
         return
     state = model.collector_state
-    obs = model._to_tensors(state.obs)
+    _check_outputs_for(model, state.obs, state.states)
+
+
+def check_last_outputs(model: Any) -> None:
+    """
+    :param model: Off-policy model
+    :raises NotFiniteError: If the agents' networks return NaN or infinity for the observations that
+        the team would answer next
+    """
+    if isinstance(model._last_obs, dict):
+        _check_outputs_for(model, model._last_obs, None)
+
+
+def _check_outputs_for(model: Any, observations: Any, states: Any) -> None:
+    """Refuse outputs of the agents' networks that are not finite for finite observations."""
+    obs = model._to_tensors(observations)
     if not all_finite(list(obs.values())):
         return
-    agents = agents_without_outputs(model.policy, obs, state.states)
+    agents = agents_without_outputs(model.policy, obs, states)
     if agents:
         raise outputs_error([f"agent {agent!r}" for agent in agents])
 
@@ -225,6 +245,8 @@ def as_named_error(model: Any, error: Exception) -> Exception:
     checks = [check_weights]
     if hasattr(model, "rollout_buffer"):
         checks += [check_outputs, check_next_outputs]
+    else:
+        checks.append(check_last_outputs)
     for check in checks:
         try:
             check(model)

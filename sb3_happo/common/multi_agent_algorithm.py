@@ -70,6 +70,8 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
+    #: Keeper of the weights that a failing :meth:`learn` goes back to
+    last_good_class: ClassVar[type[LastGood]] = LastGood
     #: Folder for the model that a failing :meth:`learn` saves; None: that of the logger
     last_good_folder: str | None = None
     #: Path of the model that a failing :meth:`learn` has saved, None if there is none
@@ -301,7 +303,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
             ThreadPoolExecutor(n_shards) as executor,
             keep_unwritten_files(write_or_fail),
         ):
-            self._executor, self._last_good = executor, LastGood()
+            self._executor, self._last_good = executor, self.last_good_class()
             try:
                 super().learn(
                     n_steps,

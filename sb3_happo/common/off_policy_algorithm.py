@@ -21,6 +21,7 @@ from sb3_happo.common.hyperparameters import (
     Setting,
     optional,
 )
+from sb3_happo.common.last_good import check_last_outputs
 from sb3_happo.common.off_policy_learning import OffPolicyLearning
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.random_actions import RandomActions
@@ -365,6 +366,8 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
             raw = self._random_actions.draw(obs, n_envs)
         else:
             raw = self._explore(obs, n_envs)
+            if not np.isfinite(raw).all():
+                check_last_outputs(self)
         if action_noise is not None:
             noise = action_noise()
             noisy = np.clip(raw + noise, -1.0, 1.0)

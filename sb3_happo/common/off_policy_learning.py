@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_happo.common.critic_choice import rewards_differ
+from sb3_happo.common.finite import count_left_out
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.off_policy_policy import OffPolicyJointPolicy
 from sb3_happo.common.replay_buffer import JointSamples
@@ -98,9 +99,11 @@ class OffPolicyLearning(ReplayCheckpoint):
         :param optimizer: Optimiser
         :param owner: Name of the network for warnings
         :param frozen: Context of the optimiser's step that keeps some parameters; None for none
+        :raises NotFiniteError: If the gradients of three steps in a row were NaN or infinite
         """
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        descend(loss, optimizer, norm, owner, frozen)
+        learned = descend(loss, optimizer, norm, owner, frozen)
+        count_left_out(self, owner, learned)
 
     def _update_critic(self, data: JointSamples, targets: th.Tensor) -> None:
         """
@@ -123,9 +126,13 @@ class OffPolicyLearning(ReplayCheckpoint):
             # The value of an agent that has left is not learned
             counts = data.activity.alive
             absent = ~counts.any(dim=0).repeat_interleave(self.critic.n_critics)
-        loss = mean_over(errors, counts, dim=1).sum() * self.critic_loss_weight
+        losses = mean_over(errors, counts, dim=1).sum(dim=0) * self.critic_loss_weight
+        loss = losses.sum()
         optimizer = self.critic.optimizer
         self._descend(loss, optimizer, "the critic", self.critic.networks.frozen(optimizer, absent))
+        if self.critic.n_values > 1:
+            for agent, own in zip(self.agents, losses, strict=True):
+                self._record(f"{self._log_names[agent]}/critic_loss", own)
         self._record("train/critic_loss", loss)
         self._record("train/q_value", values.mean())
 

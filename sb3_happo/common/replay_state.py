@@ -1,16 +1,19 @@
 """State of the collection of transitions between two steps."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import RolloutReturn
 
 from sb3_happo.common.action_noise import TeamActionNoise
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.bootstrap import Presence
 from sb3_happo.common.checks import check_observations
+from sb3_happo.common.last_good import LastGood, check_last_outputs
+from sb3_happo.common.last_good_updates import LastGoodUpdate
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.replay_buffer import (
     Activity,
@@ -56,6 +59,7 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
     if somebody else has reset or stepped the training environment.
     """
 
+    last_good_class: ClassVar[type[LastGood]] = LastGoodUpdate
     replay_buffer: JointReplayBuffer | None
     action_noise: TeamActionNoise | None
     #: Watch of the training environment, and the number of the last step that training has made
@@ -104,6 +108,30 @@ class ReplayState(MultiAgentAlgorithm, OffPolicyAlgorithm):
             # The environments were reset
             self._begin_episodes(self._last_obs)
         return result
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        Collect experience as SB3's method of this name, and keep the weights that it is collected
+        with, to which a training that fails goes back.
+
+        :param args: Arguments of SB3's ``collect_rollouts``
+        :param kwargs: Keyword arguments of it
+        :return: Numbers of steps and episodes, and False if the callback asked to stop
+        :raises NotFiniteError: If weights are NaN or infinite after the last update
+        """
+        if self._last_good is not None:
+            self._last_good.begin_rollout(self)
+        result = super().collect_rollouts(*args, **kwargs)
+        if self._last_good is not None:
+            self._last_good.end_rollout(self)
+        return result
+
+    def _check_result(self) -> None:
+        """
+        :raises NotFiniteError: If weights, or outputs of the networks, are NaN or infinite
+        """
+        super()._check_result()
+        check_last_outputs(self)
 
     def _init_callback(self, callback: Any, progress_bar: bool = False) -> BaseCallback:
         assert self._watch is not None

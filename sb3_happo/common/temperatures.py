@@ -97,7 +97,11 @@ class Temperatures(MultiAgentOffPolicyAlgorithm):
 
     def _temperatures(self) -> th.Tensor:
         """Present temperatures, ``(n_agents,)``."""
-        return self._fixed_coefs if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+        coefs = self._fixed_coefs
+        if self.log_ent_coef is not None:
+            coefs = self.log_ent_coef.detach().exp()
+        self._record("train/ent_coef", coefs.mean())
+        return coefs
 
     def _excess(self, agent: str, choices: Expansion, active: th.Tensor | None) -> th.Tensor:
         """

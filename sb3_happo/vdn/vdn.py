@@ -5,7 +5,6 @@ from typing import Any, ClassVar
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.optimizer_group import OptimizerGroup
 from sb3_happo.common.replay_buffer import JointSamples
 from sb3_happo.common.value_based_algorithm import ValueBasedAlgorithm, ValueLoss
@@ -61,9 +60,8 @@ class VDN(ValueBasedAlgorithm):
             values = values * data.activity.active
         joint = self.critic(values, data.observations)
         loss = self._losses(joint, self._targets(data)).mean()
-        norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         frozen = self.critic.frozen([agent in absent for agent in self.agents])
-        descend(loss, self._optimizers, norm, "the team", frozen)  # type: ignore[arg-type]
+        self._descend(loss, self._optimizers, "the team", frozen)  # type: ignore[arg-type]
         self._record("train/loss", loss)
         self._record("train/q_value", joint.mean())
 

@@ -37,6 +37,8 @@ _ZOO_KEYS = {
     "wrappers",
     "deterministic",
 }
+# RL Zoo's keys for the action noise of off-policy algorithms
+_NOISE_KEYS = {"noise_type", "noise_std"}
 # Arguments of the algorithms that the command line sets
 _SET_ELSEWHERE = {
     "self",
@@ -61,7 +63,13 @@ _EXPRESSIONS = {
     "monitor_kwargs",
     "env_kwargs",
     "joint_kwargs",
+    "action_noise",
+    "noise_std",
+    "target_entropy",
 }
+
+# Settings that are words, not expressions
+_WORDS = {"auto"}
 
 
 # ---------------------------------------------------------------- names
@@ -202,6 +210,8 @@ def check_keys(entry: Iterable[str], algo: str, where: str) -> None:
     :raises ValueError: If a key is unknown
     """
     known = _ZOO_KEYS | hyperparameter_names(TEAM_ALGOS[algo])
+    if "action_noise" in known:
+        known |= _NOISE_KEYS
     for key in entry:
         if key not in known:
             near = nearest(key, known)
@@ -260,7 +270,7 @@ def evaluate_expression(key: str, value: Any) -> Any:
         anything else unchanged
     :raises ValueError: If the expression cannot be evaluated
     """
-    is_text = isinstance(value, str) and key in _EXPRESSIONS
+    is_text = isinstance(value, str) and key in _EXPRESSIONS and value not in _WORDS
     return evaluate(key, value) if is_text or is_expression(value) else value
 
 
@@ -322,7 +332,7 @@ def make_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
     """
     for key in _SCHEDULES:
         value = hyperparams.get(key)
-        if not isinstance(value, str):
+        if not isinstance(value, str) or (key == "ent_coef" and value.startswith("auto")):
             continue
         try:
             start = float(value.removeprefix("lin_"))  # YAML reads 3e-4, without a dot, as text

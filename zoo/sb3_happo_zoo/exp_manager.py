@@ -35,6 +35,7 @@ from sb3_happo.vec_env import JointDummyVecEnv, JointSubprocVecEnv, VecNormalize
 from sb3_happo.vec_env.normalize import as_team_normalizer, is_quantity
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.allocator import keep_freed_memory
+from sb3_happo_zoo.continuation import check_random_steps, load_trained, save_replay_buffer
 from sb3_happo_zoo.entries import (
     as_numbers,
     check_keys,
@@ -48,6 +49,7 @@ from sb3_happo_zoo.entries import (
 )
 from sb3_happo_zoo.given_networks import differing_networks
 from sb3_happo_zoo.named_code import check_named_code
+from sb3_happo_zoo.noise import with_action_noise
 from sb3_happo_zoo.paths import command_words
 from sb3_happo_zoo.run_folder import (
     CHECKPOINTS,
@@ -302,7 +304,9 @@ class TeamExperimentManager(ExperimentManager):
         try:
             if self.continue_training:
                 check_algorithm(Path(self.trained_agent), self.algo)
-            return super().setup_experiment()
+            results = super().setup_experiment()
+            check_random_steps(results, self.n_timesteps)
+            return results
         except BaseException:
             self._remove_log_folder()
             self.release_folder()
@@ -322,17 +326,21 @@ class TeamExperimentManager(ExperimentManager):
         if self.lock is not None:
             self.lock.release()
 
+    def _preprocess_action_noise(
+        self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
+    ) -> dict[str, Any]:
+        return with_action_noise(hyperparams, env.action_space)
+
     def _remove_log_folder(self) -> None:
         """Remove the folder of a run that could not start, in which nothing was trained."""
         shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        more = {"trust_pickle": True} if self.trust_pickle else {}
         given = {}
         for name in ("policy", "policy_kwargs"):
             if name in hyperparams and (name != "policy" or self._names_policy):
                 given[name] = hyperparams[name]
-        model = super()._load_pretrained_agent(hyperparams | more, env)
+        model = load_trained(self, hyperparams, env)
         self._compare_networks(differing_networks(model, given))
         return model
 
@@ -441,6 +449,8 @@ class TeamExperimentManager(ExperimentManager):
         print(f"Saving to {self.save_path}")
         # SB3 adds no ending to names with a dot, such as pettingzoo.sisl/...
         model.save(f"{self.params_path}.zip")
+        if self.save_replay_buffer:
+            save_replay_buffer(model, self.save_path)
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         super()._save_config(saved_hyperparams)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch as th
 from stable_baselines3.common import torch_layers
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule
 from torch import nn
 from torch.nn.modules import activation
@@ -21,6 +22,8 @@ from torch.optim.optimizer import Optimizer
 #: Largest text, number of digits of a power and length of a repeated list
 MAX_TEXT = 10_000
 _MAX_POWER = 1024.0
+#: Largest array of ``np.zeros`` and the like
+_MAX_ARRAY = 10_000
 
 
 def _subclasses_in(module: Any, base: type) -> dict[str, type]:
@@ -44,6 +47,24 @@ def _names() -> dict[str, Any]:
     return names | _subclasses_in(torch_layers, torch_layers.BaseFeaturesExtractor)
 
 
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value, dtype=np.float32)
+
+
+def _full(size: Any, value: Any) -> np.ndarray:
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= _MAX_ARRAY:
+        raise ValueError(f"an array must have 0 to {_MAX_ARRAY} numbers, not {size!r}")
+    return np.full(size, value, dtype=np.float32)
+
+
+def _normal_noise(mean: Any, sigma: Any) -> NormalActionNoise:
+    return NormalActionNoise(_array(mean), _array(sigma))
+
+
+def _ornstein_uhlenbeck_noise(mean: Any, sigma: Any, **kwargs: Any) -> OrnsteinUhlenbeckActionNoise:
+    return OrnsteinUhlenbeckActionNoise(_array(mean), _array(sigma), **kwargs)
+
+
 _NAMES = _names()
 #: Functions and classes that expressions may call
 _CALLS: dict[str, Callable[..., Any]] = {
@@ -57,6 +78,12 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "partial": partial,
     "LinearSchedule": LinearSchedule,
     "ConstantSchedule": ConstantSchedule,
+    "NormalActionNoise": _normal_noise,
+    "OrnsteinUhlenbeckActionNoise": _ornstein_uhlenbeck_noise,
+    "np.zeros": lambda size: _full(size, 0.0),
+    "np.ones": lambda size: _full(size, 1.0),
+    "np.full": _full,
+    "np.array": _array,
 }
 _UNARY: dict[type, Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
@@ -87,8 +114,10 @@ def evaluate_safely(text: str) -> Any:
     """
     :param text: Python expression of numbers, texts, lists, tuples, sets, dicts, arithmetic on
         numbers, the activations of ``nn``, the optimisers of ``th.optim``, SB3's features
-        extractors, and calls of ``dict``, ``list``, ``tuple``, ``set``, ``float``, ``int``,
-        ``bool``, ``partial``, ``LinearSchedule`` and ``ConstantSchedule``
+        extractors, arrays by ``np.zeros``, ``np.ones``, ``np.full`` and ``np.array``, and calls of
+        ``dict``, ``list``, ``tuple``, ``set``, ``float``, ``int``, ``bool``, ``partial``,
+        ``LinearSchedule``, ``ConstantSchedule``, ``NormalActionNoise`` and
+        ``OrnsteinUhlenbeckActionNoise``
     :return: Value of the expression
     :raises ValueError: If it contains something else
     """
@@ -169,7 +198,8 @@ def _call(node: ast.Call) -> Any:
 
 def _binary(node: ast.BinOp) -> Any:
     left, right = _value(node.left), _value(node.right)
-    if not isinstance(left, (int, float)) or not isinstance(right, (int, float)):
+    numbers = (int, float) if isinstance(node.op, ast.Pow) else (int, float, np.ndarray)
+    if not isinstance(left, numbers) or not isinstance(right, numbers):
         raise _refusal(node, "arithmetic on something else than numbers")
     if type(node.op) not in _BINARY:
         raise _refusal(node, "an operation")

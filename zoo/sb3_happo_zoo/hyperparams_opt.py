@@ -8,6 +8,8 @@ import torch as th
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from torch import nn
 
+from sb3_happo_zoo.hyperparams_off_policy import OFF_POLICY_SAMPLERS
+
 NET_ARCHS = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=False)"}
@@ -211,6 +213,7 @@ TEAM_SAMPLERS: dict[str, Sampler] = {
     "haa2c": sample_haa2c_params,
     "mappo": sample_mappo_params,
     "ippo": sample_mappo_params,
+    **OFF_POLICY_SAMPLERS,
 }
 HYPERPARAMS_SAMPLER.update(TEAM_SAMPLERS)
 

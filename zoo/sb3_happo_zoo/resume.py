@@ -53,8 +53,8 @@ def interrupted_run(path: str | Path) -> InterruptedRun:
     """
     :param path: Folder of a run
     :return: The run
-    :raises ValueError: If it is no folder of a run, if the run is finished, or if it has no
-        checkpoint
+    :raises ValueError: If it is no folder of a run, if the run is finished, if its algorithm makes
+        no checkpoints, or if it has none
     """
     folder = Path(path)
     commands = sorted(folder.glob("*/command.txt"))

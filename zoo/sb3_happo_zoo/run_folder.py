@@ -14,6 +14,8 @@ from sb3_happo.vec_env.normalizer_files import PART
 
 #: Folder of the checkpoints in the folder of a run
 CHECKPOINTS = "checkpoints"
+#: Replay buffer in the folder of a run, under RL Zoo's name
+REPLAY_BUFFER = "replay_buffer.pkl"
 _NOTES = "run.yml"
 #: Largest YAML file of a run, in bytes
 _MAX_YAML = 2**20

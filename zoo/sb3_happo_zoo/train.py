@@ -25,6 +25,7 @@ from typing import Any
 
 from huggingface_sb3 import EnvironmentName
 
+from sb3_happo_zoo.algorithms import TEAM_ALGOS, is_off_policy
 from sb3_happo_zoo.cli import (
     add_common_arguments,
     add_training_arguments,
@@ -96,6 +97,12 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder of an interrupted run, which goes on with its own command",
     )
+    parser.add_argument(
+        "--save-replay-buffer",
+        action="store_true",
+        help="save the replay buffer of an off-policy algorithm with the last model; -i goes on "
+        "with it",
+    )
     parser.add_argument("-P", "--progress", action="store_true", help="show a progress bar")
     parser.add_argument(
         "-uuid",
@@ -123,10 +130,16 @@ def make_parser() -> argparse.ArgumentParser:
 def check_arguments(args: argparse.Namespace) -> None:
     """
     :param args: Parsed command line
-    :raises ValueError: If the trained agent is no file or gets another network, or a study is named
-        without its storage
+    :raises ValueError: If the trained agent is no file or gets another network, a study is named
+        without its storage, or a replay buffer is to be saved where there is none
     """
     _check_trained_agent(args)
+    if args.save_replay_buffer and not is_off_policy(args.algo):
+        others = ", ".join(filter(is_off_policy, TEAM_ALGOS))
+        raise ValueError(
+            f"--save-replay-buffer: {args.algo} has no replay buffer. Leave it out, or choose one "
+            f"of {others}."
+        )
     if args.storage is None and (args.study_name is not None or args.trial_id is not None):
         raise ValueError(
             "--study-name and --trial-id choose from a study; say with --storage where it is."
@@ -180,6 +193,7 @@ def make_manager(
         eval_freq=args.eval_freq,
         n_eval_episodes=args.eval_episodes,
         save_freq=args.save_freq,
+        save_replay_buffer=args.save_replay_buffer,
         hyperparams=args.hyperparams,
         env_kwargs=args.env_kwargs,
         eval_env_kwargs=args.eval_env_kwargs,

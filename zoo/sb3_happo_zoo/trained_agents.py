@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch as th
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
+from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.vec_env.normalizer_files import PART, read_normalizer
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.exp_manager import EVAL_SEED, TeamExperimentManager
@@ -48,7 +48,7 @@ class TrainedTeam(NamedTuple):
     :param config: The entry
     """
 
-    model: MultiAgentOnPolicyAlgorithm
+    model: MultiAgentAlgorithm
     make_env: Callable[..., VecEnv]
     deterministic: bool
     algo: str
@@ -194,7 +194,7 @@ def copy_agent(trained: Path, folder: Path, record: Record) -> None:
 
 
 def save_small(
-    model: MultiAgentOnPolicyAlgorithm,
+    model: MultiAgentAlgorithm,
     path: Path,
     statistics: Path | None,
     trust_pickle: bool = False,

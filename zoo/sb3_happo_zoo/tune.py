@@ -55,6 +55,7 @@ from sb3_happo_zoo.exp_manager import (
     TeamExperimentManager,
 )
 from sb3_happo_zoo.hyperparams_opt import TEAM_SAMPLERS, as_entry
+from sb3_happo_zoo.noise import with_action_noise
 from sb3_happo_zoo.study import (
     ENTRY,
     EVALUATIONS,
@@ -141,6 +142,7 @@ class Tuning:
         """
         env = self.manager.create_envs(self.manager.n_envs, no_log=True)
         try:
+            arguments = with_action_noise(arguments, env.action_space)
             TEAM_ALGOS[self.args.algo](env=env, device=self.args.device, **arguments)
             assert isinstance(env.action_space, spaces.Dict)
             return any(isinstance(space, spaces.Box) for space in env.action_space.values())
@@ -290,6 +292,7 @@ class Tuning:
                 manager.create_envs(self.args.n_eval_envs, eval_env=True),
             ]
             env, eval_env = envs
+            arguments = with_action_noise(arguments, env.action_space)
             model = TEAM_ALGOS[self.args.algo](
                 env=env, seed=seed, device=self.args.device, **arguments
             )

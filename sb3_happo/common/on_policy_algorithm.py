@@ -9,20 +9,17 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
     cut_off,
-    last_observations,
-    mean_of_active_agents,
     values_of_all_agents,
 )
 from sb3_happo.common.checks import (
     check_batch_sizes,
-    check_observations,
     describe_masks,
     takes_tensors,
 )
@@ -38,13 +35,13 @@ from sb3_happo.common.hyperparameters import (
     scheduled,
 )
 from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.recurrent import reset_states, select_envs
+from sb3_happo.common.on_policy_values import OnPolicyValues
+from sb3_happo.common.recurrent import reset_states
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.rollout_memory import check_memory, describe, rollout_bytes
-from sb3_happo.common.rollout_state import CollectorState, RolloutState, warn_of_lost_episodes
+from sb3_happo.common.rollout_state import CollectorState, warn_of_lost_episodes
 from sb3_happo.common.threads import torch_threads
-from sb3_happo.common.type_aliases import JointStep, RNNStates
-from sb3_happo.common.value_learning import ValueLoss, update_critic
+from sb3_happo.common.type_aliases import JointStep
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, step_facts
 
@@ -62,7 +59,7 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
 }
 
 
-class MultiAgentOnPolicyAlgorithm(RolloutState):
+class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
     """
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
@@ -318,94 +315,3 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             states = reset_states(states, dones)
             own_values = own_values.masked_fill(dones.unsqueeze(1), 0.0)
         return state._replace(states=states, own_values=own_values)
-
-    def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
-        """
-        Hook: rewards that the critic's values predict. Here the team's reward for all of them.
-
-        :param rewards: Team rewards, ``(n_envs,)``
-        :param facts: Facts of the step, with each agent's own reward
-        :return: New tensor, ``(n_envs, n_values)``
-        """
-        column = th.as_tensor(rewards, dtype=th.float32, device=self.device).unsqueeze(1)
-        return column.repeat(1, self.critic.n_values)
-
-    def _value_after_leaving(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
-        """
-        Hook: value of agents that have left the team.
-
-        :param values: Values of an observation, ``(n, n_values)``
-        :param active: Active mask of the observation, ``(n, n_agents)``
-        :return: ``(n, 1)`` or ``(n, n_values)``
-        """
-        return mean_of_active_agents(values, active)
-
-    def _bootstrap_time_limits(
-        self,
-        rewards: th.Tensor,
-        facts: StepFacts,
-        infos: list[dict[str, Any]],
-        states: RNNStates,
-        own_values: th.Tensor,
-    ) -> None:
-        """
-        Add the value of the last observation of episodes that a time limit cut off, as SB3 does.
-
-        :param rewards: ``(n_envs, n_values)``, changed in place
-        :param facts: Facts of the step
-        :param infos: Infos of the step, with the terminal observations
-        :param states: Hidden states before these observations
-        :param own_values: Values of each agent's last active step, ``(n_envs, n_values)``
-        """
-        if not facts.truncated.any():
-            return
-        assert isinstance(self.observation_space, spaces.Dict)
-        keys = list(self.observation_space.spaces)
-        cut, observations, presence = last_observations(
-            facts.truncated, infos, keys, len(self.agents)
-        )
-        if not cut:
-            return
-        last = self._to_tensors(observations)
-        check_observations(last, cut, self.num_timesteps)
-        with th.no_grad():
-            values = self.policy.predict_values(last, select_envs(states, cut))
-        if self.critic.n_values > 1:
-            values = values_of_all_agents(
-                values, own_values[cut], presence, self._value_after_leaving
-            )
-        rewards[cut] += self.gamma * self._clip_values(values)
-
-    # ---------------------------------------------------------------- learning
-
-    def _update_critic(self) -> None:
-        """Fit the critic to the TD(lambda) returns (the last line of the pseudocode)."""
-        schedule = self.lr_schedule
-        if self.critic_learning_rate is not None:
-            schedule = self.critic_lr_schedule
-        rate = schedule(self._current_progress_remaining)
-        update_learning_rate(self.critic.optimizer, rate)
-        n_epochs, batch_size = self.critic_n_epochs, self.critic_batch_size
-        update = update_critic(
-            self.critic,
-            self.rollout_buffer.critic_data(),
-            self.value_loss,
-            self.n_epochs if n_epochs is None else n_epochs,
-            self.batch_size if batch_size is None else batch_size,
-            self.max_grad_norm,
-            self._executor,
-        )
-        self.logger.record("train/value_loss", update.value_loss)
-        self.logger.record("train/explained_variance", update.explained_variance)
-        self.logger.record("train/critic_learning_rate", rate)
-
-    @property
-    def value_loss(self) -> ValueLoss:
-        """
-        :return: Form of the value loss at the present progress
-        """
-        clip_range = None
-        if self.clip_range_vf is not None:
-            assert callable(self.clip_range_vf)
-            clip_range = self.clip_range_vf(self._current_progress_remaining)
-        return ValueLoss(self.vf_coef, clip_range, self.use_clipped_value_loss, self.huber_delta)

@@ -160,6 +160,7 @@ ORDER = (
     "common.threads",
     "common.formulas",
     "common.trust_region",
+    "common.state_dependent_noise",
     "common.distributions",
     "common.leaf_heads",
     "common.heads",

@@ -45,9 +45,8 @@ class AgentPolicy(SavedPolicy, ActorNetwork):
         :return: Raw actions, log-probabilities, and the hidden states after the step
         """
         sequences = None if states is None else single_steps(states)
-        params, states = self.parameters_of_actions(obs, sequences)
-        log_std = self.effective_log_std()
-        distribution = self.action_head.distribution(params, log_std, action_masks)
+        latent, states = self._latent(obs, sequences)
+        distribution = self._distribution(latent, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
         log_probs = distribution.log_prob(actions)
         return AgentStep(actions.reshape(len(actions), -1), log_probs, states)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
+from sb3_happo.common.networks import TanhMeans
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import ActorsStep, AgentStep
 
@@ -39,7 +40,9 @@ def policy_form(policy: AgentPolicy) -> tuple[object, ...] | None:
     :return: Properties that policies must have in common to be evaluated in one call; None for a
         policy that can only be evaluated alone
     """
-    return network_form(policy) if policy.head_name == "gaussian" else None
+    # The matrices of state-dependent noise are the agent's own
+    together = policy.head_name == "gaussian" and policy.sde is None
+    return network_form(policy) if together else None
 
 
 def network_form(policy: AgentPolicy) -> tuple[object, ...] | None:
@@ -134,7 +137,8 @@ class _BatchedLayer(NamedTuple):
             x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
             return x if weights is None or biases is None else x * weights + biases
         if weights is not None and biases is not None:
-            return th.baddbmm(biases, x, weights)
+            x = th.baddbmm(biases, x, weights)
+            return layer.bound(x) if isinstance(layer, TanhMeans) else x
         return _tanh(x) if type(layer) is nn.Tanh else layer(x)
 
 

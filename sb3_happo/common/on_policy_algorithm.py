@@ -84,8 +84,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         "huber_delta": optional(POSITIVE),
         "chunk_length": optional(COUNT),
     }
-    policy: JointPolicy
-    rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
+    policy: JointPolicy  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int
 

@@ -15,6 +15,7 @@ from sb3_happo.common.bootstrap import (
 )
 from sb3_happo.common.checks import check_observations
 from sb3_happo.common.recurrent import select_envs
+from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.rollout_state import RolloutState
 from sb3_happo.common.type_aliases import RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
@@ -27,6 +28,8 @@ class OnPolicyValues(RolloutState):
     limits and of absent agents, and the learning of the critic.
     """
 
+    rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
+    batch_size: int | None
     n_epochs: int
     critic_learning_rate: float | Schedule | None
     critic_lr_schedule: Schedule

@@ -197,6 +197,8 @@ ORDER = (
     "common.replay_memory",
     "common.replay_buffer",
     "common.action_noise",
+    "common.correlated_noise",
+    "common.exploration",
     "common.random_actions",
     "common.buffers",
     "common.checks",

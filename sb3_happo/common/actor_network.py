@@ -337,7 +337,9 @@ class ActorNetwork(BasePolicy, TeamModel):
             The entropy of squashed actions is estimated by the negative log-probability, as in SB3
         """
         distribution = self.get_distribution(obs, action_masks, sequences, agent_ids)
-        log_prob, entropy = self.log_prob(distribution, actions), distribution.entropy()
+        # The order of the two decides in which order their gradients are added, and the rounding
+        entropy = distribution.entropy()
+        log_prob = self.log_prob(distribution, actions)
         return log_prob, -log_prob if entropy is None else entropy
 
     def evaluate_batch(self, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:

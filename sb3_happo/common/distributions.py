@@ -290,11 +290,21 @@ class HybridDistribution(Distribution):
         """Join the columns of the parts, ``(batch,)`` or ``(batch, n)``."""
         return th.cat([column.reshape(len(column), -1).float() for column in columns], dim=1)
 
-    def sample(self) -> th.Tensor:
+    def sample(self, normals: th.Tensor | None = None) -> th.Tensor:
         """
+        :param normals: Standard normal numbers for the continuous columns,
+            ``(batch, n_continuous)``; None for independent ones
         :return: Sampled raw actions, ``(batch, action_dim)``
         """
-        return self._join([part.sample() for part in self.parts])
+        columns = []
+        start = 0
+        for part, leaf in zip(self.parts, self.leaves, strict=True):
+            own = None
+            if normals is not None and isinstance(leaf.space, spaces.Box):
+                own = normals[:, start : start + leaf.n_actions]
+                start += leaf.n_actions
+            columns.append(draw_actions(part, normals=own))
+        return self._join(columns)
 
     def mode(self) -> th.Tensor:
         """
@@ -336,6 +346,27 @@ class HybridDistribution(Distribution):
         """
         actions = self.actions_from_params(params, log_std, action_masks)
         return actions, self.log_prob(actions)
+
+
+def draw_actions(
+    distribution: Distribution, deterministic: bool = False, normals: th.Tensor | None = None
+) -> th.Tensor:
+    """
+    Raw actions of a distribution whose Gaussian draws may be given.
+
+    :param distribution: Distribution with its parameters
+    :param deterministic: Most likely actions instead of samples
+    :param normals: Standard normal numbers for the continuous columns, ``(batch, n_continuous)``;
+        None for independent ones
+    :return: Raw actions, in the form of ``distribution.get_actions``
+    """
+    if deterministic or normals is None:
+        return distribution.get_actions(deterministic=deterministic)
+    if isinstance(distribution, HybridDistribution):
+        return distribution.sample(normals)
+    if isinstance(distribution, DiagGaussianDistribution):
+        return distribution.distribution.mean + distribution.distribution.stddev * normals
+    return distribution.sample()
 
 
 class PointDistribution(Distribution):

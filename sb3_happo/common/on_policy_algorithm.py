@@ -23,6 +23,13 @@ from sb3_happo.common.checks import (
     describe_masks,
     takes_tensors,
 )
+from sb3_happo.common.correlated_noise import ExplorationNoise
+from sb3_happo.common.exploration import (
+    SDE_SAMPLE_FREQ,
+    Exploration,
+    check_exploration,
+    refuse_action_noise,
+)
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
     COUNT,
@@ -35,7 +42,7 @@ from sb3_happo.common.hyperparameters import (
     scheduled,
 )
 from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.on_policy_values import OnPolicyValues
+from sb3_happo.common.on_policy_values import TARGET_TAU, OnPolicyValues, check_target_critic
 from sb3_happo.common.recurrent import reset_states
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.rollout_memory import check_memory, describe, rollout_bytes
@@ -83,6 +90,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         "critic_batch_size": optional(BATCH_SIZE),
         "huber_delta": optional(POSITIVE),
         "chunk_length": optional(COUNT),
+        "sde_sample_freq": SDE_SAMPLE_FREQ,
+        "target_critic_tau": optional(TARGET_TAU),
     }
     policy: JointPolicy  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
@@ -101,16 +110,22 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         normalize_value: bool = True,
         huber_delta: float | None = None,
         chunk_length: int | None = 32,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        exploration_noise: ExplorationNoise = None,
+        action_noise: None = None,
+        target_critic_tau: float | None = None,
         verbose: int = 0,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        refuse_action_noise(action_noise)
         policy, env = self._policy_and_env(policy, env)
         super().__init__(
             policy,
             env,
-            use_sde=False,
-            sde_sample_freq=-1,
+            use_sde=False,  # SB3 refuses it for the joint action space
+            sde_sample_freq=sde_sample_freq,
             verbose=verbose,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Dict,),
@@ -125,6 +140,9 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         self.normalize_value = normalize_value
         self.huber_delta = huber_delta
         self.chunk_length = chunk_length
+        self.use_sde = use_sde
+        self.exploration_noise = exploration_noise
+        self.target_critic_tau = target_critic_tau
         self._last_active: np.ndarray | None = None
         if self.env is not None:
             if verbose >= 1 and getattr(self.env.unwrapped, "choice", None) is not None:
@@ -143,6 +161,8 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
 
     def _setup_model(self) -> None:
         self._check_settings()
+        check_exploration(self)
+        check_target_critic(self)
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self._seed_generators()
@@ -156,9 +176,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
             self.lr_schedule,
             critic_lr_schedule=self.critic_lr_schedule,
             normalize_value=self.normalize_value,
+            **self._policy_options(),
             **self.policy_kwargs,
         )
         self.policy = policy.to(self.device)  # type: ignore[assignment]
+        self._exploration = Exploration(
+            self.policies,
+            self.policy.team_spaces.action_space,
+            self.exploration_noise,
+            self.sde_sample_freq,
+            self.device,
+        )
         self._make_log_names()
         if self.env is not None:
             # A model that is loaded without an environment may be for `predict` alone
@@ -177,6 +205,11 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         )
         self._make_agent_log()
         self._reset_collector()
+
+    def _policy_options(self) -> dict[str, bool]:
+        """Arguments of the policy that follow from those of the algorithm, where they are set."""
+        options = {"use_sde": self.use_sde, "target_critic": self.target_critic_tau is not None}
+        return {name: value for name, value in options.items() if value}
 
     def _check_memory(self) -> None:
         """Announce the memory of a rollout, and refuse more than the machine has."""
@@ -219,14 +252,17 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
             to_env_actions = actors.to_env_tensors
+        self._exploration.reset_sde(env.num_envs)
         callback.on_rollout_start()
         if self._env_has_moved():
             self._begin_episodes(env.reset())
         state = self.collector_state
         obs = self._to_tensors(state.obs)
 
-        for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
+        for n_steps in range(n_rollout_steps):
+            normals = self._exploration.before_step(n_steps, state.episode_starts)
+            decision = actors(obs, state.states.pi, normals)
+            step = self.policy.add_values(decision, obs, state.states.vf)
             clipped_actions = to_env_actions(step.actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs

@@ -14,12 +14,16 @@ from sb3_happo.common.bootstrap import (
     values_of_all_agents,
 )
 from sb3_happo.common.checks import check_observations
+from sb3_happo.common.hyperparameters import Setting
 from sb3_happo.common.recurrent import select_envs
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.rollout_state import RolloutState
 from sb3_happo.common.type_aliases import RNNStates
 from sb3_happo.common.value_learning import ValueLoss, update_critic
 from sb3_happo.vec_env.step_facts import StepFacts
+
+#: Share of the critic that the target critic takes over at each update
+TARGET_TAU = Setting("greater than 0 and at most 1", lambda value: 0 < value <= 1)
 
 
 class OnPolicyValues(RolloutState):
@@ -38,6 +42,7 @@ class OnPolicyValues(RolloutState):
     clip_range_vf: float | Schedule | None
     use_clipped_value_loss: bool
     huber_delta: float | None
+    target_critic_tau: float | None
 
     def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
         """
@@ -114,7 +119,10 @@ class OnPolicyValues(RolloutState):
             self.batch_size if batch_size is None else batch_size,
             self.max_grad_norm,
             self._executor,
+            self.policy.target_critic,
         )
+        if self.target_critic_tau is not None:
+            self.policy.update_target_critic(self.target_critic_tau)
         self.logger.record("train/value_loss", update.value_loss)
         self.logger.record("train/explained_variance", update.explained_variance)
         self.logger.record("train/critic_learning_rate", rate)
@@ -129,3 +137,15 @@ class OnPolicyValues(RolloutState):
             assert callable(self.clip_range_vf)
             clip_range = self.clip_range_vf(self._current_progress_remaining)
         return ValueLoss(self.vf_coef, clip_range, self.use_clipped_value_loss, self.huber_delta)
+
+
+def check_target_critic(model: Any) -> None:
+    """
+    :param model: On-policy algorithm with its settings
+    :raises ValueError: If a target critic does not go together with other settings
+    """
+    if model.target_critic_tau is not None and model.clip_range_vf is not None:
+        raise ValueError(
+            "clip_range_vf limits the change of the critic's own values of the rollout, and with "
+            "target_critic_tau these are the target critic's. Omit one of them."
+        )

@@ -14,6 +14,7 @@ from sb3_happo.common.agent_order import (
     steepness,
 )
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.correlated_noise import ExplorationNoise
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.factor import (
     leaves_little,
@@ -110,6 +111,17 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         surrogate advantage first, after "Order Matters", Wang et al. 2023,
         https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
         callable from the tuple of agents to a sequence of them
+    :param use_sde: Generalised state-dependent exploration (gSDE) of the continuous actions, as in
+        SB3, with matrices for each agent and environment; see ``docs/exploration.md``
+    :param sde_sample_freq: Steps between two draws of these matrices; -1 for one per rollout
+    :param exploration_noise: Correlation of the Gaussian draws over time: "ou", "pink", the
+        exponent of coloured noise in [0, 2], one of the classes of
+        :mod:`~sb3_happo.common.correlated_noise`, or ``{agent: one of these}``; None for
+        independent draws
+    :param action_noise: Not supported: noise that is added to actions falsifies the ratios
+    :param target_critic_tau: Share of the critic that a target critic takes over at each update, in
+        (0, 1]; the values of the rollout, and so the advantages, are the target critic's. None for
+        none
     :param rollout_buffer_class: Subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Further keyword arguments of the buffer
     :param stats_window_size: Episodes over which the logged return and length are averaged
@@ -158,6 +170,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         use_clipped_value_loss: bool = False,
         chunk_length: int | None = 32,
         agent_order: AgentOrder = "random",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        exploration_noise: ExplorationNoise = None,
+        action_noise: None = None,
+        target_critic_tau: float | None = None,
         rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -187,6 +204,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             normalize_value=normalize_value,
             huber_delta=huber_delta,
             chunk_length=chunk_length,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            exploration_noise=exploration_noise,
+            action_noise=action_noise,
+            target_critic_tau=target_critic_tau,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,

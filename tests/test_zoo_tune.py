@@ -701,3 +701,42 @@ def test_interrupts_still_work_after_an_interrupted_study(
     tune.main(["--env", SPREAD, "--n-trials", "1"])
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("env", [SPREAD, "Pendulum-v1"])
+def test_exploration_and_target_critics_are_searched(tune: ModuleType, env: str) -> None:
+    """Every kind of noise is tried where actions are continuous, and makes a model."""
+    samplers = importlib.import_module("sb3_happo_zoo.hyperparams_opt")
+    small = ["n_steps:8", "n_envs:1", "batch_size:8"]
+    _, tuning, _ = tune.open_tuning(["--algo", "happo", "--env", env, "--hyperparams", *small])
+    it = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    kinds, shares = set(), set()
+    for _ in range(25):
+        trial = it.ask()
+        sampled = tuning.sample(trial)
+        entry = samplers.as_entry(tuning.base, sampled, tuning.policy_kwargs)
+        assert yaml.safe_load(yaml.safe_dump(entry)) == entry
+        shares.add(sampled["target_critic_tau"] is None)
+        kind = trial.params.get("exploration")
+        if kind not in kinds:
+            arguments = tuning.make_manager(0).configure(entry)
+            model = tune.TEAM_ALGOS["happo"](env=env, **arguments)
+            assert model.use_sde == bool(kind and "gsde" in kind)
+        kinds.add(kind)
+    assert shares == {True, False}
+    assert kinds == (set(samplers.EXPLORATION) if env != SPREAD else {None})
+
+
+@pytest.mark.parametrize("fixed", ["use_sde:True", "exploration_noise:'ou'"])
+def test_exploration_that_is_fixed_is_not_searched(tune: ModuleType, fixed: str) -> None:
+    arguments = ["--algo", "happo", "--env", "Pendulum-v1", "--hyperparams", fixed]
+    _, tuning, study = tune.open_tuning(arguments)
+    trial = study.ask()
+    assert not {"use_sde", "exploration_noise"} & tuning.sample(trial).keys()
+    assert "exploration" not in trial.params
+
+
+def test_target_critics_are_not_searched_where_they_do_not_fit(tune: ModuleType) -> None:
+    arguments = ["--algo", "happo", "--env", SPREAD, "--hyperparams", "clip_range_vf:0.2"]
+    _, tuning, study = tune.open_tuning(arguments)
+    assert "target_critic_tau" not in tuning.sample(study.ask())

@@ -12,16 +12,19 @@ from torch import nn
 
 from sb3_happo.common.agent_inputs import ActionMasks
 from sb3_happo.common.env_actions import EnvActions
-from sb3_happo.common.heads import HeadName, make_head
+from sb3_happo.common.heads import Head, HeadName, make_head
+from sb3_happo.common.leaf_heads import BoxHead
 from sb3_happo.common.networks import (
     ACTOR_OUTPUT_GAIN,
     NetworkOptions,
+    TanhMeans,
     TeamModel,
     make_body,
     make_memory,
     make_optimizer,
 )
 from sb3_happo.common.recurrent import RecurrentLayers, single_steps
+from sb3_happo.common.state_dependent_noise import ExplorationMatrices, SdeOptions
 from sb3_happo.common.type_aliases import ActorBatch, Sequences
 
 LogStdForm = Literal["parameter", "sigmoid", "constant"]
@@ -47,6 +50,14 @@ class ActorNetwork(BasePolicy, TeamModel):
         "constant" does not learn it
     :param std_x_coef: Scale of the sigmoid's parameter
     :param std_y_coef: Upper bound of the sigmoid's standard deviation
+    :param tanh_mean: tanh of the means of continuous actions, which then lie in (-1, 1); only for
+        the "gaussian" head
+    :param use_sde: State-dependent noise (gSDE) of the continuous actions, as in SB3, only for the
+        "gaussian" head; an argument of the algorithm, which draws the noise. For a single agent in
+        ``agent_kwargs``
+    :param full_std: With gSDE, a deviation for each feature and action; False for one per feature
+    :param use_expln: With gSDE, ``expln`` instead of ``exp`` for the deviations
+    :param squash_output: With gSDE, tanh of the actions, which then keep within their bounds
     :param rescale_actions: Scaling of Box actions from [-1, 1] to the bounds; otherwise actions are
         used without scaling and clipped. Both are the same for bounds of [-1, 1]
     :param masked: Whether the agent's environment has action masks
@@ -77,6 +88,11 @@ class ActorNetwork(BasePolicy, TeamModel):
         log_std_form: LogStdForm = "parameter",
         std_x_coef: float = 1.0,
         std_y_coef: float = 0.5,
+        tanh_mean: bool = False,
+        use_sde: bool = False,
+        full_std: bool = True,
+        use_expln: bool = False,
+        squash_output: bool = False,
         rescale_actions: bool = True,
         masked: bool = False,
         agent_id: tuple[int, int] | None = None,
@@ -93,6 +109,7 @@ class ActorNetwork(BasePolicy, TeamModel):
             normalize_images=options.normalize_images,
             optimizer_class=options.optimizer_class,
             optimizer_kwargs=options.optimizer_kwargs,
+            squash_output=squash_output,
         )
         self.options = options
         self.ortho_init = options.ortho_init
@@ -102,6 +119,10 @@ class ActorNetwork(BasePolicy, TeamModel):
         self.log_std_form = log_std_form
         self.std_x_coef = std_x_coef
         self.std_y_coef = std_y_coef
+        self.tanh_mean = tanh_mean
+        self.use_sde = use_sde
+        self.full_std = full_std
+        self.use_expln = use_expln
         self.rescale_actions = rescale_actions
         self.masked = masked
         self.agent_id = agent_id
@@ -109,7 +130,8 @@ class ActorNetwork(BasePolicy, TeamModel):
         self.env_actions = EnvActions(action_space, rescale_actions)
         self.leaves = self.env_actions.leaves
         self.masks = ActionMasks(action_space, self.leaves, masked)
-        self.action_head = make_head(head, action_space, masked)
+        self.action_head = make_head(head, action_space, masked, use_sde and squash_output)
+        _check_noise(self)
 
         self.features_extractor = self.make_features_extractor()
         n_ids = 0 if agent_id is None else agent_id[1]
@@ -123,27 +145,23 @@ class ActorNetwork(BasePolicy, TeamModel):
             one_hot = nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
         self.one_hot: th.Tensor | None
         self.register_buffer("one_hot", one_hot, persistent=False)
-        self.head = nn.Linear(latent_dim, self.action_head.n_params)
-        self._build_log_std(self.action_head.n_log_std)
-        self.optimizer = make_optimizer(self, lr_schedule, options)
-
-    def _build_log_std(self, n_continuous: int) -> None:
-        self.log_std: th.Tensor | None = None
-        if not n_continuous:
-            return
-        if self.log_std_form == "parameter":
-            self.log_std = nn.Parameter(th.full((n_continuous,), float(self.log_std_init)))
-        elif self.log_std_form == "sigmoid":
-            start = (1.0 + self.log_std_init) * self.std_x_coef
-            self.log_std = nn.Parameter(th.full((n_continuous,), start))
-        elif self.log_std_form == "constant":
-            del self.log_std
-            self.register_buffer("log_std", th.full((n_continuous,), float(self.log_std_init)))
+        if tanh_mean:
+            self.head: nn.Linear = TanhMeans(latent_dim, continuous_outputs(self.action_head))
         else:
-            raise ValueError(
-                "log_std_form must be 'parameter', 'sigmoid' or 'constant', "
-                f"not {self.log_std_form!r}"
-            )
+            self.head = nn.Linear(latent_dim, self.action_head.n_params)
+        n_continuous = self.action_head.n_log_std
+        #: Matrices of the state-dependent noise; None without gSDE
+        self.sde: ExplorationMatrices | None = None
+        shape: tuple[int, ...] = (n_continuous,)
+        if use_sde:
+            noise = SdeOptions(full_std, use_expln, squash_output)
+            self.sde = ExplorationMatrices(latent_dim, n_continuous, noise)
+            shape = self.sde.log_std_shape()
+        self.log_std: th.Tensor | None = None
+        if n_continuous:
+            add_log_std(self, shape)
+        self.reset_noise()
+        self.optimizer = make_optimizer(self, lr_schedule, options)
 
     @classmethod
     def option_names(cls) -> set[str]:
@@ -181,11 +199,24 @@ class ActorNetwork(BasePolicy, TeamModel):
     def effective_log_std(self) -> th.Tensor | None:
         """
         :return: Logarithm of the standard deviations of the continuous dimensions,
-            ``(n_continuous,)``, or None
+            ``(n_continuous,)``; with gSDE of the noise matrix, ``(n_features, n_continuous)`` or
+            ``(n_features, 1)``; None without continuous actions
         """
         if self.log_std is not None and self.log_std_form == "sigmoid":
             return th.log(self.std_y_coef * th.sigmoid(self.log_std / self.std_x_coef))
         return self.log_std
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """
+        Draw new matrices of the state-dependent noise, as SB3's ``ActorCriticPolicy.reset_noise``;
+        without effect for a policy without gSDE.
+
+        :param n_envs: Number of environments
+        """
+        if self.sde is not None:
+            log_std = self.effective_log_std()
+            assert log_std is not None
+            self.sde.sample(log_std, n_envs)
 
     def _features(self, obs: PyTorchObs, agent_ids: th.Tensor | None = None) -> th.Tensor:
         assert self.features_extractor is not None
@@ -224,13 +255,31 @@ class ActorNetwork(BasePolicy, TeamModel):
             an episode
         :return: Outputs ``(batch, n_params)``; and the hidden states after each sequence, or None
         """
+        latent, states = self._latent(obs, sequences, agent_ids)
+        return self.head(latent), states
+
+    def _latent(
+        self,
+        obs: PyTorchObs,
+        sequences: Sequences | None = None,
+        agent_ids: th.Tensor | None = None,
+    ) -> tuple[th.Tensor, th.Tensor | None]:
+        """Features before the output layer, ``(batch, n_features)``, and hidden states."""
         features = self._features(obs, agent_ids)
         states = None
         if self.memory is not None:
             if sequences is None:
                 sequences = single_steps(self.memory.initial_state(len(features)))
             features, states = self.memory(features, sequences)
-        return self.head(self.body(features)), states
+        return self.body(features), states
+
+    def _distribution(self, latent: th.Tensor, action_masks: th.Tensor | None) -> Distribution:
+        """Distribution for features before the output layer, ``(batch, n_features)``."""
+        params, log_std = self.head(latent), self.effective_log_std()
+        if self.sde is None or log_std is None:
+            return self.action_head.distribution(params, log_std, action_masks)
+        deviations = self.sde.deviations(log_std, latent)
+        return self.action_head.distribution(params, deviations, action_masks)
 
     def get_distribution(
         self,
@@ -248,8 +297,8 @@ class ActorNetwork(BasePolicy, TeamModel):
             an episode
         :return: Distribution with SB3's interface; a new one per call, for thread safety
         """
-        params, _ = self.parameters_of_actions(obs, sequences, agent_ids)
-        return self.action_head.distribution(params, self.effective_log_std(), action_masks)
+        latent, _ = self._latent(obs, sequences, agent_ids)
+        return self._distribution(latent, action_masks)
 
     def batch_distribution(self, batch: ActorBatch) -> Distribution:
         """
@@ -284,12 +333,14 @@ class ActorNetwork(BasePolicy, TeamModel):
         :param action_masks: ``(batch, n_choices)``
         :param sequences: Order of the rows in time, for a recurrent policy; None if each row begins
             an episode
-        :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``
+        :return: Log-probability of each whole action and entropy of its distribution, ``(batch,)``.
+            The entropy of squashed actions is estimated by the negative log-probability, as in SB3
         """
         distribution = self.get_distribution(obs, action_masks, sequences, agent_ids)
+        # The order of the two decides in which order their gradients are added, and the rounding
         entropy = distribution.entropy()
-        assert entropy is not None
-        return self.log_prob(distribution, actions), entropy
+        log_prob = self.log_prob(distribution, actions)
+        return log_prob, -log_prob if entropy is None else entropy
 
     def evaluate_batch(self, batch: ActorBatch) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -326,3 +377,69 @@ class ActorNetwork(BasePolicy, TeamModel):
         :return: Values of the choices, for the "greedy" head, ``(batch, n_choices)``
         """
         return self.action_head.values(self.parameters_of_actions(obs)[0], action_masks)
+
+
+def add_log_std(policy: ActorNetwork, shape: tuple[int, ...]) -> None:
+    """
+    Add the parameter or buffer ``log_std`` to a policy.
+
+    :param policy: Policy with its settings
+    :param shape: Shape of ``log_std``
+    :raises ValueError: If ``log_std_form`` is unknown
+    """
+    start = float(policy.log_std_init)
+    if policy.log_std_form == "parameter":
+        policy.log_std = nn.Parameter(th.full(shape, start))
+    elif policy.log_std_form == "sigmoid":
+        policy.log_std = nn.Parameter(th.full(shape, (1.0 + start) * policy.std_x_coef))
+    elif policy.log_std_form == "constant":
+        del policy.log_std
+        policy.register_buffer("log_std", th.full(shape, start))
+    else:
+        raise ValueError(
+            "log_std_form must be 'parameter', 'sigmoid' or 'constant', "
+            f"not {policy.log_std_form!r}"
+        )
+
+
+def continuous_outputs(head: Head) -> th.Tensor:
+    """
+    :param head: Head of an actor
+    :return: Mask of the outputs that are means of continuous actions, ``(n_params,)``
+    """
+    masks = [th.full((part.n_params,), isinstance(part, BoxHead)) for part in head.parts]
+    return th.cat(masks)
+
+
+def _check_noise(policy: ActorNetwork) -> None:
+    """
+    :param policy: Policy with its settings, whose networks are not made yet
+    :raises ValueError: If the settings of the noise do not fit one another, the head or the actions
+    """
+    owner = "This policy" if policy.agent_name is None else f"agent {policy.agent_name!r}"
+    for name in ("tanh_mean", "use_sde", "squash_output"):
+        if getattr(policy, name) and policy.head_name != "gaussian":
+            raise ValueError(
+                f"{owner}: {name}=True is for the Gaussian policies of the on-policy algorithms, "
+                f"such as HAPPO, and this policy's head is {policy.head_name!r}. Omit it."
+            )
+    if policy.use_sde and not policy.action_head.n_log_std:
+        raise ValueError(
+            f"{owner}: use_sde=True needs continuous actions, and {policy.action_space} has none. "
+            "Omit it for this agent; its discrete actions are explored by sampling."
+        )
+    if not policy.squash_output:
+        return
+    if not policy.use_sde:
+        raise ValueError(
+            f"{owner}: squash_output=True is only available when using gSDE (use_sde=True)."
+        )
+    if policy.tanh_mean:
+        raise ValueError(
+            f"{owner}: squash_output=True passes the whole action through tanh; omit tanh_mean."
+        )
+    if not policy.rescale_actions:
+        raise ValueError(
+            f"{owner}: squash_output=True needs rescale_actions=True, so that the squashed actions "
+            "in [-1, 1] are scaled to their bounds."
+        )

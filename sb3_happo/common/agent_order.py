@@ -4,8 +4,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import get_args
 
 import numpy as np
+import torch as th
 
-from sb3_happo.common.type_aliases import AgentOrder, AgentOrderFn, AgentOrderName
+from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.trust_region import flat_gradient
+from sb3_happo.common.type_aliases import (
+    ActorBatch,
+    AgentOrder,
+    AgentOrderFn,
+    AgentOrderName,
+)
 
 
 def check_agent_order(
@@ -70,3 +78,27 @@ def greedy_order(agents: tuple[str, ...], score: Callable[[str], float]) -> Iter
         best = max(remaining, key=score)
         remaining.remove(best)
         yield best
+
+
+def steepness(
+    policy: AgentPolicy,
+    data: ActorBatch,
+    policy_loss: Callable[[th.Tensor, ActorBatch], th.Tensor],
+) -> float:
+    """
+    Norm of the gradient of an agent's objective at the policy of the rollout.
+
+    The surrogate advantages themselves, ``mean(ratio * factor * A)``, cannot rank agents that
+    share one advantage: before its own update every agent's ratio is 1.
+
+    :param policy: Policy of an agent that was not updated yet
+    :param data: Samples of the agent, with (normalised) advantages and the factor of the agents
+        updated so far
+    :param policy_loss: Loss of the log-probabilities of the samples, ``(batch,)``, and the samples
+    :return: Norm, >= 0
+    """
+    if not len(data.advantages):
+        return 0.0
+    log_prob, _ = policy.evaluate_batch(data)
+    params = [param for param in policy.parameters() if param.requires_grad]
+    return flat_gradient(policy_loss(log_prob, data), params).norm().item()

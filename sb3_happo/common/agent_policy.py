@@ -9,6 +9,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_happo.common.actor_network import ActorNetwork
 from sb3_happo.common.agent_inputs import split_mask, state_tensor
+from sb3_happo.common.distributions import draw_actions
 from sb3_happo.common.export import CheckResult, export
 from sb3_happo.common.recurrent import single_steps
 from sb3_happo.common.saved_files import Kind
@@ -35,6 +36,7 @@ class AgentPolicy(SavedPolicy, ActorNetwork):
         states: th.Tensor | None = None,
         deterministic: bool = False,
         action_masks: th.Tensor | None = None,
+        normals: th.Tensor | None = None,
     ) -> AgentStep:
         """
         :param obs: Own observations, ``(batch, ...)``
@@ -42,13 +44,14 @@ class AgentPolicy(SavedPolicy, ActorNetwork):
             None for a policy without memory, or at the start of an episode
         :param deterministic: Most likely action instead of a sample
         :param action_masks: ``(batch, n_choices)``
+        :param normals: Standard normal numbers from which continuous actions are drawn,
+            ``(batch, n_continuous)``; None for independent ones
         :return: Raw actions, log-probabilities, and the hidden states after the step
         """
         sequences = None if states is None else single_steps(states)
-        params, states = self.parameters_of_actions(obs, sequences)
-        log_std = self.effective_log_std()
-        distribution = self.action_head.distribution(params, log_std, action_masks)
-        actions = distribution.get_actions(deterministic=deterministic)
+        latent, states = self._latent(obs, sequences)
+        distribution = self._distribution(latent, action_masks)
+        actions = draw_actions(distribution, deterministic, normals)
         log_probs = distribution.log_prob(actions)
         return AgentStep(actions.reshape(len(actions), -1), log_probs, states)
 

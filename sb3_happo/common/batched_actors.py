@@ -12,7 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_happo.common.agent_policy import AgentPolicy
-from sb3_happo.common.distributions import make_action_distribution, set_parameters, unvalidated
+from sb3_happo.common.distributions import (
+    draw_actions,
+    make_action_distribution,
+    set_parameters,
+    unvalidated,
+)
+from sb3_happo.common.networks import TanhMeans
 from sb3_happo.common.recurrent import BatchedRecurrentLayers
 from sb3_happo.common.type_aliases import ActorsStep, AgentStep
 
@@ -39,7 +45,9 @@ def policy_form(policy: AgentPolicy) -> tuple[object, ...] | None:
     :return: Properties that policies must have in common to be evaluated in one call; None for a
         policy that can only be evaluated alone
     """
-    return network_form(policy) if policy.head_name == "gaussian" else None
+    # The matrices of state-dependent noise are the agent's own
+    together = policy.head_name == "gaussian" and policy.sde is None
+    return network_form(policy) if together else None
 
 
 def network_form(policy: AgentPolicy) -> tuple[object, ...] | None:
@@ -134,7 +142,8 @@ class _BatchedLayer(NamedTuple):
             x = F.layer_norm(x, layer.normalized_shape, eps=layer.eps)
             return x if weights is None or biases is None else x * weights + biases
         if weights is not None and biases is not None:
-            return th.baddbmm(biases, x, weights)
+            x = th.baddbmm(biases, x, weights)
+            return layer.bound(x) if isinstance(layer, TanhMeans) else x
         return _tanh(x) if type(layer) is nn.Tanh else layer(x)
 
 
@@ -192,6 +201,7 @@ class BatchedPolicies:
         masks: Sequence[th.Tensor] | None,
         states: Sequence[th.Tensor] = (),
         deterministic: bool = False,
+        normals: th.Tensor | None = None,
     ) -> AgentStep:
         """
         :param observations: Observations of each agent, ``(n_envs, ...)``
@@ -199,13 +209,15 @@ class BatchedPolicies:
         :param states: States of each agent's recurrent layers before the step,
             ``(n_envs, n_parts, n_layers, hidden_size)``; empty without recurrent layers
         :param deterministic: Whether to take the most likely actions instead of samples
+        :param normals: Standard normal numbers from which continuous actions are drawn,
+            ``(n_agents * n_envs, n_continuous)``; None for independent ones
         :return: Raw actions ``(n_agents, n_envs, action_dim)``, log-probabilities
             ``(n_agents, n_envs)``, and states ``(n_agents, n_envs, ...)`` or None
         """
         joined = None if masks is None else th.cat(list(masks))
         before = th.stack(list(states)) if self.memory is not None else None
         x, after = self.network(self.features(th.cat(list(observations))), before)
-        return self.decide(x, joined, after, deterministic)
+        return self.decide(x, joined, after, deterministic, normals)
 
     def network(self, x: th.Tensor, states: th.Tensor | None) -> tuple[th.Tensor, th.Tensor | None]:
         """
@@ -245,18 +257,20 @@ class BatchedPolicies:
         masks: th.Tensor | None,
         states: th.Tensor | None,
         deterministic: bool,
+        normals: th.Tensor | None = None,
     ) -> AgentStep:
         """
         :param params: Outputs of the networks, ``(n_agents, n_envs, n_params)``
         :param masks: Action masks, ``(n_agents * n_envs, n_choices)``, or None
         :param states: States after the step, ``(n_agents, n_envs, ...)``, or None
         :param deterministic: Whether to take the most likely actions instead of samples
+        :param normals: Standard normal numbers, see :meth:`__call__`
         :return: Decisions, see :meth:`__call__`
         """
         n_envs = params.shape[1]
         # (n_agents, n_envs, n_params) -> (n_agents * n_envs, n_params): to the distribution,
         # further agents are further rows
-        actions, log_probs = self._act(params.flatten(end_dim=1), masks, deterministic)
+        actions, log_probs = self._act(params.flatten(end_dim=1), masks, deterministic, normals)
         return AgentStep(
             actions.reshape(self.n_agents, n_envs, -1),
             log_probs.reshape(self.n_agents, n_envs),
@@ -264,12 +278,17 @@ class BatchedPolicies:
         )
 
     def _act(
-        self, params: th.Tensor, masks: th.Tensor | None, deterministic: bool
+        self,
+        params: th.Tensor,
+        masks: th.Tensor | None,
+        deterministic: bool,
+        normals: th.Tensor | None,
     ) -> tuple[th.Tensor, th.Tensor]:
         """
         :param params: Outputs of the networks, ``(n_agents * n_envs, n_params)``
         :param masks: Action masks, ``(n_agents * n_envs, n_choices)``, or None
         :param deterministic: Whether to take the most likely actions instead of samples
+        :param normals: Standard normal numbers, see :meth:`__call__`
         :return: Raw actions and log-probabilities, ``(n_agents * n_envs, ...)``
         """
         if isinstance(self.leader.action_space, spaces.Discrete):
@@ -279,8 +298,32 @@ class BatchedPolicies:
             n_envs = len(params) // self.n_agents
             log_std = log_std.repeat_interleave(n_envs, dim=0)
         distribution = set_parameters(self.distribution, params, log_std, masks)
-        actions = distribution.get_actions(deterministic=deterministic)
+        actions = draw_actions(distribution, deterministic, normals)
         return actions, distribution.log_prob(actions)
+
+
+def _join_normals(
+    agents: tuple[str, ...],
+    stack: BatchedPolicies,
+    normals: Mapping[str, th.Tensor],
+    observations: Sequence[th.Tensor],
+) -> th.Tensor | None:
+    """
+    :param agents: Agents of one form
+    :param stack: Their policies
+    :param normals: Standard normal numbers by agent, those of other forms too
+    :param observations: Observations of the agents, ``(n_envs, ...)``
+    :return: Numbers of these agents, ``(n_agents * n_envs, n_continuous)``, independent ones where
+        an agent has none; None if no agent has some
+    """
+    if stack.log_std is None or normals.keys().isdisjoint(agents):
+        return None
+    shape = (len(observations[0]), stack.log_std.shape[1])
+    rows = []
+    for agent in agents:
+        own = normals.get(agent)
+        rows.append(th.randn(shape, device=stack.log_std.device) if own is None else own)
+    return th.cat(rows)
 
 
 def stack_present(values: Sequence[th.Tensor | None]) -> th.Tensor | None:
@@ -326,7 +369,10 @@ class BatchedActors:
     @th.inference_mode()
     @unvalidated()
     def __call__(
-        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor] | None = None
+        self,
+        obs: dict[str, th.Tensor],
+        states: Mapping[str, th.Tensor] | None = None,
+        normals: Mapping[str, th.Tensor] | None = None,
     ) -> ActorsStep:
         """
         Choose the actions of all agents, without gradients. The critic is not evaluated.
@@ -335,15 +381,17 @@ class BatchedActors:
         :param states: States of the agents with recurrent layers before the step,
             ``(n_envs, n_parts, n_layers, hidden_size)`` each (``RNNStates.pi``); None at the start
             of an episode, or if no agent has some
+        :param normals: Standard normal numbers from which continuous actions are drawn, by agent,
+            ``(n_envs, n_continuous)`` each; independent ones for other agents
         :return: Raw actions, log-probabilities, and states after the step
         """
         if states is None:
             states = self._initial_states(len(next(iter(obs.values()))))
         step = ActorsStep({}, {}, {})
         for agents, stack in self.stacks.items():
-            self._step_together(agents, stack, obs, states, step)
+            self._step_together(agents, stack, obs, states, normals or {}, step)
         for agent in self.singles:
-            self._step_alone(agent, obs, states, step)
+            self._step_alone(agent, obs, states, normals or {}, step)
         return step
 
     def _initial_states(self, n_envs: int) -> dict[str, th.Tensor]:
@@ -359,6 +407,7 @@ class BatchedActors:
         stack: BatchedPolicies,
         obs: dict[str, th.Tensor],
         states: Mapping[str, th.Tensor],
+        normals: Mapping[str, th.Tensor],
         step: ActorsStep,
     ) -> None:
         """
@@ -366,6 +415,7 @@ class BatchedActors:
         :param stack: Their policies
         :param obs: Joint observation
         :param states: States before the step
+        :param normals: Standard normal numbers by agent
         :param step: Filled with the agents' actions, log-probabilities and states
         """
         masks = None
@@ -373,7 +423,7 @@ class BatchedActors:
             masks = [self.policy.action_masks(obs, agent) for agent in agents]
         own = [obs[agent] for agent in agents]
         before = [states[agent] for agent in agents] if stack.memory is not None else []
-        joint = stack(own, masks, before)
+        joint = stack(own, masks, before, normals=_join_normals(agents, stack, normals, own))
         step.actions.update(zip(agents, joint.actions.unbind(), strict=True))
         step.log_probs.update(zip(agents, joint.log_probs.unbind(), strict=True))
         if joint.states is not None:
@@ -384,16 +434,20 @@ class BatchedActors:
         agent: str,
         obs: dict[str, th.Tensor],
         states: Mapping[str, th.Tensor],
+        normals: Mapping[str, th.Tensor],
         step: ActorsStep,
     ) -> None:
         """
         :param agent: An agent whose form no other agent has
         :param obs: Joint observation
         :param states: States before the step
+        :param normals: Standard normal numbers by agent
         :param step: Filled with the agent's actions, log-probabilities and state
         """
         own, mask = self.policy.agent_observation(obs, agent), self.policy.action_masks(obs, agent)
-        alone = self.policy.policies[agent].step(own, states.get(agent), action_masks=mask)
+        alone = self.policy.policies[agent].step(
+            own, states.get(agent), action_masks=mask, normals=normals.get(agent)
+        )
         step.actions[agent] = alone.actions
         step.log_probs[agent] = alone.log_probs
         if alone.states is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch as th
@@ -16,11 +16,14 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
     SquashedDiagGaussianDistribution,
+    StateDependentNoiseDistribution,
     make_proba_distribution,
     sum_independent_dims,
 )
 from stable_baselines3.common.preprocessing import get_action_dim
 from torch import nn
+
+from sb3_happo.common.state_dependent_noise import SdeDeviations, SdeOptions
 
 # ---------------------------------------------------------------- action spaces
 
@@ -114,9 +117,16 @@ def starts_of_choices(leaves: Iterable[ActionLeaf]) -> np.ndarray:
 
 # ---------------------------------------------------------------- distributions
 
+#: Deviations of the continuous columns: logarithms, ``(n_continuous,)`` or one row per sample, or
+#: state-dependent ones
+Deviations: TypeAlias = th.Tensor | SdeDeviations
+
 
 def make_action_distribution(
-    action_space: spaces.Space, masked: bool = False, squashed: bool = False
+    action_space: spaces.Space,
+    masked: bool = False,
+    squashed: bool = False,
+    sde: SdeOptions | None = None,
 ) -> Distribution:
     """
     The distribution for an agent's action space: SB3's own for plain spaces, sb3-contrib's maskable
@@ -126,13 +136,16 @@ def make_action_distribution(
     :param action_space: The agent's action space
     :param masked: Whether the Discrete and MultiDiscrete parts are masked
     :param squashed: Whether the Gaussians of Box parts pass through tanh, as in SB3's SAC
+    :param sde: Form of state-dependent noise of Box parts; None for a Gaussian
     :return: A distribution without parameters yet
     """
     if isinstance(action_space, (spaces.Dict, spaces.Tuple)):
-        return HybridDistribution(action_space, masked, squashed)
+        return HybridDistribution(action_space, masked, squashed, sde)
     action_space = plain_form(action_space)
     if masked and isinstance(action_space, (spaces.Discrete, spaces.MultiDiscrete)):
         return make_masked_proba_distribution(action_space)
+    if sde is not None and isinstance(action_space, spaces.Box):
+        return sde.distribution(get_action_dim(action_space))
     if squashed and isinstance(action_space, spaces.Box):
         return SquashedDiagGaussianDistribution(get_action_dim(action_space))
     return make_proba_distribution(action_space)
@@ -141,7 +154,7 @@ def make_action_distribution(
 def set_parameters(
     distribution: Distribution,
     params: th.Tensor,
-    log_std: th.Tensor | None,
+    log_std: Deviations | None,
     action_masks: th.Tensor | None = None,
 ) -> Distribution:
     """
@@ -150,19 +163,28 @@ def set_parameters(
     :param distribution: The distribution, changed in place
     :param params: Means and logits, ``(batch, n_params)``
     :param log_std: Logarithm of the standard deviations of the continuous columns,
-        ``(n_continuous,)`` or one row per sample
+        ``(n_continuous,)`` or one row per sample; or those of state-dependent noise
     :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``
     :return: ``distribution``
     """
     if isinstance(distribution, HybridDistribution):
         return distribution.proba_distribution(params, log_std, action_masks)
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        assert isinstance(log_std, SdeDeviations)
+        return log_std.set_parameters(distribution, params)
     if isinstance(distribution, DiagGaussianDistribution):
-        assert log_std is not None
+        assert isinstance(log_std, th.Tensor)
         return distribution.proba_distribution(params, log_std)
     distribution.proba_distribution(params)
     if action_masks is not None and isinstance(distribution, MaskableDistribution):
         distribution.apply_masking(action_masks)
     return distribution
+
+
+def _columns(log_std: Deviations, start: int, stop: int) -> Deviations:
+    if isinstance(log_std, SdeDeviations):
+        return log_std.columns(start, stop)
+    return log_std[..., start:stop]
 
 
 class HybridDistribution(Distribution):
@@ -177,6 +199,7 @@ class HybridDistribution(Distribution):
         Dicts and Tuples
     :param masked: Whether the Discrete and MultiDiscrete parts are masked
     :param squashed: Whether the Gaussians of Box parts pass through tanh
+    :param sde: Form of state-dependent noise of Box parts; None for Gaussians
     """
 
     def __init__(
@@ -184,11 +207,12 @@ class HybridDistribution(Distribution):
         action_space: spaces.Dict | spaces.Tuple,
         masked: bool = False,
         squashed: bool = False,
+        sde: SdeOptions | None = None,
     ) -> None:
         super().__init__()
         self.leaves = list(action_leaves(action_space))
         self.parts = [
-            make_action_distribution(leaf.space, masked, squashed) for leaf in self.leaves
+            make_action_distribution(leaf.space, masked, squashed, sde) for leaf in self.leaves
         ]
         self._n_params = [leaf.n_params for leaf in self.leaves]
         self._n_actions = [leaf.n_actions for leaf in self.leaves]
@@ -206,7 +230,7 @@ class HybridDistribution(Distribution):
     def proba_distribution(
         self,
         params: th.Tensor,
-        log_std: th.Tensor | None = None,
+        log_std: Deviations | None = None,
         action_masks: th.Tensor | None = None,
     ) -> "HybridDistribution":
         """
@@ -228,7 +252,7 @@ class HybridDistribution(Distribution):
             leaf_std = None
             if isinstance(leaf.space, spaces.Box):
                 assert log_std is not None
-                leaf_std = log_std[..., start : start + leaf.n_actions]
+                leaf_std = _columns(log_std, start, start + leaf.n_actions)
                 start += leaf.n_actions
             set_parameters(part, leaf_params, leaf_std, mask)
         return self
@@ -266,11 +290,21 @@ class HybridDistribution(Distribution):
         """Join the columns of the parts, ``(batch,)`` or ``(batch, n)``."""
         return th.cat([column.reshape(len(column), -1).float() for column in columns], dim=1)
 
-    def sample(self) -> th.Tensor:
+    def sample(self, normals: th.Tensor | None = None) -> th.Tensor:
         """
+        :param normals: Standard normal numbers for the continuous columns,
+            ``(batch, n_continuous)``; None for independent ones
         :return: Sampled raw actions, ``(batch, action_dim)``
         """
-        return self._join([part.sample() for part in self.parts])
+        columns = []
+        start = 0
+        for part, leaf in zip(self.parts, self.leaves, strict=True):
+            own = None
+            if normals is not None and isinstance(leaf.space, spaces.Box):
+                own = normals[:, start : start + leaf.n_actions]
+                start += leaf.n_actions
+            columns.append(draw_actions(part, normals=own))
+        return self._join(columns)
 
     def mode(self) -> th.Tensor:
         """
@@ -312,6 +346,27 @@ class HybridDistribution(Distribution):
         """
         actions = self.actions_from_params(params, log_std, action_masks)
         return actions, self.log_prob(actions)
+
+
+def draw_actions(
+    distribution: Distribution, deterministic: bool = False, normals: th.Tensor | None = None
+) -> th.Tensor:
+    """
+    Raw actions of a distribution whose Gaussian draws may be given.
+
+    :param distribution: Distribution with its parameters
+    :param deterministic: Most likely actions instead of samples
+    :param normals: Standard normal numbers for the continuous columns, ``(batch, n_continuous)``;
+        None for independent ones
+    :return: Raw actions, in the form of ``distribution.get_actions``
+    """
+    if deterministic or normals is None:
+        return distribution.get_actions(deterministic=deterministic)
+    if isinstance(distribution, HybridDistribution):
+        return distribution.sample(normals)
+    if isinstance(distribution, DiagGaussianDistribution):
+        return distribution.distribution.mean + distribution.distribution.stddev * normals
+    return distribution.sample()
 
 
 class PointDistribution(Distribution):

@@ -33,6 +33,7 @@ from stable_baselines3.common.distributions import Distribution
 
 from sb3_happo.common.distributions import (
     ActionLeaf,
+    Deviations,
     PointDistribution,
     action_leaves,
     make_action_distribution,
@@ -47,7 +48,9 @@ from sb3_happo.common.leaf_heads import (
     GreedyChoiceHead,
     LeafHead,
     SquashedBoxHead,
+    TanhGaussianBoxHead,
 )
+from sb3_happo.common.state_dependent_noise import SdeDeviations
 from sb3_happo.suggestions import check_names
 
 HeadName = Literal["gaussian", "squashed", "deterministic", "greedy"]
@@ -213,7 +216,7 @@ class Head(ABC):
     def distribution(
         self,
         params: th.Tensor,
-        log_std: th.Tensor | None = None,
+        log_std: Deviations | None = None,
         action_masks: th.Tensor | None = None,
     ) -> Distribution:
         """
@@ -224,7 +227,8 @@ class Head(ABC):
 
         :param params: Outputs of the actor, ``(batch, n_params)``
         :param log_std: Logarithm of the state-independent deviations, ``(n_log_std,)`` or
-            ``(batch, n_log_std)``; None for heads that have none
+            ``(batch, n_log_std)``, or those of state-dependent noise ("gaussian" only); None for
+            heads that have none
         :param action_masks: 1 where a choice is legal, ``(batch, n_choices)``; None where all are
         :return: SB3's interface: sample, mode, log_prob, entropy, get_actions
         :raises ValueError: If the masks do not fit
@@ -426,17 +430,30 @@ class GaussianHead(Head):
     """
 
     name = "gaussian"
-    box_head = GaussianBoxHead
+    box_head: ClassVar[type[BoxHead]] = GaussianBoxHead
 
     def distribution(
         self,
         params: th.Tensor,
-        log_std: th.Tensor | None = None,
+        log_std: Deviations | None = None,
         action_masks: th.Tensor | None = None,
     ) -> Distribution:
         self._check_masks(action_masks)
-        distribution = make_action_distribution(self.action_space, self.masked)
+        sde = log_std.options if isinstance(log_std, SdeDeviations) else None
+        distribution = make_action_distribution(self.action_space, self.masked, sde=sde)
         return set_parameters(distribution, params, log_std, action_masks)
+
+
+class TanhGaussianHead(GaussianHead):
+    """
+    Gaussians of state-dependent noise that pass through tanh (``squash_output`` of gSDE),
+    categorical choices and Bernoulli bits. Box columns lie in [-1, 1].
+
+    :param action_space: The agent's action space
+    :param masked: Whether the agent has action masks
+    """
+
+    box_head = TanhGaussianBoxHead
 
 
 class SquashedHead(Head):
@@ -454,7 +471,7 @@ class SquashedHead(Head):
     def distribution(
         self,
         params: th.Tensor,
-        log_std: th.Tensor | None = None,
+        log_std: Deviations | None = None,
         action_masks: th.Tensor | None = None,
     ) -> Distribution:
         means, log_stds = [], []
@@ -479,7 +496,7 @@ class PointHead(Head):
     def distribution(
         self,
         params: th.Tensor,
-        log_std: th.Tensor | None = None,
+        log_std: Deviations | None = None,
         action_masks: th.Tensor | None = None,
     ) -> Distribution:
         return PointDistribution().proba_distribution(self.decode(self.mode(params, action_masks)))
@@ -533,16 +550,21 @@ _HEADS: dict[str, type[Head]] = {
 }
 
 
-def make_head(name: HeadName, action_space: spaces.Space, masked: bool = False) -> Head:
+def make_head(
+    name: HeadName, action_space: spaces.Space, masked: bool = False, squash_output: bool = False
+) -> Head:
     """
     The head of a name.
 
     :param name: "gaussian", "squashed", "deterministic" or "greedy"
     :param action_space: The agent's action space
     :param masked: Whether the agent has action masks
+    :param squash_output: Whether the Gaussians of state-dependent noise pass through tanh
     :return: The head
     :raises ValueError: If there is no such head
     :raises TypeError: If the head does not support the action space
     """
     check_names([name], _HEADS, "`head`")
+    if squash_output:
+        return TanhGaussianHead(action_space, masked)
     return _HEADS[name](action_space, masked)

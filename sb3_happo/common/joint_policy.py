@@ -7,12 +7,21 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import polyak_update
 
+from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extractor
 from sb3_happo.common.net_arch import NetArch
 from sb3_happo.common.networks import NetworkOptions, TeamModel
 from sb3_happo.common.recurrent import RecurrentKind, select_states
-from sb3_happo.common.state_critics import MEMORIES, CentralizedCritic, Critic, LocalCritics
+from sb3_happo.common.state_critics import (
+    MEMORIES,
+    CentralizedCritic,
+    Critic,
+    LocalCritics,
+    make_target,
+)
 from sb3_happo.common.type_aliases import ActorsStep, JointStep, RNNStates
 from sb3_happo.suggestions import check_names
 
@@ -48,6 +57,10 @@ class JointPolicy(MultiAgentPolicy):
         of its own (``enable_critic_lstm=False``): all of them beside the state; for a local critic
         those of its agent. As in sb3-contrib the critic does not train them: they are data of the
         rollout
+    :param use_sde: State-dependent noise (gSDE) of all agents with continuous actions; an argument
+        of the algorithm
+    :param target_critic: Target network of the critic, whose values are those of the rollout; an
+        argument of the algorithm (``target_critic_tau``)
     :param kwargs: Keyword arguments of every agent's policy
     :raises ValueError: If an agent or a keyword argument is unknown, or a setting is not supported
     """
@@ -73,6 +86,8 @@ class JointPolicy(MultiAgentPolicy):
         recurrent: RecurrentKind | None = None,
         enable_critic_lstm: bool = True,
         shared_lstm: bool = False,
+        use_sde: bool = False,
+        target_critic: bool = False,
         **kwargs: Any,
     ) -> None:
         # Read by `make_critic`, which the base class calls
@@ -82,6 +97,7 @@ class JointPolicy(MultiAgentPolicy):
             "enable_critic_lstm": enable_critic_lstm,
             "shared_lstm": shared_lstm,
         }
+        self._options = {"use_sde": use_sde, "target_critic": target_critic}
         #: Agents whose hidden states the critic reads
         self.agents_read_by_critic: list[str] = []
         super().__init__(
@@ -97,6 +113,22 @@ class JointPolicy(MultiAgentPolicy):
             recurrent=recurrent,
             **kwargs,
         )
+        #: Critic that follows the learned one slowly; None without one
+        self.target_critic = make_target(self.critic) if target_critic else None
+
+    def _make_actor(
+        self,
+        agent: str,
+        lr_schedule: Schedule,
+        agent_id: tuple[int, int] | None,
+        kwargs: dict[str, Any],
+    ) -> AgentPolicy:
+        use_sde = self._options["use_sde"] and self._has_continuous_actions(agent)
+        return super()._make_actor(agent, lr_schedule, agent_id, {"use_sde": use_sde, **kwargs})
+
+    def _has_continuous_actions(self, agent: str) -> bool:
+        leaves = action_leaves(self.team_spaces.action_space.spaces[agent])
+        return any(isinstance(leaf.space, spaces.Box) for leaf in leaves)
 
     def make_critic(
         self, lr_schedule: Schedule, kwargs: dict[str, Any], overrides: dict[str, Any]
@@ -150,7 +182,32 @@ class JointPolicy(MultiAgentPolicy):
         return list(self.critic.networks)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return super()._get_constructor_parameters() | self._critic_form
+        return super()._get_constructor_parameters() | self._critic_form | self._options
+
+    def reset_noise(self, n_envs: int = 1) -> None:
+        """
+        Draw new matrices of the state-dependent noise of all agents that have it.
+
+        :param n_envs: Number of environments
+        """
+        for policy in self.policies.values():
+            policy.reset_noise(n_envs)
+
+    @property
+    def value_critic(self) -> Critic:
+        """
+        :return: Critic whose values are those of the rollout: the target critic if there is one
+        """
+        return self.critic if self.target_critic is None else self.target_critic
+
+    def update_target_critic(self, tau: float) -> None:
+        """
+        Let the target critic take over a share of the critic.
+
+        :param tau: Share, in (0, 1]; 1 for a copy
+        """
+        assert self.target_critic is not None
+        polyak_update(self.critic.parameters(), self.target_critic.parameters(), tau)
 
     # ---------------------------------------------------------------- hidden states
 
@@ -227,7 +284,7 @@ class JointPolicy(MultiAgentPolicy):
             actions[agent], log_probs[agent] = step.actions, step.log_probs
             if step.states is not None:
                 pi[agent] = step.states
-        values, vf = self.critic.step(self.critic_observation(obs, pi), before.vf)
+        values, vf = self.value_critic.step(self.critic_observation(obs, pi), before.vf)
         return JointStep(actions, log_probs, self.critic.clip(values), RNNStates(pi, vf))
 
     @th.inference_mode()
@@ -241,7 +298,7 @@ class JointPolicy(MultiAgentPolicy):
         :return: Decision with the critic's values and hidden states, without gradients. Values are
             as the critic predicts them, not clipped: the critic's loss compares with them
         """
-        values, vf = self.critic.step(self.critic_observation(obs, step.states), states)
+        values, vf = self.value_critic.step(self.critic_observation(obs, step.states), states)
         return JointStep(step.actions, step.log_probs, values, RNNStates(step.states, vf))
 
     def predict_values(
@@ -257,7 +314,7 @@ class JointPolicy(MultiAgentPolicy):
         for agent in self.agents_read_by_critic:
             own = self.agent_observation(obs, agent)
             after[agent] = self.policies[agent].advance_memory(own, before.pi.get(agent))
-        return self.critic.predict_values(self.critic_observation(obs, after), before.vf)
+        return self.value_critic.predict_values(self.critic_observation(obs, after), before.vf)
 
 
 class LstmJointPolicy(JointPolicy):

@@ -195,6 +195,17 @@ class GaussianBoxHead(BoxHead):
         return distribution.log_prob_from_params(params, log_std)
 
 
+class TanhGaussianBoxHead(GaussianBoxHead):
+    """
+    State-dependent noise that passes through tanh, as in SB3's gSDE with ``squash_output``.
+
+    :param leaf: The plain space
+    """
+
+    def mode(self, params: th.Tensor, mask: th.Tensor | None) -> th.Tensor:
+        return params.tanh()
+
+
 class SquashedBoxHead(BoxHead):
     """
     A diagonal Gaussian that passes through tanh, with state-dependent deviations, as in SB3's SAC.

@@ -260,6 +260,36 @@ def _batch_norm(dim: int, options: NetworkOptions) -> list[nn.Module]:
     return [BatchRenorm1d(dim, options.batch_norm_eps, momentum, True, warmup_steps)]
 
 
+class TanhMeans(nn.Linear):
+    """
+    Output layer of an actor whose continuous columns pass through tanh, so that the means of the
+    actions lie in (-1, 1).
+
+    :param in_features: Number of features that go in
+    :param bounded: Mask of the columns that pass through tanh, ``(out_features,)``
+    """
+
+    bounded: th.Tensor
+
+    def __init__(self, in_features: int, bounded: th.Tensor) -> None:
+        super().__init__(in_features, len(bounded))
+        self.register_buffer("bounded", bounded, persistent=False)
+
+    def bound(self, outputs: th.Tensor) -> th.Tensor:
+        """
+        :param outputs: Outputs of the linear layer, ``(..., out_features)``
+        :return: Outputs with tanh of the continuous columns, ``(..., out_features)``
+        """
+        return th.where(self.bounded, outputs.tanh(), outputs)
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        """
+        :param input: Features, ``(..., in_features)``
+        :return: Outputs, ``(..., out_features)``
+        """
+        return self.bound(super().forward(input))
+
+
 class TeamModel(BaseModel):
     """
     A network of the team: an SB3 model whose initialisation is separate from its construction.

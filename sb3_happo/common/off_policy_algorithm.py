@@ -31,6 +31,7 @@ from sb3_happo.common.replay_checks import (
     check_learning_starts,
     check_loaded_buffer,
     check_policy_name,
+    refuse_sde,
 )
 from sb3_happo.common.replay_files import (
     check_saved_team,
@@ -72,6 +73,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
     :param n_steps: Number of steps whose rewards are added before the critic's value is used
     :param critic_learning_rate: Learning rate of the critic; the actors' by default
     :param max_grad_norm: Largest norm of a gradient; None for no clipping, as in SB3
+    :param use_sde: Not supported: gSDE is for the on-policy algorithms
     :param policy_kwargs: Keyword arguments of the policy
     :param stats_window_size: Episodes over which the log averages
     :param tensorboard_log: Folder of TensorBoard's log
@@ -121,6 +123,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         n_steps: int = 1,
         critic_learning_rate: float | Schedule | None = None,
         max_grad_norm: float | None = None,
+        use_sde: bool = False,
         policy_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -129,6 +132,7 @@ class MultiAgentOffPolicyAlgorithm(OffPolicyLearning):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        refuse_sde(use_sde, policy_kwargs, type(self).__name__)
         policy, env = self._policy_and_env(policy, env)
         super().__init__(
             policy,

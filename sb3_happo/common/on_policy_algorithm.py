@@ -9,22 +9,26 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
     cut_off,
-    last_observations,
-    mean_of_active_agents,
     values_of_all_agents,
 )
 from sb3_happo.common.checks import (
     check_batch_sizes,
-    check_observations,
     describe_masks,
     takes_tensors,
+)
+from sb3_happo.common.correlated_noise import ExplorationNoise
+from sb3_happo.common.exploration import (
+    SDE_SAMPLE_FREQ,
+    Exploration,
+    check_exploration,
+    refuse_action_noise,
 )
 from sb3_happo.common.hyperparameters import (
     BATCH_SIZE,
@@ -38,13 +42,13 @@ from sb3_happo.common.hyperparameters import (
     scheduled,
 )
 from sb3_happo.common.joint_policy import GruJointPolicy, JointPolicy, LstmJointPolicy
-from sb3_happo.common.recurrent import reset_states, select_envs
+from sb3_happo.common.on_policy_values import TARGET_TAU, OnPolicyValues, check_target_critic
+from sb3_happo.common.recurrent import reset_states
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.rollout_memory import check_memory, describe, rollout_bytes
-from sb3_happo.common.rollout_state import CollectorState, RolloutState, warn_of_lost_episodes
+from sb3_happo.common.rollout_state import CollectorState, warn_of_lost_episodes
 from sb3_happo.common.threads import torch_threads
-from sb3_happo.common.type_aliases import JointStep, RNNStates
-from sb3_happo.common.value_learning import ValueLoss, update_critic
+from sb3_happo.common.type_aliases import JointStep
 from sb3_happo.envs import check_team_spaces
 from sb3_happo.vec_env.step_facts import StepFacts, step_facts
 
@@ -62,7 +66,7 @@ POLICY_ALIASES: dict[str, type[BasePolicy]] = {
 }
 
 
-class MultiAgentOnPolicyAlgorithm(RolloutState):
+class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
     """
     Base of the on-policy algorithms: collects rollouts of a team and learns the critic. A subclass
     defines in :meth:`train` how the actors learn.
@@ -86,9 +90,10 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         "critic_batch_size": optional(BATCH_SIZE),
         "huber_delta": optional(POSITIVE),
         "chunk_length": optional(COUNT),
+        "sde_sample_freq": SDE_SAMPLE_FREQ,
+        "target_critic_tau": optional(TARGET_TAU),
     }
-    policy: JointPolicy
-    rollout_buffer: MultiAgentRolloutBuffer  # type: ignore[assignment]
+    policy: JointPolicy  # type: ignore[assignment]
     ent_coef: float | Schedule  # type: ignore[assignment]
     n_epochs: int
 
@@ -105,16 +110,22 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         normalize_value: bool = True,
         huber_delta: float | None = None,
         chunk_length: int | None = 32,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        exploration_noise: ExplorationNoise = None,
+        action_noise: None = None,
+        target_critic_tau: float | None = None,
         verbose: int = 0,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ) -> None:
+        refuse_action_noise(action_noise)
         policy, env = self._policy_and_env(policy, env)
         super().__init__(
             policy,
             env,
-            use_sde=False,
-            sde_sample_freq=-1,
+            use_sde=False,  # SB3 refuses it for the joint action space
+            sde_sample_freq=sde_sample_freq,
             verbose=verbose,
             _init_setup_model=False,
             supported_action_spaces=(spaces.Dict,),
@@ -129,6 +140,9 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         self.normalize_value = normalize_value
         self.huber_delta = huber_delta
         self.chunk_length = chunk_length
+        self.use_sde = use_sde
+        self.exploration_noise = exploration_noise
+        self.target_critic_tau = target_critic_tau
         self._last_active: np.ndarray | None = None
         if self.env is not None:
             if verbose >= 1 and getattr(self.env.unwrapped, "choice", None) is not None:
@@ -147,6 +161,8 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
 
     def _setup_model(self) -> None:
         self._check_settings()
+        check_exploration(self)
+        check_target_critic(self)
         self.max_grad_norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         self._setup_lr_schedule()
         self._seed_generators()
@@ -160,9 +176,17 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             self.lr_schedule,
             critic_lr_schedule=self.critic_lr_schedule,
             normalize_value=self.normalize_value,
+            **self._policy_options(),
             **self.policy_kwargs,
         )
         self.policy = policy.to(self.device)  # type: ignore[assignment]
+        self._exploration = Exploration(
+            self.policies,
+            self.policy.team_spaces.action_space,
+            self.exploration_noise,
+            self.sde_sample_freq,
+            self.device,
+        )
         self._make_log_names()
         if self.env is not None:
             # A model that is loaded without an environment may be for `predict` alone
@@ -181,6 +205,11 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         )
         self._make_agent_log()
         self._reset_collector()
+
+    def _policy_options(self) -> dict[str, bool]:
+        """Arguments of the policy that follow from those of the algorithm, where they are set."""
+        options = {"use_sde": self.use_sde, "target_critic": self.target_critic_tau is not None}
+        return {name: value for name, value in options.items() if value}
 
     def _check_memory(self) -> None:
         """Announce the memory of a rollout, and refuse more than the machine has."""
@@ -223,14 +252,17 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
             to_env_actions = actors.to_env_tensors
+        self._exploration.reset_sde(env.num_envs)
         callback.on_rollout_start()
         if self._env_has_moved():
             self._begin_episodes(env.reset())
         state = self.collector_state
         obs = self._to_tensors(state.obs)
 
-        for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
-            step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
+        for n_steps in range(n_rollout_steps):
+            normals = self._exploration.before_step(n_steps, state.episode_starts)
+            decision = actors(obs, state.states.pi, normals)
+            step = self.policy.add_values(decision, obs, state.states.vf)
             clipped_actions = to_env_actions(step.actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -318,94 +350,3 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
             states = reset_states(states, dones)
             own_values = own_values.masked_fill(dones.unsqueeze(1), 0.0)
         return state._replace(states=states, own_values=own_values)
-
-    def _split_rewards(self, rewards: np.ndarray | th.Tensor, facts: StepFacts) -> th.Tensor:
-        """
-        Hook: rewards that the critic's values predict. Here the team's reward for all of them.
-
-        :param rewards: Team rewards, ``(n_envs,)``
-        :param facts: Facts of the step, with each agent's own reward
-        :return: New tensor, ``(n_envs, n_values)``
-        """
-        column = th.as_tensor(rewards, dtype=th.float32, device=self.device).unsqueeze(1)
-        return column.repeat(1, self.critic.n_values)
-
-    def _value_after_leaving(self, values: th.Tensor, active: th.Tensor) -> th.Tensor:
-        """
-        Hook: value of agents that have left the team.
-
-        :param values: Values of an observation, ``(n, n_values)``
-        :param active: Active mask of the observation, ``(n, n_agents)``
-        :return: ``(n, 1)`` or ``(n, n_values)``
-        """
-        return mean_of_active_agents(values, active)
-
-    def _bootstrap_time_limits(
-        self,
-        rewards: th.Tensor,
-        facts: StepFacts,
-        infos: list[dict[str, Any]],
-        states: RNNStates,
-        own_values: th.Tensor,
-    ) -> None:
-        """
-        Add the value of the last observation of episodes that a time limit cut off, as SB3 does.
-
-        :param rewards: ``(n_envs, n_values)``, changed in place
-        :param facts: Facts of the step
-        :param infos: Infos of the step, with the terminal observations
-        :param states: Hidden states before these observations
-        :param own_values: Values of each agent's last active step, ``(n_envs, n_values)``
-        """
-        if not facts.truncated.any():
-            return
-        assert isinstance(self.observation_space, spaces.Dict)
-        keys = list(self.observation_space.spaces)
-        cut, observations, presence = last_observations(
-            facts.truncated, infos, keys, len(self.agents)
-        )
-        if not cut:
-            return
-        last = self._to_tensors(observations)
-        check_observations(last, cut, self.num_timesteps)
-        with th.no_grad():
-            values = self.policy.predict_values(last, select_envs(states, cut))
-        if self.critic.n_values > 1:
-            values = values_of_all_agents(
-                values, own_values[cut], presence, self._value_after_leaving
-            )
-        rewards[cut] += self.gamma * self._clip_values(values)
-
-    # ---------------------------------------------------------------- learning
-
-    def _update_critic(self) -> None:
-        """Fit the critic to the TD(lambda) returns (the last line of the pseudocode)."""
-        schedule = self.lr_schedule
-        if self.critic_learning_rate is not None:
-            schedule = self.critic_lr_schedule
-        rate = schedule(self._current_progress_remaining)
-        update_learning_rate(self.critic.optimizer, rate)
-        n_epochs, batch_size = self.critic_n_epochs, self.critic_batch_size
-        update = update_critic(
-            self.critic,
-            self.rollout_buffer.critic_data(),
-            self.value_loss,
-            self.n_epochs if n_epochs is None else n_epochs,
-            self.batch_size if batch_size is None else batch_size,
-            self.max_grad_norm,
-            self._executor,
-        )
-        self.logger.record("train/value_loss", update.value_loss)
-        self.logger.record("train/explained_variance", update.explained_variance)
-        self.logger.record("train/critic_learning_rate", rate)
-
-    @property
-    def value_loss(self) -> ValueLoss:
-        """
-        :return: Form of the value loss at the present progress
-        """
-        clip_range = None
-        if self.clip_range_vf is not None:
-            assert callable(self.clip_range_vf)
-            clip_range = self.clip_range_vf(self._current_progress_remaining)
-        return ValueLoss(self.vf_coef, clip_range, self.use_clipped_value_loss, self.huber_delta)

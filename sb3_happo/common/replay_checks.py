@@ -34,6 +34,21 @@ def check_policy_name(policy: Any, algorithm: str, known: Mapping[str, type]) ->
         )
 
 
+def refuse_sde(use_sde: Any, policy_kwargs: Mapping[str, Any] | None, algorithm: str) -> None:
+    """
+    :param use_sde: SB3's setting
+    :param policy_kwargs: Keyword arguments of the policy
+    :param algorithm: Name of the algorithm
+    :raises ValueError: If state-dependent noise is asked for
+    """
+    if use_sde or (policy_kwargs or {}).get("use_sde"):
+        raise ValueError(
+            f"{algorithm} has no generalised state-dependent exploration (gSDE), use_sde=True; it "
+            "is for the on-policy algorithms, such as HAPPO. Omit it: a soft actor-critic explores "
+            "by its entropy, a deterministic one by action_noise."
+        )
+
+
 def check_buffer_class(buffer_class: Any, optimize_memory_usage: bool) -> None:
     """
     :param buffer_class: Class of the replay buffer, or None

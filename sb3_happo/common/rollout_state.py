@@ -10,6 +10,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_happo.common.agent_returns import AgentReturns
 from sb3_happo.common.episode_states import with_layout
+from sb3_happo.common.exploration import Exploration
 from sb3_happo.common.joint_policy import JointPolicy
 from sb3_happo.common.last_good import check_next_outputs
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
@@ -29,6 +30,7 @@ _OF_RUNNING_EPISODES = (
     "_agent_returns",
     "_absent_agents",
     "_discounted_sums",
+    "_exploration",
     "_presence_checked",
     "_watch",
 )
@@ -61,6 +63,7 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
 
     policy: JointPolicy  # type: ignore[assignment]
     _last_active: np.ndarray | None
+    _exploration: Exploration
     #: True after the first rollout, whose observations are compared with unit scale
     _scales_checked = False
     #: Watch of the training environment, and the number of the last step that training has made
@@ -149,6 +152,7 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
             "own_values": collector.own_values,
             "agent_returns": self._agent_returns.state(),
             "discounted_sums": self._discounted_sums.state(),
+            "exploration": self._exploration.state(),
         }
         return super()._checkpoint_state() | {"rollouts": plain_copy(own)}
 
@@ -158,6 +162,9 @@ class RolloutState(MultiAgentAlgorithm, OnPolicyLoop):
         own = state["rollouts"]
         self._agent_returns.restore(own["agent_returns"])
         self._discounted_sums.restore(own["discounted_sums"])
+        if "exploration" in own:
+            # Checkpoints of before the correlated noise have none
+            self._exploration.restore(own["exploration"])
         actor_states = {agent: part.to(self.device) for agent, part in own["actor_states"].items()}
         critic_states = own["critic_states"]
         if critic_states is not None:

@@ -1,5 +1,6 @@
 """Critics of states: a centralized one on the state, or local ones on the agents' observations."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -380,3 +381,24 @@ class LocalCritics(Critic):
             values.append(value)
             states.append(state)
         return th.cat(values, dim=1), None if states[0] is None else th.stack(states, dim=1)
+
+
+def make_target(critic: Critic) -> Critic:
+    """
+    Target network of a critic (Lillicrap et al. 2016). It shares the statistics of the values, so
+    that both predict in the same units.
+
+    :param critic: Critic without recurrent layers
+    :return: Copy that is not trained, without an optimiser
+    :raises ValueError: If the critic is recurrent
+    """
+    if critic.recurrent:
+        raise ValueError(
+            "target_critic_tau: a target network of a recurrent critic would need hidden states of "
+            "its own, which rollouts do not keep. Use a feed-forward critic, "
+            "policy_kwargs=dict(enable_critic_lstm=False), or omit target_critic_tau."
+        )
+    memo: dict[int, Any] = {id(critic.optimizer): None}
+    if critic.value_norm is not None:
+        memo[id(critic.value_norm)] = critic.value_norm
+    return copy.deepcopy(critic, memo).requires_grad_(False)

@@ -60,7 +60,9 @@ class CriticUpdate(NamedTuple):
     explained_variance: float
 
 
-def critic_targets(critic: Critic, data: CriticBatch) -> CriticBatch:
+def critic_targets(
+    critic: Critic, data: CriticBatch, target_critic: Critic | None = None
+) -> CriticBatch:
     """
     Targets in the units in which the critic predicts. With normalised values, the returns are first
     added to the running statistics, and the output layer changes with these, so that the values
@@ -68,6 +70,8 @@ def critic_targets(critic: Critic, data: CriticBatch) -> CriticBatch:
 
     :param critic: Critic, whose statistics and output layers change
     :param data: Rollout, in units of reward
+    :param target_critic: Target network of the critic with the same statistics, whose output layers
+        change too; None for none
     :return: Rollout, in the critic's units
     """
     norm = critic.value_norm
@@ -77,6 +81,8 @@ def critic_targets(critic: Critic, data: CriticBatch) -> CriticBatch:
     old_outputs = norm.normalize(data.old_values)
     change = norm.update(data.returns, data.active)
     critic.change_outputs(change)
+    if target_critic is not None:
+        target_critic.change_outputs(change)
     old_values = change.apply_to(old_outputs)
     return data._replace(old_values=old_values, returns=norm.normalize(data.returns))
 
@@ -89,6 +95,7 @@ def update_critic(
     batch_size: int | None,
     max_grad_norm: float,
     executor: Executor | None = None,
+    target_critic: Critic | None = None,
 ) -> CriticUpdate:
     """
     Fit a critic to the TD(lambda) returns of a rollout (the last line of Algorithm 3 of Kuba et
@@ -101,9 +108,11 @@ def update_critic(
     :param batch_size: Rows per minibatch; None for all rows at once
     :param max_grad_norm: Largest norm of the gradient; infinity for no clipping
     :param executor: Threads for large minibatches
+    :param target_critic: Target network of the critic, whose units change with the critic's; None
+        for none
     :return: Figures for the log
     """
-    targets = critic_targets(critic, data)
+    targets = critic_targets(critic, data, target_critic)
     losses = []
     learned = False
     for batch in minibatches(targets, batch_size, n_epochs):

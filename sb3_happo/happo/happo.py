@@ -7,12 +7,17 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
+from sb3_happo.common.agent_order import (
+    check_agent_order,
+    fixed_order,
+    greedy_order,
+    steepness,
+)
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.correlated_noise import ExplorationNoise
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.factor import (
     leaves_little,
-    log_factor,
     multiply_ratios,
     warn_of_idle_agents,
 )
@@ -35,11 +40,8 @@ from sb3_happo.common.hyperparameters import (
 from sb3_happo.common.minibatches import join_agents, joint_minibatches
 from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
-from sb3_happo.common.trust_region import flat_gradient
 from sb3_happo.common.type_aliases import ActorBatch, AgentOrder
-
-#: Figures of a gradient step of an actor, in the order of ``HAPPO._actor_terms``
-ACTOR_FIGURES = ("policy_loss", "entropy", "approx_kl", "clip_fraction")
+from sb3_happo.common.update_log import log_actors, log_update
 
 
 class HAPPO(MultiAgentOnPolicyAlgorithm):
@@ -109,6 +111,17 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         surrogate advantage first, after "Order Matters", Wang et al. 2023,
         https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
         callable from the tuple of agents to a sequence of them
+    :param use_sde: Generalised state-dependent exploration (gSDE) of the continuous actions, as in
+        SB3, with matrices for each agent and environment; see ``docs/exploration.md``
+    :param sde_sample_freq: Steps between two draws of these matrices; -1 for one per rollout
+    :param exploration_noise: Correlation of the Gaussian draws over time: "ou", "pink", the
+        exponent of coloured noise in [0, 2], one of the classes of
+        :mod:`~sb3_happo.common.correlated_noise`, or ``{agent: one of these}``; None for
+        independent draws
+    :param action_noise: Not supported: noise that is added to actions falsifies the ratios
+    :param target_critic_tau: Share of the critic that a target critic takes over at each update, in
+        (0, 1]; the values of the rollout, and so the advantages, are the target critic's. None for
+        none
     :param rollout_buffer_class: Subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Further keyword arguments of the buffer
     :param stats_window_size: Episodes over which the logged return and length are averaged
@@ -157,6 +170,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         use_clipped_value_loss: bool = False,
         chunk_length: int | None = 32,
         agent_order: AgentOrder = "random",
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        exploration_noise: ExplorationNoise = None,
+        action_noise: None = None,
+        target_critic_tau: float | None = None,
         rollout_buffer_class: type[MultiAgentRolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         stats_window_size: int = 100,
@@ -186,6 +204,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             normalize_value=normalize_value,
             huber_delta=huber_delta,
             chunk_length=chunk_length,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            exploration_noise=exploration_noise,
+            action_noise=action_noise,
+            target_critic_tau=target_critic_tau,
             rollout_buffer_class=rollout_buffer_class,
             rollout_buffer_kwargs=rollout_buffer_kwargs,
             stats_window_size=stats_window_size,
@@ -233,7 +256,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         # Line 14: fit the critic to the returns
         self._update_critic()
         self._n_updates += 1
-        self._log_update(factor)
+        log_update(self, factor)
         warn_of_idle_agents(self, idle)
 
     # ---------------------------------------------------------------- order of the agents
@@ -254,25 +277,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             yield (agent,)
 
     def _steepness(self, agent: str, factor: th.Tensor) -> float:
-        """
-        Norm of the gradient of an agent's objective at the policy of the rollout.
-
-        The surrogate advantages themselves, ``mean(ratio * factor * A)``, cannot rank agents that
-        share one advantage: before its own update every agent's ratio is 1.
-
-        :param agent: Agent that was not updated yet
-        :param factor: Factor of the agents updated so far, ``(n_rows,)``
-        :return: Norm, >= 0
-        """
+        """Steepness of an agent's objective at the policy of the rollout."""
         data = self.rollout_buffer.agent_data(agent, factor)
-        if not len(data.advantages):
-            return 0.0
         if self.normalize_advantage:
             data = normalize_advantages(data)
-        policy = self.policies[agent]
-        log_prob, _ = policy.evaluate_batch(data)
-        params = [param for param in policy.parameters() if param.requires_grad]
-        return flat_gradient(self._policy_loss(log_prob, data), params).norm().item()
+        return steepness(self.policies[agent], data, self._policy_loss)
 
     # ---------------------------------------------------------------- actors
 
@@ -319,7 +328,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             if not step.accepted:
                 break
         check_steps(self, owner, steps)
-        self._log_actors(list(data), [step.figures for step in steps])
+        log_actors(self, list(data), [step.figures for step in steps])
 
     def _within_target_kl(self, figures: th.Tensor) -> bool:
         """False if the approximate KL divergence among the figures is too large for a step."""
@@ -363,7 +372,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         return multiply_ratios(self, self.policies, data, factor)
 
-    # ---------------------------------------------------------------- schedules and log
+    # ---------------------------------------------------------------- schedules
 
     def _ent_coef(self, progress: float) -> float:
         # A number stays a number, for callbacks that set it
@@ -372,26 +381,6 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def _clip_range(self) -> float:
         assert callable(self.clip_range)
         return self.clip_range(self._current_progress_remaining)
-
-    def _log_actors(self, agents: list[str], logs: list[th.Tensor]) -> None:
-        if not logs:
-            # No samples: these agents were absent
-            return
-        means = th.stack(logs).mean(dim=0).tolist()
-        for agent in agents:
-            self._log_agent(agent, dict(zip(ACTOR_FIGURES, means, strict=True)))
-
-    def _log_update(self, factor: th.Tensor) -> None:
-        progress = self._current_progress_remaining
-        log_factor(self, self.logger, factor, len(self.agents))
-        self.logger.record("train/learning_rate", self.lr_schedule(progress))
-        self.logger.record("train/clip_range", self._clip_range())
-        if callable(self.ent_coef):
-            self.logger.record("train/ent_coef", self._ent_coef(progress))
-        clip_range_vf = self.value_loss.clip_range
-        if clip_range_vf is not None:
-            self.logger.record("train/clip_range_vf", clip_range_vf)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
 
 def normalize_advantages(batch: ActorBatch) -> ActorBatch:

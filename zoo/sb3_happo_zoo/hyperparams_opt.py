@@ -13,6 +13,16 @@ from sb3_happo_zoo.hyperparams_off_policy import OFF_POLICY_SAMPLERS
 NET_ARCHS = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=False)"}
+#: Noise of continuous actions: independent draws, state-dependent noise with new matrices every 4
+#: or 16 steps, correlated draws
+EXPLORATION: dict[str, dict[str, Any]] = {
+    "independent": {"use_sde": False, "exploration_noise": None},
+    "gsde 4": {"use_sde": True, "sde_sample_freq": 4, "exploration_noise": None},
+    "gsde 16": {"use_sde": True, "sde_sample_freq": 16, "exploration_noise": None},
+    "ou": {"use_sde": False, "exploration_noise": "ou"},
+    "colored 0.5": {"use_sde": False, "exploration_noise": 0.5},
+    "pink": {"use_sde": False, "exploration_noise": "pink"},
+}
 
 # Divisor of n_steps, so that rollouts can be divided into 2, 4 or 8 equal minibatches
 _N_STEPS_UNIT = 8
@@ -29,6 +39,29 @@ def _sample(additional_args: dict[str, Any], **candidates: Callable[[], Any]) ->
     return {name: ask() for name, ask in candidates.items() if name not in fixed}
 
 
+def _sample_exploration(trial: optuna.Trial, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param trial: Trial that suggests values
+    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+        hyperparameters that are not searched
+    :return: Noise of the continuous actions; nothing without any, or where a part of it is fixed
+    """
+    parts = {"use_sde", "sde_sample_freq", "exploration_noise"}
+    if not additional_args.get("continuous") or parts & additional_args.get("fixed", {}).keys():
+        return {}
+    return dict(EXPLORATION[trial.suggest_categorical("exploration", list(EXPLORATION))])
+
+
+def _sample_target_critic(trial: optuna.Trial) -> float | None:
+    """
+    :param trial: Trial that suggests values
+    :return: Share of the critic that a target critic takes over at each update; None for none
+    """
+    if trial.suggest_categorical("target_critic", [False, True]):
+        return _rounded(trial.suggest_float("target_critic_tau", 0.05, 1.0, log=True))
+    return None
+
+
 def _sample_team(
     trial: optuna.Trial,
     n_envs: int,
@@ -42,7 +75,8 @@ def _sample_team(
 
     :param trial: Trial that suggests values
     :param n_envs: Number of environments of the entry
-    :param additional_args: ``continuous``: whether an agent has continuous actions; ``fixed``:
+    :param additional_args: ``continuous``: whether an agent has continuous actions;
+        ``target_critic``: whether the entry goes together with a target critic; ``fixed``:
         hyperparameters that are not searched
     :param rollout_pow: Exponents (to the base 2) of the smallest and the largest rollout, in joint
         transitions
@@ -51,6 +85,8 @@ def _sample_team(
         for a value
     :return: Hyperparameters
     """
+
+    exploration = _sample_exploration(trial, additional_args)
 
     def n_steps() -> int:
         n_rows = 2 ** trial.suggest_int("rollout_pow", *rollout_pow)
@@ -63,7 +99,10 @@ def _sample_team(
             "net_arch": NET_ARCHS[net_arch],
             "activation_fn": ACTIVATIONS[activation_fn],
         }
-        if additional_args.get("continuous"):
+        if exploration.get("use_sde"):
+            # The variance is a sum over the features
+            kwargs["log_std_init"] = _rounded(trial.suggest_float("sde_log_std_init", -4.0, -1.0))
+        elif additional_args.get("continuous"):
             kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
         return kwargs | {name: ask() for name, ask in (policy_kwargs or {}).items()}
 
@@ -78,6 +117,11 @@ def _sample_team(
         max_grad_norm=lambda: _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
         normalize=lambda: NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
     )
+    hyperparams |= exploration
+    if additional_args.get("target_critic"):
+        hyperparams |= _sample(
+            additional_args, target_critic_tau=lambda: _sample_target_critic(trial)
+        )
     if minibatches:
         n_rows = int(hyperparams.get("n_steps") or additional_args["fixed"]["n_steps"]) * n_envs
 

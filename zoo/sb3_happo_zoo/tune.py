@@ -39,6 +39,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_happo import ResumableCheckpointCallback
+from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 from sb3_happo_zoo.algorithms import TEAM_ALGOS
 from sb3_happo_zoo.cli import (
     add_common_arguments,
@@ -143,7 +144,8 @@ class Tuning:
         env = self.manager.create_envs(self.manager.n_envs, no_log=True)
         try:
             arguments = with_action_noise(arguments, env.action_space)
-            TEAM_ALGOS[self.args.algo](env=env, device=self.args.device, **arguments)
+            model = TEAM_ALGOS[self.args.algo](env=env, device=self.args.device, **arguments)
+            self.takes_target_critic = _takes_target_critic(model)
             assert isinstance(env.action_space, spaces.Dict)
             return any(isinstance(space, spaces.Box) for space in env.action_space.values())
         finally:
@@ -260,9 +262,12 @@ class Tuning:
         :param trial: Trial that suggests values
         :return: Hyperparameters that are searched
         """
-        return TEAM_SAMPLERS[self.args.algo](
-            trial, 0, self.n_envs, {"continuous": self.continuous, "fixed": self.fixed}
-        )
+        additional_args = {
+            "continuous": self.continuous,
+            "target_critic": self.takes_target_critic,
+            "fixed": self.fixed,
+        }
+        return TEAM_SAMPLERS[self.args.algo](trial, 0, self.n_envs, additional_args)
 
     def summary(self, values: Sequence[float]) -> float:
         """
@@ -352,6 +357,13 @@ class Tuning:
     def _make_sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         self.manager.seed = seed
         return self.manager._create_sampler(self.args.sampler)
+
+
+def _takes_target_critic(model: Any) -> bool:
+    """True for an on-policy algorithm whose settings go together with a target critic."""
+    if not isinstance(model, MultiAgentOnPolicyAlgorithm):
+        return False
+    return model.clip_range_vf is None and not model.critic.recurrent
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:

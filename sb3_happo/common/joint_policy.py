@@ -8,6 +8,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extractor
 from sb3_happo.common.net_arch import NetArch
 from sb3_happo.common.networks import NetworkOptions, TeamModel
@@ -55,6 +56,8 @@ class JointPolicy(MultiAgentPolicy):
     own_kwargs: ClassVar[frozenset[str]] = MultiAgentPolicy.own_kwargs | {
         *("normalize_value", "local_critics", "enable_critic_lstm", "shared_lstm")
     }
+    #: Whether the agents read one another, so that they decide and are updated together
+    communicates: ClassVar[bool] = False
     critic: Critic
 
     def __init__(
@@ -151,6 +154,36 @@ class JointPolicy(MultiAgentPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return super()._get_constructor_parameters() | self._critic_form
+
+    # ---------------------------------------------------------------- hooks of collection
+
+    def make_collector(self) -> BatchedActors:
+        """
+        Hook: actors for one rollout.
+
+        :return: Actors, with the present weights
+        """
+        return BatchedActors(self)
+
+    def actor_observation(
+        self, obs: dict[str, th.Tensor], active: np.ndarray | None
+    ) -> dict[str, th.Tensor]:
+        """
+        Hook: joint observation with further entries that the actors read. Here there are none.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param active: Active mask, ``(n_envs, n_agents)``; None for all
+        :return: Joint observation and the entries of :meth:`further_entries`
+        """
+        return obs
+
+    def further_entries(self) -> dict[str, tuple[int, ...]]:
+        """
+        Hook: masks beside the joint observation that a rollout stores. Here there are none.
+
+        :return: Shape of each
+        """
+        return {}
 
     # ---------------------------------------------------------------- hidden states
 

@@ -12,7 +12,6 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
     cut_off,
@@ -218,7 +217,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         rollout_buffer.reset()
         if self._last_good is not None:
             self._last_good.begin_rollout(self)
-        actors = BatchedActors(self.policy)
+        actors = self.policy.make_collector()
         # A simulator of tensors, without a wrapper around it, keeps all data on its device
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
@@ -230,6 +229,7 @@ class MultiAgentOnPolicyAlgorithm(RolloutState):
         obs = self._to_tensors(state.obs)
 
         for n_steps in range(n_rollout_steps):  # noqa: B007 (callbacks read `n_steps`)
+            obs = self.policy.actor_observation(obs, state.active)
             step = self.policy.add_values(actors(obs, state.states.pi), obs, state.states.vf)
             clipped_actions = to_env_actions(step.actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)

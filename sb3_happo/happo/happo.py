@@ -9,6 +9,7 @@ from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.communicating_update import update_communicating_team
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.factor import (
     leaves_little,
@@ -211,6 +212,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 f"not {self.normalize_advantage!r}"
             )
         super()._setup_model()
+        if self.policy.communicates and "CommNetPolicy" not in self.policy_aliases:
+            raise ValueError(
+                f"{type(self).__name__} updates the agents one after another, and those of "
+                f"{type(self.policy).__name__} have one network; use MAPPO, IPPO or HAA2C."
+            )
         self.clip_range = FloatSchedule(self.clip_range)
         # Calls a user's function once: a wrong order is refused before any training
         check_agent_order(self.agent_order, self.agents)
@@ -222,8 +228,13 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
         idle: list[str] = []
+        order = self._update_order(factor)
+        if self.policy.communicates:
+            # Agents that read one another have one network, and one update
+            update_communicating_team(self)
+            order = iter(())
         # Lines 8 and 10: for each agent, in the order of a random permutation
-        for agents in self._update_order(factor):
+        for agents in order:
             idle += agents if leaves_little(factor) else ()
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches

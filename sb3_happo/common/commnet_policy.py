@@ -35,17 +35,17 @@ LINKS = "links"
 _LOSS = Setting("in [0, 1)", lambda value: 0 <= value < 1)
 
 
-class TeamStep(NamedTuple):
+class TeamOutputs(NamedTuple):
     """
-    Distributions of a team that communicates.
+    Outputs of the networks of a team that communicates.
 
-    :param distributions: Distribution of each group of agents with one network, whose rows are
-        those of one agent after the other
+    :param params: Outputs for each group of agents with one network, one agent's rows after the
+        other's, ``(n_group * batch, n_params)``
     :param states: Hidden states after the step, ``(batch, n_agents, n_parts, n_layers, n)``; None
         without memory
     """
 
-    distributions: list[Distribution]
+    params: list[th.Tensor]
     states: th.Tensor | None
 
 
@@ -185,13 +185,13 @@ class CommNetPolicy(JointPolicy):
         n_rows = len(next(iter(obs.values())))
         return open_links(active, n_rows, len(self.agents), self.device, loss)
 
-    def distributions(
+    def outputs(
         self,
         obs: Mapping[str, th.Tensor],
         states: th.Tensor | None = None,
         sequences: Sequences | None = None,
         active: th.Tensor | None = None,
-    ) -> TeamStep:
+    ) -> TeamOutputs:
         """
         :param obs: Joint observation with :data:`LINKS`, each entry ``(batch, ...)``
         :param states: Hidden states before the step,
@@ -201,7 +201,7 @@ class CommNetPolicy(JointPolicy):
             ``states``
         :param active: Active mask, ``(batch, n_agents)``, for ``sequences``; the hidden states of
             inactive agents do not change
-        :return: Distributions, and the hidden states after the step
+        :return: Outputs of the networks, and the hidden states after the step
         """
         links = obs[LINKS]
         inputs = self._features(obs)
@@ -217,14 +217,42 @@ class CommNetPolicy(JointPolicy):
             encoded = self.policies[group[0]].body(rows)
             hidden[:, columns] = encoded.unflatten(0, (len(group), -1)).transpose(0, 1)
         hidden = self.rounds(hidden, links)
-        results = []
+        params = []
         for group, columns in zip(self.encoder_groups, self._columns, strict=True):
+            rows = hidden[:, columns].transpose(0, 1).flatten(end_dim=1)
+            params.append(self.policies[group[0]].head(rows))
+        return TeamOutputs(params, after)
+
+    def distributions(
+        self, params: Sequence[th.Tensor], obs: Mapping[str, th.Tensor]
+    ) -> list[Distribution]:
+        """
+        :param params: Outputs of the networks of each group
+        :param obs: Joint observation with the action masks, each entry ``(batch, ...)``
+        :return: Distribution of each group, one agent's rows after the other's
+        """
+        results = []
+        for group, own in zip(self.encoder_groups, params, strict=True):
             policy = self.policies[group[0]]
-            params = policy.head(hidden[:, columns].transpose(0, 1).flatten(end_dim=1))
-            masks = self._masks(obs, group)
-            log_std = policy.effective_log_std()
-            results.append(policy.action_head.distribution(params, log_std, masks))
-        return TeamStep(results, after)
+            log_std, masks = policy.effective_log_std(), self._masks(obs, group)
+            results.append(policy.action_head.distribution(own, log_std, masks))
+        return results
+
+    def outputs_by_agent(
+        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor]
+    ) -> dict[str, th.Tensor]:
+        """
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param states: Hidden states before it, by agent
+        :return: Outputs of each agent's network, ``(n_envs, n_params)``
+        """
+        if LINKS not in obs:
+            obs = self.actor_observation(obs, None)
+        team = self.outputs(obs, self._states_of_team(states))
+        by_agent: dict[str, th.Tensor] = {}
+        for group, params in zip(self.encoder_groups, team.params, strict=True):
+            by_agent |= zip(group, params.chunk(len(group)), strict=True)
+        return by_agent
 
     def _rows(self, inputs: Sequence[th.Tensor]) -> Any:
         return zip(self.encoder_groups, self._columns, inputs, strict=True)
@@ -332,10 +360,11 @@ class CommNetPolicy(JointPolicy):
         :param deterministic: Most likely actions instead of samples
         :return: Raw actions, log-probabilities, and the hidden states after it
         """
-        team = self.distributions(obs, self._states_of_team(states))
+        team = self.outputs(obs, self._states_of_team(states))
+        distributions = self.distributions(team.params, obs)
         step = ActorsStep({}, {}, {})
         n_rows = len(obs[LINKS])
-        for group, distribution in zip(self.encoder_groups, team.distributions, strict=True):
+        for group, distribution in zip(self.encoder_groups, distributions, strict=True):
             actions = distribution.get_actions(deterministic=deterministic)
             log_probs = distribution.log_prob(actions).unflatten(0, (len(group), n_rows))
             raw = actions.reshape(len(group), n_rows, -1)
@@ -381,10 +410,11 @@ class CommNetPolicy(JointPolicy):
         :param active: Active mask, ``(batch, n_agents)``
         :return: Log-probabilities and entropies, ``(batch, n_agents)``
         """
-        team = self.distributions(obs, sequences=sequences, active=active)
+        team = self.outputs(obs, sequences=sequences, active=active)
+        distributions = self.distributions(team.params, obs)
         log_probs: dict[str, th.Tensor] = {}
         entropies: dict[str, th.Tensor] = {}
-        for group, distribution in zip(self.encoder_groups, team.distributions, strict=True):
+        for group, distribution in zip(self.encoder_groups, distributions, strict=True):
             own = th.cat([actions[agent] for agent in group])
             shape = (len(group), len(obs[LINKS]))
             log_prob = self.policies[group[0]].log_prob(distribution, own).unflatten(0, shape)

@@ -16,7 +16,7 @@ from sb3_happo.maddpg import MADDPG
 from sb3_happo.mappo import MAPPO
 from sb3_happo.masac import MASAC
 from sb3_happo.matd3 import MATD3
-
+from sb3_happo.mfac import MFAC
 from sb3_happo.mfq import MFQ
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (

@@ -37,6 +37,21 @@ def boltzmann(
     return th.cat(parts, dim=-1)
 
 
+def log_boltzmann(
+    values: th.Tensor, factors: Sequence[int], temperature: th.Tensor | float
+) -> th.Tensor:
+    """
+    :param values: Values of all options, over several choices side by side, ``(..., n_options)``
+    :param factors: Number of options of each choice
+    :param temperature: Temperature, > 0
+    :return: Log-probability of each option within its choice, ``(..., n_options)``
+    """
+    parts = []
+    for own in (values / temperature).split(list(factors), dim=-1):
+        parts.append(own.log_softmax(dim=-1))
+    return th.cat(parts, dim=-1)
+
+
 def entropy(probabilities: th.Tensor) -> th.Tensor:
     """
     :param probabilities: Probability of each option within its choice, ``(..., n_options)``

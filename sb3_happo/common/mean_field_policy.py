@@ -254,7 +254,16 @@ class MeanFieldPolicy(IndependentValuePolicy):
         :param targets: Target networks instead of the networks
         :return: Values of the options of each group, ``(n_group, batch, n_options)``
         """
-        return self.outputs_given(observations, means, self.networks(targets))
+        return self.outputs_given(observations, means, self.value_networks(targets))
+
+    def value_networks(self, targets: bool = False) -> list[Any]:
+        """
+        Hook: networks of the values, here those that act.
+
+        :param targets: Target networks instead of the networks
+        :return: Network of the values of each group
+        """
+        return self.networks(targets)
 
     def probabilities(
         self, observations: Mapping[str, th.Tensor], means: th.Tensor, targets: bool = False

@@ -49,13 +49,21 @@ class MeanFieldAlgorithm(IQL):
         policy: Any,
         env: Any = None,
         learning_rate: float | Schedule = 1e-3,
-        *args: Any,
+        buffer_size: int = 100_000,
+        learning_starts: int = 100,
+        batch_size: int = 64,
+        tau: float = 0.005,
+        gamma: float = 0.95,
+        train_freq: int | tuple[int, str] = 4,
+        gradient_steps: int = 1,
+        *,
         neighbors: Neighbors = "all",
         positions: Positions | None = None,
         temperature: float | Schedule = 0.1,
         n_iterations: int = 0,
         iteration_rate: float = 1.0,
         start_rate: float = 0.05,
+        target_update_interval: int = 1,
         exploration_initial_eps: float = 0.0,
         exploration_final_eps: float = 0.0,
         policy_kwargs: dict[str, Any] | None = None,
@@ -70,7 +78,14 @@ class MeanFieldAlgorithm(IQL):
             policy,
             env,
             learning_rate,
-            *args,
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            target_update_interval=target_update_interval,
             exploration_initial_eps=exploration_initial_eps,
             exploration_final_eps=exploration_final_eps,
             policy_kwargs={"share_parameters": True, **form, **(policy_kwargs or {})},
@@ -102,11 +117,16 @@ class MeanFieldAlgorithm(IQL):
                 "environment."
             )
 
-    def _set_temperature(self) -> None:
+    @property
+    def present_temperature(self) -> float:
+        """
+        :return: Temperature at the present progress
+        """
         value = self.temperature
-        if callable(value):
-            value = value(self._current_progress_remaining)
-        self.policy.temperature.value.fill_(value)
+        return float(value(self._current_progress_remaining) if callable(value) else value)
+
+    def _set_temperature(self) -> None:
+        self.policy.temperature.value.fill_(self.present_temperature)
 
     # ---------------------------------------------------------------- collection
 
@@ -164,7 +184,7 @@ class MeanFieldAlgorithm(IQL):
     def _on_step(self) -> None:
         super()._on_step()
         self._set_temperature()
-        self.logger.record("rollout/temperature", self.policy.temperature.value.item())
+        self.logger.record("rollout/temperature", self.present_temperature)
 
     # ---------------------------------------------------------------- learning
 
@@ -198,7 +218,6 @@ class MeanFieldAlgorithm(IQL):
             means = th.stack(values).mean(dim=0).tolist()
             for agent, mean in zip(agents, means, strict=True):
                 self.logger.record(f"{self._log_names[agent]}/{name}", mean)
-        self.logger.record("train/temperature", self.policy.temperature.value.item())
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), *_OF_RUNNING_EPISODES]

@@ -28,7 +28,13 @@ class MFQ(MeanFieldAlgorithm):
     :param policy: Name of a policy, "MlpPolicy", "CnnPolicy" or "MultiInputPolicy", or a class
     :param env: Environment of any form that ``HAPPO`` takes, whose actions are not continuous
     :param learning_rate: Learning rate, >= 0, constant or a schedule
-    :param args: As for ``IQL``
+    :param buffer_size: Number of transitions in the replay buffer, of all environments together
+    :param learning_starts: Number of timesteps of random actions before the first update
+    :param batch_size: Transitions per gradient step, each with all agents
+    :param tau: Weight of the networks in each update of their target networks, in [0, 1]
+    :param gamma: Discount factor
+    :param train_freq: Steps of each environment between two updates
+    :param gradient_steps: Gradient steps per update; -1 for as many as transitions were collected
     :param neighbors: "all" for all other agents; a radius, with ``positions``; an adjacency matrix
         of zeros and ones, ``(n_agents, n_agents)``; ``{agent: [neighbours]}``; or a function of an
         agent's name that returns its neighbours, called once for each agent
@@ -42,6 +48,7 @@ class MFQ(MeanFieldAlgorithm):
     :param iteration_rate: Weight of the new mean action in each iteration, in (0, 1]. Where agents
         avoid what the others do, a small weight keeps the iteration from oscillating
     :param start_rate: Weight of each first step in the running mean of mean actions, in [0, 1]
+    :param target_update_interval: Timesteps between two updates of the target networks
     :param exploration_initial_eps: Probability of a random action at the start, beside the
         exploration of the Boltzmann policy
     :param exploration_final_eps: Probability of a random action at the end
@@ -51,7 +58,7 @@ class MFQ(MeanFieldAlgorithm):
     :raises TypeError: If an action space has a continuous part
     """
 
-    def train(self, gradient_steps: int, batch_size: int = 32) -> None:
+    def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """
         Gradient steps of the values: the loop of Algorithm 1 over minibatches.
 
@@ -101,24 +108,48 @@ class MFQ(MeanFieldAlgorithm):
         """
         policy = self.policy
         values = policy.action_values(data.observations, means)
+        with th.no_grad():
+            shares = self._probabilities(data, means, values)
         actions = policy.encoded_by_group(data.actions)
-        rows = zip(policy.groups, policy.group_indices, values, actions, strict=True)
-        for group, indices, own, taken in rows:
-            probabilities = policy.boltzmann(own.detach(), group[0])
-            active = None if data.activity is None else data.activity.active[:, indices].T
-            if active is not None:
+        losses = {}
+        rows = zip(policy.groups, policy.group_indices, values, actions, shares, strict=True)
+        for group, indices, own, taken, probabilities in rows:
+            active = alive = counts = None
+            if data.activity is not None:
+                active = data.activity.active[:, indices].T
+                alive = data.activity.alive[:, indices].T
+                counts = alive.flatten()
                 # The action of an agent that waits has no effect
                 taken = taken.where(active.unsqueeze(2), probabilities)
             q_values = (own * taken).sum(dim=2)  # (n_group, batch)
-            alive = None if data.activity is None else data.activity.alive[:, indices].T
-            losses = self._losses(q_values, targets[:, indices].T)
-            loss = mean_over(losses.flatten(), None if alive is None else alive.flatten(), dim=0)
-            if alive is None or alive.any():
-                self._descend(loss, self._value_optimizer(group[0]), f"agent {group[0]!r}")
+            errors = self._losses(q_values, targets[:, indices].T)
+            loss = mean_over(errors.flatten(), counts, dim=0)
+            if alive is None or bool(alive.any()):
+                losses[group[0]] = loss
             self._record("train/loss", loss)
             self._record("train/policy_entropy", entropy(probabilities).mean())
             self._record_agents("q_value", group, mean_over(q_values, active, dim=1))
+        self._step_on_values(losses)
 
-    def _value_optimizer(self, agent: str) -> th.optim.Optimizer:
-        """Optimiser of the values of an agent."""
-        return self.policies[agent].optimizer
+    def _probabilities(
+        self, data: JointSamples, means: th.Tensor, values: list[th.Tensor]
+    ) -> list[th.Tensor]:
+        """
+        Hook: present policies.
+
+        :param data: Transitions
+        :param means: Mean actions of the steps, ``(batch, n_agents, n_mean)``
+        :param values: Values of the options of each group
+        :return: Probabilities of the options of each group, ``(n_group, batch, n_options)``
+        """
+        pairs = zip(self.policy.groups, values, strict=True)
+        return [self.policy.boltzmann(own, group[0]) for group, own in pairs]
+
+    def _step_on_values(self, losses: dict[str, th.Tensor]) -> None:
+        """
+        Hook: gradient steps of the values.
+
+        :param losses: Loss of each group that was alive, by its first agent
+        """
+        for agent, loss in losses.items():
+            self._descend(loss, self.policies[agent].optimizer, f"agent {agent!r}")

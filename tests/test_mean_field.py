@@ -14,15 +14,13 @@ from sb3_happo import (
     MFAC,
     MFQ,
     JointEnv,
-    ResumableCheckpointCallback,
     evaluate_policy,
-    make_joint_vec_env,
 )
 from sb3_happo.common.mean_field_actor import MeanFieldActor
-from sb3_happo.envs.games import GaussianSqueeze, Ising
+from sb3_happo.envs.games import Ising
 from tests.algorithms import alike_team
 from tests.envs import MaskedGame, RandomTeam, TurnGame
-from tests.off_policy import SMALL, small
+from tests.off_policy import small
 
 Algorithm = type[MFQ]
 every_algorithm = pytest.mark.parametrize("algorithm", [MFQ, MFAC], ids=lambda cls: cls.__name__)
@@ -210,7 +208,8 @@ def test_predict_carries_the_mean_actions_on() -> None:
     del obs["agent_1"]
     actions, state = model.predict(obs, state)
     assert set(actions) == {"agent_0", "agent_2"}
-    assert state["agent_0"][0].sum() == 1.0 and state["agent_0"][0][0, int(actions["agent_2"])]
+    assert state["agent_0"][0].sum() == 1.0
+    assert state["agent_0"][0][0, 0, int(actions["agent_2"])] == 1.0
     batch = {agent: np.zeros((4, 3), np.float32) for agent in model.agents}
     joint, state = model.predict(batch, episode_start=np.ones(4, bool))
     assert joint.shape == (4,) and state["agent_0"][0].shape == (1, 4, 3)
@@ -228,28 +227,6 @@ def test_log(algorithm: Algorithm) -> None:
     wanted = {"rollout/temperature", "train/loss", "train/policy_entropy", "agent_0/q_value"}
     wanted |= {"agent_1/actor_loss", "train/actor_loss"} if algorithm is MFAC else set()
     assert wanted <= callback.names, callback.names
-
-
-@every_algorithm
-def test_a_resumed_training_is_the_unbroken_one(algorithm: Algorithm, tmp_path: Path) -> None:
-    def model() -> MFQ:
-        return small(algorithm, alike_team(3), seed=0, train_freq=10)
-
-    def saver(name: str) -> ResumableCheckpointCallback:
-        return ResumableCheckpointCallback(40, str(tmp_path / name), verbose=0)
-
-    unbroken = model().learn(80, callback=saver("unbroken"))
-    model().learn(50, callback=saver("broken"))
-    path = sorted((tmp_path / "broken").glob("*40*"))[0]
-    continued = algorithm.load_checkpoint(path, alike_team(3))
-    with pytest.warns(UserWarning, match="goes on to 80"):
-        continued.learn(80, callback=saver("broken"))
-    for one, other in zip(
-        unbroken.policy.state_dict().values(),
-        continued.policy.state_dict().values(),
-        strict=True,
-    ):
-        assert th.equal(one, other)
 
 
 # ---------------------------------------------------------------- the Boltzmann policy
@@ -285,12 +262,11 @@ def test_targets_have_the_value_of_the_policy() -> None:
         seed=0,
         temperature=1.0,
         gamma=0.5,
-        tau=0.1,
-        learning_rate=1e-2,
+        tau=0.3,
+        learning_rate=3e-2,
         train_freq=1,
         value_loss="mse",
-    ).learn(700)
-    obs = {agent: th.zeros(1, 2) for agent in model.agents}
+    ).learn(220)
     obs = {key: th.zeros(1, *space.shape) for key, space in model.observation_space.spaces.items()}  # type: ignore[attr-defined]
     values = model.policy.action_values(obs, th.full((1, 2, 2), 0.5))[0].mean(dim=(0, 1))
     share = float(1 / (1 + np.exp(-1.0)))
@@ -332,10 +308,10 @@ def spins(algorithm: Algorithm, size: int, temperature: float, n_steps: int) -> 
         neighbors=matrix,
         temperature=lambda progress: temperature + max(0.0, (progress - 0.6) / 0.4),
         gamma=0.0,
-        batch_size=4,
+        batch_size=8,
         learning_starts=20,
         buffer_size=2000,
-        learning_rate=1e-2,
+        learning_rate=2e-2,
         value_loss="mse",
         policy_kwargs=dict(net_arch=[16]),
         seed=0,
@@ -354,7 +330,7 @@ def ising_outputs(networks: list[Any]) -> np.ndarray:
 @every_algorithm
 def test_values_of_a_small_lattice(algorithm: Algorithm) -> None:
     """Half the sum of the products of the spins: -2, -1, 0, 1 and 2 for an upward spin."""
-    model, _ = spins(algorithm, 4, 1.0, 320)
+    model, _ = spins(algorithm, 4, 1.0, 160)
     values = ising_outputs(model.policy.value_networks())
     assert np.allclose(values[:, 1], [-2, -1, 0, 1, 2], atol=0.3)
     assert np.allclose(values[:, 0], [2, 1, 0, -1, -2], atol=0.3)

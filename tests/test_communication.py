@@ -108,7 +108,7 @@ def test_every_agent_reads_the_others_and_the_dead_are_silent(policy: str) -> No
 def test_gradients_flow_through_messages() -> None:
     model = small(alike_team(3))
     open_channel(model)
-    obs = {agent: th.zeros(1, 3, requires_grad=True) for agent in model.agents}
+    obs = {agent: th.full((1, 3), 0.5, requires_grad=True) for agent in model.agents}
     outputs(model, obs)[:, 0].sum().backward()
     assert obs["agent_1"].grad is not None and bool(obs["agent_1"].grad.any())
 

@@ -19,7 +19,7 @@ from sb3_happo import (
     evaluate_policy,
     make_joint_vec_env,
 )
-from sb3_happo.common.commnet_policy import LINKS, CommNetLstmPolicy, CommNetPolicy
+from sb3_happo.common.commnet_policy import CommNetLstmPolicy, CommNetPolicy
 from sb3_happo.common.communication import (
     CannotActAloneError,
     CommunicationRounds,
@@ -36,9 +36,7 @@ every_algorithm = pytest.mark.parametrize(
 )
 
 
-def small(
-    env: Any, policy: Any = "CommNetPolicy", algorithm: Any = MAPPO, **kwargs: Any
-) -> Any:
+def small(env: Any, policy: Any = "CommNetPolicy", algorithm: Any = MAPPO, **kwargs: Any) -> Any:
     """A small model of agents that communicate."""
     own = {"net_arch": [8], **kwargs.pop("policy_kwargs", {})}
     if policy in ("CommNetLstmPolicy", CommNetLstmPolicy):
@@ -256,7 +254,7 @@ def test_bad_arguments_are_named(env: Any, kwargs: dict[str, Any], message: str)
 
 
 def test_sequential_updates_are_refused() -> None:
-    with pytest.raises(ValueError, match="HAPPO updates the agents one after another.*MAPPO"):
+    with pytest.raises(ValueError, match=r"HAPPO updates the agents one after another.*MAPPO"):
         small(alike_team(2), CommNetPolicy, HAPPO)
     with pytest.raises(ValueError, match="Unknown policy 'CommNetPolicy'"):
         small(alike_team(2), "CommNetPolicy", HAPPO)

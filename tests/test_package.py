@@ -186,6 +186,7 @@ ORDER = (
     "common.multi_agent_policy",
     "common.joint_policy",
     "common.communication",
+    "common.commnet_networks",
     "common.commnet_policy",
     "common.policies",
     "common.off_policy_policy",

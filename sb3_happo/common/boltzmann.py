@@ -71,7 +71,7 @@ def draw(
     :param factors: Number of options of each choice
     :param temperature: Temperature, > 0
     :param deterministic: Options of the highest values instead of samples
-    :return: One-hot choices side by side, ``(batch, n_options)``; and log-probabilities ``(batch,)``
+    :return: One-hot choices ``(batch, n_options)``, and log-probabilities ``(batch,)``
     """
     parts, total = [], values.new_zeros(len(values))
     for own in (values / temperature).split(list(factors), dim=1):

@@ -1,4 +1,4 @@
-"""One agent of a mean-field team: values of its actions, given the mean action of its neighbours."""
+"""One agent of a mean-field team, who knows the mean action of its neighbours."""
 
 import os
 from typing import Any, ClassVar, NoReturn
@@ -151,7 +151,9 @@ class MeanFieldActor(AgentPolicy):
 
     # ---------------------------------------------------------------- export
 
-    def export_onnx(self, path: str | os.PathLike[str], normalizer: Any = None, **kwargs: Any) -> Any:
+    def export_onnx(
+        self, path: str | os.PathLike[str], normalizer: Any = None, **kwargs: Any
+    ) -> Any:
         """
         :param path: Path of the file
         :param normalizer: Normaliser of the training

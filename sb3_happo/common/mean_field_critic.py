@@ -22,9 +22,7 @@ class ValueNetworks(nn.Module):
     :param options: Options of the optimiser
     """
 
-    def __init__(
-        self, networks: list[Any], lr_schedule: Schedule, options: NetworkOptions
-    ) -> None:
+    def __init__(self, networks: list[Any], lr_schedule: Schedule, options: NetworkOptions) -> None:
         super().__init__()
         for network in networks:
             del network.optimizer

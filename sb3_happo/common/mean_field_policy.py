@@ -7,7 +7,6 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.boltzmann import boltzmann, draw
@@ -78,7 +77,7 @@ class MeanFieldPolicy(IndependentValuePolicy):
         self.temperature = first.temperature
         for policy in self.actors:
             policy.temperature = self.temperature
-            policy.start_mean.copy_(self._uniform_mean())
+            policy.start_mean.copy_(self._uniform_mean())  # type: ignore[operator, union-attr]
 
     def _make_actor(
         self,
@@ -122,7 +121,10 @@ class MeanFieldPolicy(IndependentValuePolicy):
         :return: Mean action of each agent's neighbours that is expected at the start of an episode,
             ``(n_agents, n_mean)``
         """
-        return th.stack([policy.start_mean for policy in self.actors])
+        return th.stack(self._expected())
+
+    def _expected(self) -> list[Any]:
+        return [policy.start_mean for policy in self.actors]
 
     @th.no_grad()
     def learn_start_means(self, means: th.Tensor, rate: float) -> None:
@@ -132,8 +134,7 @@ class MeanFieldPolicy(IndependentValuePolicy):
         :param means: Mean actions of first steps, ``(n_agents, n_mean)``
         :param rate: Weight of the new ones, in [0, 1]
         """
-        expected = [policy.start_mean for policy in self.actors]
-        th._foreach_lerp_(expected, list(means.unbind()), rate)
+        th._foreach_lerp_(self._expected(), list(means.unbind()), rate)
 
     def encoded_by_group(self, raw: th.Tensor) -> list[th.Tensor]:
         """

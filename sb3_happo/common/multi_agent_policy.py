@@ -282,14 +282,14 @@ class MultiAgentPolicy(SavedPolicy):
         active: Mapping[str, np.ndarray],
     ) -> dict[str, AgentAnswer]:
         """
-        Hook: decisions of the agents, here each by its own observation.
+        Hook: decisions of the agents, in the order of their observations.
 
-        :param own: Observations, in the agents' order
+        :param own: Observations by agent
         :param masks: Action masks
         :param states: Hidden states; none at the start of an episode
         :param deterministic: Most likely actions instead of samples
-        :param active: Active mask of each agent, ``(n_envs,)``; empty if the observation has none
-        :return: Decisions, in the order of the observations
+        :param active: Active mask of each agent, ``(n_envs,)``; empty without one
+        :return: Decisions
         """
         inputs = {}
         for agent, observation in own.items():
@@ -307,12 +307,12 @@ class MultiAgentPolicy(SavedPolicy):
         self, active: np.ndarray | None, state: AgentState, before: AgentState | None
     ) -> AgentState:
         """
-        Hook: hidden states of an agent after a decision.
+        Hook: hidden states of an agent for the next call.
 
-        :param active: Active mask of the agent, ``(n_envs,)``; None if it is active everywhere
+        :param active: Active mask of the agent, ``(n_envs,)``; None for all
         :param state: Hidden states after the decision
         :param before: Hidden states before it; None for zeros
-        :return: Hidden states for the next call; here an inactive agent's do not change
+        :return: Hidden states; here an inactive agent's do not change
         """
         return _select_state(active, state, before)
 

@@ -47,9 +47,9 @@ class MFAC(MFQ):
             # y = r + gamma sum_a pi(a | s', mean') Q'(s', a, mean')
             next_values = self._next_policy_values(data, means)
             targets = data.agent_rewards + (1.0 - data.dones) * data.discounts * next_values
-            # Critic: minimise (y - Q(s, a, mean))^2
+            # Critic: minimise the squared error of Q(s, a, mean)
             self._update_values(data, means, targets)
-            # Actor: maximise sum_a pi(a | s, mean) Q(s, a, mean)
+            # Actor: maximise the sum over a of pi(a | s, mean) Q(s, a, mean)
             self._update_policies(data, means)
         self._n_updates += gradient_steps
         self._log_training()

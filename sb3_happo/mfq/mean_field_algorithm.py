@@ -143,12 +143,12 @@ class MeanFieldAlgorithm(IQL):
     def _policy_actions(self, obs: Mapping[str, np.ndarray], n_envs: int) -> np.ndarray:
         if self._means is None:
             self._restart_means()
-        beside = {MEAN_ACTIONS: self._means}
+        beside: dict[str, Any] = {MEAN_ACTIONS: self._means}
         if self._presence.active is not None:
             beside[ACTING] = self._presence.active
         return super()._policy_actions({**obs, **beside}, n_envs)
 
-    def _store_transition(
+    def _store_transition(  # type: ignore[override]
         self,
         replay_buffer: JointReplayBuffer,
         buffer_action: np.ndarray,

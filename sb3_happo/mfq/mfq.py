@@ -74,7 +74,7 @@ class MFQ(MeanFieldAlgorithm):
             next_values = self._next_policy_values(data, means)
             # y = r + gamma v(s')
             targets = data.agent_rewards + (1.0 - data.dones) * data.discounts * next_values
-            # Minimise (y - Q(s, a, mean))^2
+            # Minimise the error of Q(s, a, mean)
             self._update_values(data, means, targets)
         self._n_updates += gradient_steps
         self._log_training()

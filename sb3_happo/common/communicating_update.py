@@ -1,5 +1,6 @@
 """Update of a team whose agents read one another: the same rows for all of them."""
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch as th
@@ -84,12 +85,13 @@ def active_batch(rows: TeamRows) -> ActorBatch:
 
 
 @unvalidated()  # PyTorch's own error about NaN names no agent
-def update_communicating_team(model: Any) -> None:
+def update_communicating_team(model: Any) -> Iterator[tuple[str, ...]]:
     """
     Gradient steps of all agents at once, over minibatches of joint transitions, by the algorithm's
     own loss of the policy. Every agent has the factor 1.
 
     :param model: On-policy model of agents that communicate
+    :return: Agents that are left to update: none
     """
     agents = model.agents
     model._set_actor_rate(agents[0])
@@ -126,6 +128,7 @@ def update_communicating_team(model: Any) -> None:
             break
     check_steps(model, owner, steps)
     model._log_actors(list(agents), [step.figures for step in steps])
+    return iter(())
 
 
 def team_terms(model: Any, rows: TeamRows) -> th.Tensor:

@@ -71,13 +71,14 @@ class MeanFieldPolicy(IndependentValuePolicy):
         #: Indices of the agents of each group
         self.group_indices = [[index[agent] for agent in group] for group in self.groups]
         self.members: th.Tensor
-        self.register_buffer("members", self._members(), persistent=False)
+        self.register_buffer("members", _members(self), persistent=False)
         first: Any = self.policies[self.agents[0]]
         #: Temperature of all agents' Boltzmann policies
         self.temperature = first.temperature
+        uniform = _uniform_mean(self)
         for policy in self.actors:
             policy.temperature = self.temperature
-            policy.start_mean.copy_(self._uniform_mean())  # type: ignore[operator, union-attr]
+            policy.start_mean.copy_(uniform)  # type: ignore[operator, union-attr]
 
     def _make_actor(
         self,
@@ -89,25 +90,12 @@ class MeanFieldPolicy(IndependentValuePolicy):
         own = {**kwargs, "n_mean": self.n_mean}
         return super()._make_actor(agent, lr_schedule, agent_id, own)
 
-    def _block(self, agent: str) -> slice:
-        """Columns of a mean action that belong to the actions of an agent."""
+    def block(self, agent: str) -> slice:
+        """
+        :param agent: Name of an agent
+        :return: Columns of a mean action that belong to its actions
+        """
         return self._blocks[str(self.action_space.spaces[agent])]  # type: ignore[attr-defined]
-
-    def _members(self) -> th.Tensor:
-        """1 at the columns of an agent's block, ``(n_agents, n_mean)``."""
-        members = th.zeros(len(self.agents), self.n_mean)
-        for row, agent in zip(members, self.agents, strict=True):
-            row[self._block(agent)] = 1.0
-        return members
-
-    def _uniform_mean(self) -> th.Tensor:
-        """Mean action of neighbours that choose at random, ``(n_mean,)``."""
-        mean = th.zeros(self.n_mean)
-        for agent in self.agents:
-            factors = self.policies[agent].action_head.factors
-            shares = th.cat([th.full((n,), 1.0 / n) for n in factors])
-            mean[self._block(agent)] = shares
-        return mean
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = {"n_iterations": self.n_iterations, "iteration_rate": self.iteration_rate}
@@ -164,7 +152,7 @@ class MeanFieldPolicy(IndependentValuePolicy):
         batch = actions[0].shape[1]
         placed = actions[0].new_zeros(batch, len(self.agents), self.n_mean)
         for group, indices, own in zip(self.groups, self.group_indices, actions, strict=True):
-            placed[:, indices, self._block(group[0])] = own.transpose(0, 1)
+            placed[:, indices, self.block(group[0])] = own.transpose(0, 1)
         counts = self.members.unsqueeze(0)
         if active is not None:
             present = active.to(placed.dtype).unsqueeze(2)
@@ -396,3 +384,20 @@ def _stacked(observations: Sequence[PyTorchObs]) -> PyTorchObs:
     if isinstance(first, dict):
         return {key: th.cat([own[key] for own in parts]) for key in first}
     return th.cat(parts)
+
+
+def _members(team: MeanFieldPolicy) -> th.Tensor:
+    """1 at the columns of each agent's block, ``(n_agents, n_mean)``."""
+    members = th.zeros(len(team.agents), team.n_mean)
+    for row, agent in zip(members, team.agents, strict=True):
+        row[team.block(agent)] = 1.0
+    return members
+
+
+def _uniform_mean(team: MeanFieldPolicy) -> th.Tensor:
+    """Mean action of neighbours that choose at random, ``(n_mean,)``."""
+    mean = th.zeros(team.n_mean)
+    for agent in team.agents:
+        factors = team.policies[agent].action_head.factors
+        mean[team.block(agent)] = th.cat([th.full((n,), 1.0 / n) for n in factors])
+    return mean

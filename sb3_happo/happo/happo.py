@@ -59,8 +59,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     or not on turn enter neither its loss nor its ratio. Differences from HARL: dead agents have no
     part in the factor, time limits are bootstrapped, the value normaliser is updated once per
     update, advantages are divided by the sample deviation of each minibatch, and the entropy of
-    continuous actions is a mean; ``docs/harl.md`` has the whole list. With
-    one agent and the same settings the numbers are those of SB3's ``PPO``.
+    continuous actions is a mean; see ``docs/harl.md``. One agent has the numbers of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's
         network follows its observation space), "MlpLstmPolicy" or "MlpGruPolicy" for recurrent
@@ -212,11 +211,6 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
                 f"not {self.normalize_advantage!r}"
             )
         super()._setup_model()
-        if self.policy.communicates and "CommNetPolicy" not in self.policy_aliases:
-            raise ValueError(
-                f"{type(self).__name__} updates the agents one after another, and those of "
-                f"{type(self.policy).__name__} have one network; use MAPPO, IPPO or HAA2C."
-            )
         self.clip_range = FloatSchedule(self.clip_range)
         # Calls a user's function once: a wrong order is refused before any training
         check_agent_order(self.agent_order, self.agents)
@@ -230,9 +224,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         idle: list[str] = []
         order = self._update_order(factor)
         if self.policy.communicates:
-            # Agents that read one another have one network, and one update
-            update_communicating_team(self)
-            order = iter(())
+            order = update_communicating_team(self)
         # Lines 8 and 10: for each agent, in the order of a random permutation
         for agents in order:
             idle += agents if leaves_little(factor) else ()
@@ -292,8 +284,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
 
-        :param data: Samples of the agents to update, with the factor of the agents before; several
-            agents are updated at once only if they share parameters
+        :param data: Samples of the agents to update, with the factor of the agents before; those
+            of several agents only if they share parameters
         """
         leader = next(iter(data))
         self._set_actor_rate(leader)
@@ -352,8 +344,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
-        Hook: loss of the policy. Here PPO's clipped objective of ``M = factor * A``, negated
-        (line 11 of Algorithm 3).
+        Hook: loss of the policy. Here PPO's clipped objective of ``M = factor * A``, negated.
 
         :param log_prob: Log-probabilities of the actions under the present policy, ``(batch,)``
         :param batch: Minibatch with (normalised) advantages and factor

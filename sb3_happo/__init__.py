@@ -19,6 +19,8 @@ from sb3_happo.maddpg import MADDPG
 from sb3_happo.mappo import MAPPO
 from sb3_happo.masac import MASAC
 from sb3_happo.matd3 import MATD3
+from sb3_happo.mfac import MFAC
+from sb3_happo.mfq import MFQ
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
@@ -47,6 +49,8 @@ __all__ = [
     "MAPPO",
     "MASAC",
     "MATD3",
+    "MFAC",
+    "MFQ",
     "QMIX",
     "VDN",
     "CentralTeam",

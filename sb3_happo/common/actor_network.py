@@ -134,7 +134,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         _check_noise(self)
 
         self.features_extractor = self.make_features_extractor()
-        n_ids = 0 if agent_id is None else agent_id[1]
+        n_ids = self.n_inputs_beside_features()
         n_inputs = self.features_extractor.features_dim + n_ids
         self.memory = make_memory(n_inputs, options)
         self.body, latent_dim = make_body(
@@ -142,7 +142,7 @@ class ActorNetwork(BasePolicy, TeamModel):
         )
         one_hot = None
         if agent_id is not None:
-            one_hot = nn.functional.one_hot(th.tensor(agent_id[0]), n_ids).float()
+            one_hot = nn.functional.one_hot(th.tensor(agent_id[0]), agent_id[1]).float()
         self.one_hot: th.Tensor | None
         self.register_buffer("one_hot", one_hot, persistent=False)
         if tanh_mean:
@@ -162,6 +162,14 @@ class ActorNetwork(BasePolicy, TeamModel):
             add_log_std(self, shape)
         self.reset_noise()
         self.optimizer = make_optimizer(self, lr_schedule, options)
+
+    def n_inputs_beside_features(self) -> int:
+        """
+        Hook: number of inputs of the first layer beside the features of the observation.
+
+        :return: Number of agents that the one-hot of the agent distinguishes, 0 without one
+        """
+        return 0 if self.agent_id is None else self.agent_id[1]
 
     @classmethod
     def option_names(cls) -> set[str]:

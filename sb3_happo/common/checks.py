@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -217,4 +217,19 @@ def _compare(kind: str, of_model: spaces.Dict, of_env: spaces.Dict) -> None:
             f"The model was trained on other {kind} spaces than this environment has "
             f"({'; '.join(differing)}); make the environment with the same arguments and wrappers "
             "as in training."
+        )
+
+
+def check_update_of(algorithm: str, policy: type, names: Collection[str]) -> None:
+    """
+    :param algorithm: Name of the algorithm
+    :param policy: Class of the team
+    :param names: Names of the policies of the algorithm
+    :raises ValueError: If the algorithm updates agents one after another, and those of the policy
+        communicate, so that they have one update
+    """
+    if getattr(policy, "communicates", False) and "CommNetPolicy" not in names:
+        raise ValueError(
+            f"{algorithm} updates the agents one after another, and those of {policy.__name__} "
+            "read one another's messages and have one update; use MAPPO, IPPO or HAA2C."
         )

@@ -10,7 +10,6 @@ from torch import nn
 from sb3_happo.common.checks import all_finite
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.gradient_step import GradientStep
-from sb3_happo.common.recurrent import single_steps
 
 #: Remedy at the end of errors
 ADVICE = (
@@ -162,20 +161,12 @@ def agents_without_outputs(policy: Any, obs: dict[str, th.Tensor], states: Any) 
     :param states: Hidden states of the team before it, with the agents' in ``pi``, or None
     :return: Names of the agents
     """
-    found = []
-    before = {} if states is None else states.pi
-    for agent, member in policy.policies.items():
-        sequences = None
-        if agent in before:
-            sequences = single_steps(before[agent])
-        training = member.training
+    training = {agent: member.training for agent, member in policy.policies.items()}
+    for member in policy.policies.values():
         # Without dropout and the like
         member.set_training_mode(False)
-        with unvalidated():
-            params, _ = member.parameters_of_actions(
-                policy.agent_observation(obs, agent), sequences
-            )
-        member.set_training_mode(training)
-        if not all_finite([params]):
-            found.append(agent)
-    return found
+    with unvalidated():
+        outputs = policy.outputs_by_agent(obs, {} if states is None else states.pi)
+    for agent, member in policy.policies.items():
+        member.set_training_mode(training[agent])
+    return [agent for agent, params in outputs.items() if not all_finite([params])]

@@ -10,11 +10,12 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import polyak_update
 
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extractor
 from sb3_happo.common.net_arch import NetArch
 from sb3_happo.common.networks import NetworkOptions, TeamModel
-from sb3_happo.common.recurrent import RecurrentKind, select_states
+from sb3_happo.common.recurrent import RecurrentKind, select_states, single_steps
 from sb3_happo.common.state_critics import (
     MEMORIES,
     CentralizedCritic,
@@ -68,6 +69,8 @@ class JointPolicy(MultiAgentPolicy):
     own_kwargs: ClassVar[frozenset[str]] = MultiAgentPolicy.own_kwargs | {
         *("normalize_value", "local_critics", "enable_critic_lstm", "shared_lstm")
     }
+    #: Whether the agents read one another, so that they decide and are updated together
+    communicates: ClassVar[bool] = False
     critic: Critic
 
     def __init__(
@@ -208,6 +211,53 @@ class JointPolicy(MultiAgentPolicy):
         """
         assert self.target_critic is not None
         polyak_update(self.critic.parameters(), self.target_critic.parameters(), tau)
+
+    # ---------------------------------------------------------------- hooks of collection
+
+    def make_collector(self) -> BatchedActors:
+        """
+        Hook: actors for one rollout.
+
+        :return: Actors, with the present weights
+        """
+        return BatchedActors(self)
+
+    def actor_observation(
+        self, obs: dict[str, th.Tensor], active: np.ndarray | None
+    ) -> dict[str, th.Tensor]:
+        """
+        Hook: joint observation with further entries that the actors read. Here there are none.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param active: Active mask, ``(n_envs, n_agents)``; None for all
+        :return: Joint observation and the entries of :meth:`further_entries`
+        """
+        return obs
+
+    def further_entries(self) -> dict[str, tuple[int, ...]]:
+        """
+        Hook: masks beside the joint observation that a rollout stores. Here there are none.
+
+        :return: Shape of each
+        """
+        return {}
+
+    def outputs_by_agent(
+        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor]
+    ) -> dict[str, th.Tensor]:
+        """
+        Outputs of the agents' networks, without a sample.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param states: Hidden states before it of the agents with memory
+        :return: Outputs of each agent's network, ``(n_envs, n_params)``
+        """
+        outputs = {}
+        for agent, policy in self.policies.items():
+            sequences = single_steps(states[agent]) if agent in states else None
+            own = self.agent_observation(obs, agent)
+            outputs[agent] = policy.parameters_of_actions(own, sequences)[0]
+        return outputs
 
     # ---------------------------------------------------------------- hidden states
 

@@ -29,6 +29,7 @@ from sb3_happo.common.checks import (
     check_env_of_model,
     check_observations,
     check_rewards,
+    check_update_of,
     is_joint,
 )
 from sb3_happo.common.episode_states import drawn_seed
@@ -117,7 +118,10 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
                 f"{own} makes its own networks, and takes no policy that exists already "
                 f"({type(policy).__name__}). {advice}"
             )
-        if not isinstance(policy, type) or issubclass(policy, MultiAgentPolicy):
+        if not isinstance(policy, type):
+            return
+        check_update_of(own, policy, self.policy_aliases)
+        if issubclass(policy, MultiAgentPolicy):
             return
         if issubclass(policy, AgentPolicy):
             kind = "is the policy of a single agent of a team"

@@ -265,10 +265,11 @@ class MultiAgentPolicy(SavedPolicy):
         own, masks = self._own_inputs(observation, action_masks)
         states = _reset_starting(state, episode_start)
         active = self.team_spaces.active(observation) or {}
-        answers = self._answers(own, masks, states, deterministic)
+        answers = self._answers(own, masks, states, deterministic, active)
         for agent, answer in answers.items():
             if answer.state is not None:
-                states[agent] = _select_state(active.get(agent), answer.state, states.get(agent))
+                before = states.get(agent)
+                states[agent] = self._next_state(active.get(agent), answer.state, before)
         actions = {agent: answer.action for agent, answer in answers.items()}
         batched = {agent for agent, answer in answers.items() if answer.batched}
         joint: Any = self._join(actions, batched)
@@ -282,8 +283,18 @@ class MultiAgentPolicy(SavedPolicy):
         masks: dict[str, Any],
         states: dict[str, AgentState],
         deterministic: bool,
+        active: Mapping[str, np.ndarray],
     ) -> dict[str, AgentAnswer]:
-        """Decisions of the agents, in the order of their observations."""
+        """
+        Hook: decisions of the agents, in the order of their observations.
+
+        :param own: Observations by agent
+        :param masks: Action masks
+        :param states: Hidden states; none at the start of an episode
+        :param deterministic: Most likely actions instead of samples
+        :param active: Active mask of each agent, ``(n_envs,)``; empty without one
+        :return: Decisions
+        """
         inputs = {}
         for agent, observation in own.items():
             inputs[agent] = AgentInput(observation, masks.get(agent), states.get(agent))
@@ -295,6 +306,19 @@ class MultiAgentPolicy(SavedPolicy):
                 answer = self._predict_agent(agent, given, deterministic)
             answers[agent] = answer
         return answers
+
+    def _next_state(
+        self, active: np.ndarray | None, state: AgentState, before: AgentState | None
+    ) -> AgentState:
+        """
+        Hook: hidden states of an agent for the next call.
+
+        :param active: Active mask of the agent, ``(n_envs,)``; None for all
+        :param state: Hidden states after the decision
+        :param before: Hidden states before it; None for zeros
+        :return: Hidden states; here an inactive agent's do not change
+        """
+        return _select_state(active, state, before)
 
     def _predict_agent(self, agent: str, given: AgentInput, deterministic: bool) -> AgentAnswer:
         """Decision of an agent that acts alone; errors name it."""

@@ -12,7 +12,6 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_happo.common.batched_actors import BatchedActors
 from sb3_happo.common.bootstrap import (
     Presence,
     cut_off,
@@ -247,7 +246,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
         rollout_buffer.reset()
         if self._last_good is not None:
             self._last_good.begin_rollout(self)
-        actors = BatchedActors(self.policy)
+        actors = self.policy.make_collector()
         # A simulator of tensors, without a wrapper around it, keeps all data on its device
         to_env_actions: Callable[[Mapping[str, th.Tensor]], Any] = actors.to_env_actions
         if takes_tensors(env):
@@ -261,6 +260,7 @@ class MultiAgentOnPolicyAlgorithm(OnPolicyValues):
 
         for n_steps in range(n_rollout_steps):
             normals = self._exploration.before_step(n_steps, state.episode_starts)
+            obs = self.policy.actor_observation(obs, state.active)
             decision = actors(obs, state.states.pi, normals)
             step = self.policy.add_values(decision, obs, state.states.vf)
             clipped_actions = to_env_actions(step.actions)

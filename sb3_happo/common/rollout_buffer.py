@@ -88,6 +88,8 @@ class MultiAgentRolloutBuffer:
         if policy.agents_read_by_critic:
             memories = policy.critic_observation({}, policy.initial_states(1).pi)[MEMORIES]
             self.observations[MEMORIES] = self._zeros(memories.shape[1])
+        for key, shape in policy.further_entries().items():
+            self.observations[key] = self._zeros(*shape, dtype=th.bool)
         self.actions: dict[str, th.Tensor] = {}
         self.log_probs: dict[str, th.Tensor] = {}
         for agent, actor in policy.policies.items():
@@ -267,6 +269,19 @@ class MultiAgentRolloutBuffer:
         """
         agents = {agent: self._all_rows(agent, factor) for agent in self.policy.agents}
         return TeamBatch(agents, self.active.flatten(end_dim=1))
+
+    def team_sequences(self) -> tuple[th.Tensor, Sequences]:
+        """
+        Sequences of all agents with recurrent layers side by side, for agents that read one
+        another.
+
+        :return: All rows in the order of the sequences, ``(n_rows,)``; and the sequences, whose
+            states are ``(n_sequences, n_agents, ...)``
+        """
+        pieces = []
+        for states in self.states:
+            pieces.append(th.stack(list(states.pi.values()), dim=1))
+        return self._sequences(pieces)
 
     def _sequences(
         self, states: list[th.Tensor], active_rows: th.Tensor | None = None

@@ -156,13 +156,23 @@ class ValueBasedAlgorithm(MultiAgentOffPolicyAlgorithm):
     def _explore(self, obs: Mapping[str, np.ndarray], n_envs: int) -> np.ndarray:
         # Drawn before the actions, as in DQN
         chosen = np.random.rand(n_envs, len(self.agents)) < self.exploration_rate
-        greedy = super()._explore(obs, n_envs)
+        greedy = self._policy_actions(obs, n_envs)
         if not chosen.any():
             return greedy
         random = self._random_actions.draw(obs, n_envs, chosen)
         columns = self.policy.raw_columns.values()
         sizes = [own.stop - own.start for own in columns]
         return np.where(chosen.repeat(sizes, axis=1), random, greedy)
+
+    def _policy_actions(self, obs: Mapping[str, np.ndarray], n_envs: int) -> np.ndarray:
+        """
+        Hook: raw actions of the policies, before random ones take their place.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param n_envs: Number of environments
+        :return: Raw actions of all agents side by side, ``(n_envs, action_dim)``
+        """
+        return super()._explore(obs, n_envs)
 
     def _on_step(self) -> None:
         """Update the target networks and the exploration rate after a step of the environments."""

@@ -1,10 +1,12 @@
 """HAA2C: Heterogeneous-Agent Advantage Actor-Critic."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_happo.common.commnet_policy import CommNetLstmPolicy, CommNetPolicy
 from sb3_happo.common.formulas import policy_gradient_loss
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO
@@ -30,6 +32,11 @@ class HAA2C(HAPPO):
     :param n_epochs: Passes over the rollout
     :param kwargs: As for ``HAPPO``; ``clip_range`` affects only the logged ``clip_fraction``
     """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = HAPPO.policy_aliases | {
+        "CommNetPolicy": CommNetPolicy,
+        "CommNetLstmPolicy": CommNetLstmPolicy,
+    }
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from sb3_happo.common.agent_order import (
     steepness,
 )
 from sb3_happo.common.agent_policy import AgentPolicy
+from sb3_happo.common.communicating_update import update_communicating_team
 from sb3_happo.common.correlated_noise import ExplorationNoise
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.factor import (
@@ -60,8 +61,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     or not on turn enter neither its loss nor its ratio. Differences from HARL: dead agents have no
     part in the factor, time limits are bootstrapped, the value normaliser is updated once per
     update, advantages are divided by the sample deviation of each minibatch, and the entropy of
-    continuous actions is a mean; ``docs/harl.md`` has the whole list. With
-    one agent and the same settings the numbers are those of SB3's ``PPO``.
+    continuous actions is a mean; see ``docs/harl.md``. One agent has the numbers of SB3's ``PPO``.
 
     :param policy: "MlpPolicy" ("CnnPolicy" and "MultiInputPolicy" mean the same: each agent's
         network follows its observation space), "MlpLstmPolicy" or "MlpGruPolicy" for recurrent
@@ -245,8 +245,11 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
         idle: list[str] = []
+        order = self._update_order(factor)
+        if self.policy.communicates:
+            order = update_communicating_team(self)
         # Lines 8 and 10: for each agent, in the order of a random permutation
-        for agents in self._update_order(factor):
+        for agents in order:
             idle += agents if leaves_little(factor) else ()
             data = {agent: self.rollout_buffer.agent_data(agent, factor) for agent in agents}
             # Lines 6 and 11: maximise PPO's clipped objective of M over minibatches
@@ -290,8 +293,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         """
         Maximise the clipped objective by gradient steps (line 11 of Algorithm 3).
 
-        :param data: Samples of the agents to update, with the factor of the agents before; several
-            agents are updated at once only if they share parameters
+        :param data: Samples of the agents to update, with the factor of the agents before; those
+            of several agents only if they share parameters
         """
         leader = next(iter(data))
         self._set_actor_rate(leader)
@@ -350,8 +353,7 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
 
     def _policy_loss(self, log_prob: th.Tensor, batch: ActorBatch) -> th.Tensor:
         """
-        Hook: loss of the policy. Here PPO's clipped objective of ``M = factor * A``, negated
-        (line 11 of Algorithm 3).
+        Hook: loss of the policy. Here PPO's clipped objective of ``M = factor * A``, negated.
 
         :param log_prob: Log-probabilities of the actions under the present policy, ``(batch,)``
         :param batch: Minibatch with (normalised) advantages and factor

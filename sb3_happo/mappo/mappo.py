@@ -1,10 +1,12 @@
 """MAPPO: Multi-Agent PPO."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.policies import BasePolicy
 
+from sb3_happo.common.commnet_policy import CommNetLstmPolicy, CommNetPolicy
 from sb3_happo.common.type_aliases import ActorBatch
 from sb3_happo.happo.happo import HAPPO
 
@@ -27,6 +29,11 @@ class MAPPO(HAPPO):
     :param policy_kwargs: As for ``HAPPO``, with ``share_parameters=True`` by default
     :param kwargs: As for ``HAPPO``; ``agent_order`` has no effect on the objective
     """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = HAPPO.policy_aliases | {
+        "CommNetPolicy": CommNetPolicy,
+        "CommNetLstmPolicy": CommNetLstmPolicy,
+    }
 
     def __init__(
         self,

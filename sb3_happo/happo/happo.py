@@ -7,7 +7,12 @@ import torch as th
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
-from sb3_happo.common.agent_order import check_agent_order, fixed_order, greedy_order
+from sb3_happo.common.agent_order import (
+    GREEDY_ORDERS,
+    check_agent_order,
+    fixed_order,
+    greedy_order,
+)
 from sb3_happo.common.agent_policy import AgentPolicy
 from sb3_happo.common.distributions import unvalidated
 from sb3_happo.common.factor import (
@@ -107,8 +112,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param agent_order: Order of the updates: "random" (a new permutation per update, as in the
         paper), "fixed" (the environment's), "reverse", "greedy" (the agent with the steepest
         surrogate advantage first, after "Order Matters", Wang et al. 2023,
-        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
-        callable from the tuple of agents to a sequence of them
+        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own),
+        "semi_greedy" (every second agent is drawn at random instead, as there), or a callable from
+        the tuple of agents to a sequence of them
     :param rollout_buffer_class: Subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Further keyword arguments of the buffer
     :param stats_window_size: Episodes over which the logged return and length are averaged
@@ -246,8 +252,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             iterations
         :return: Iterator over the agents to update next, one at a time
         """
-        if self.agent_order == "greedy":
-            order = greedy_order(self.agents, lambda agent: self._steepness(agent, factor))
+        every = GREEDY_ORDERS.get(str(self.agent_order))
+        if every is not None:
+            order = greedy_order(self.agents, lambda agent: self._steepness(agent, factor), every)
         else:
             order = iter(fixed_order(self.agent_order, self.agents))
         for agent in order:

@@ -15,6 +15,9 @@ from sb3_happo.common.type_aliases import (
     AgentOrderName,
 )
 
+#: Orders that rank the agents, and the number of choices of which the first is greedy
+GREEDY_ORDERS = {"greedy": 1, "semi_greedy": 2}
+
 
 def check_agent_order(
     agent_order: AgentOrder, agents: tuple[str, ...], greedy: bool = True
@@ -22,10 +25,10 @@ def check_agent_order(
     """
     :param agent_order: Setting of the user
     :param agents: Names of the agents
-    :param greedy: Whether the algorithm can rank agents, for "greedy"
+    :param greedy: Whether the algorithm can rank agents, for "greedy" and "semi_greedy"
     :raises ValueError: If the setting is unknown, or a callable does not return every agent once
     """
-    names = [name for name in get_args(AgentOrderName) if greedy or name != "greedy"]
+    names = [name for name in get_args(AgentOrderName) if greedy or name not in GREEDY_ORDERS]
     if callable(agent_order):
         call_order(agent_order, agents)
     elif agent_order not in names:
@@ -65,17 +68,27 @@ def fixed_order(agent_order: AgentOrder, agents: tuple[str, ...]) -> Sequence[st
     return agents[::-1] if agent_order == "reverse" else agents
 
 
-def greedy_order(agents: tuple[str, ...], score: Callable[[str], float]) -> Iterator[str]:
+def greedy_order(
+    agents: tuple[str, ...], score: Callable[[str], float], every: int = 1
+) -> Iterator[str]:
     """
     Order by a score that may change with every update, highest first.
 
     :param agents: Names of the agents
     :param score: Score of an agent that was not updated yet
+    :param every: Number of choices of which the first is by the score, and the others are random;
+        1 for the score alone, 2 for the semi-greedy order of A2PO
     :return: Iterator over the agents; the scores are computed again before each of them
     """
     remaining = list(agents)
     while remaining:
-        best = max(remaining, key=score)
+        n_before = len(agents) - len(remaining)
+        if len(remaining) > 1 and n_before % every == 0:
+            best = max(remaining, key=score)
+        elif len(remaining) > 1:
+            best = remaining[np.random.randint(len(remaining))]
+        else:
+            best = remaining[0]
         remaining.remove(best)
         yield best
 

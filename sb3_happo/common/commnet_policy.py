@@ -226,11 +226,15 @@ class CommunicatingActors(BatchedActors):
     @th.inference_mode()
     @unvalidated()
     def __call__(
-        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor] | None = None
+        self,
+        obs: dict[str, th.Tensor],
+        states: Mapping[str, th.Tensor] | None = None,
+        normals: Mapping[str, th.Tensor] | None = None,
     ) -> ActorsStep:
         """
         :param obs: Joint observation with :data:`LINKS`, each entry ``(n_envs, ...)``
         :param states: Hidden states before the step, by agent
+        :param normals: None; correlated draws are refused before
         :return: Raw actions, log-probabilities, and hidden states after the step
         """
         return self.policy.decide(obs, states or {})

@@ -65,6 +65,41 @@ def clipped_policy_loss(
     return -th.min(ratio * objective, clipped_ratio * objective).mean()
 
 
+def clipped_joint_loss(
+    log_prob: th.Tensor,
+    old_log_prob: th.Tensor,
+    advantages: th.Tensor,
+    factor: th.Tensor,
+    clip_range: float,
+    factor_clip_range: float,
+) -> th.Tensor:
+    """
+    A2PO's clipped objective, negated: the factor is clipped first, then the joint ratio ``ratio *
+    factor`` (Wang et al. 2023, "Order Matters: Agent-by-Agent Policy Optimization",
+    https://arxiv.org/abs/2302.06205).
+
+    :param log_prob: Log-probabilities of the actions under the present policy, ``(batch,)``
+    :param old_log_prob: Log-probabilities of the same actions at collection, ``(batch,)``
+    :param advantages: Advantages of the joint actions, ``(batch,)``
+    :param factor: Product of the ratios of the agents updated before, ``(batch,)``, > 0
+    :param clip_range: Largest distance of the joint ratio from 1 that increases the objective, > 0
+    :param factor_clip_range: Largest distance of the factor from 1, > 0
+    :return: Loss, a scalar
+    :raises ValueError: If the shapes differ
+    """
+    check_shapes(
+        (log_prob.numel(),),
+        log_prob=log_prob,
+        old_log_prob=old_log_prob,
+        advantages=advantages,
+        factor=factor,
+    )
+    before = factor.clamp(1 - factor_clip_range, 1 + factor_clip_range)
+    ratio = th.exp(log_prob - old_log_prob) * before
+    clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return -th.min(ratio * advantages, clipped_ratio * advantages).mean()
+
+
 def policy_gradient_loss(
     log_prob: th.Tensor, advantages: th.Tensor, factor: th.Tensor
 ) -> th.Tensor:
@@ -204,6 +239,25 @@ def normalize(advantages: th.Tensor) -> th.Tensor:
     return (advantages - advantages.mean()) / (advantages.std() + 1e-8)
 
 
+def counterfactual_advantages(
+    taken: th.Tensor, alternatives: th.Tensor, probs: th.Tensor
+) -> th.Tensor:
+    """
+    Advantages of an agent's actions with a counterfactual baseline: the mean over its own actions,
+    while those of the others stay (Foerster et al. 2018, "Counterfactual Multi-Agent Policy
+    Gradients", equation 4).
+
+    :param taken: Values of the joint actions, ``(batch,)``
+    :param alternatives: Values with each action of the agent instead, ``(batch, n_actions)``
+    :param probs: Probabilities of the agent's actions, ``(batch, n_actions)``
+    :return: Advantages, ``(batch,)``
+    :raises ValueError: If the shapes differ
+    """
+    check_shapes((taken.numel(),), taken=taken)
+    check_shapes((taken.numel(), alternatives.shape[-1]), alternatives=alternatives, probs=probs)
+    return taken - (probs * alternatives).sum(dim=1)
+
+
 # ---------------------------------------------------------------- values
 
 
@@ -216,6 +270,7 @@ def generalised_advantages(
     gamma: float,
     gae_lambda: float,
     active: th.Tensor | None = None,
+    ratios: th.Tensor | None = None,
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     Generalised advantage estimation (Schulman et al. 2016, "High-Dimensional Continuous Control
@@ -226,6 +281,11 @@ def generalised_advantages(
     what followed it, ``reward + gamma * next value``: the critic never learns such steps, and
     its own value there has no meaning. The temporal difference of such a step is 0.
 
+    With ``ratios`` the traces are cut as in V-trace, ``gae_lambda * min(1, ratio)`` of the later
+    step instead of ``gae_lambda`` (Wang et al. 2023, "Order Matters: Agent-by-Agent Policy
+    Optimization", https://arxiv.org/abs/2302.06205): advantages at the policies of agents that
+    were updated already. Ratios of 1 leave the numbers as they are.
+
     :param rewards: Rewards, ``(n_steps, n_envs, n_values)``
     :param values: The critic's values of the observations, ``(n_steps, n_envs, n_values)``
     :param episode_starts: 1 where an observation began an episode, ``(n_steps, n_envs)``
@@ -235,6 +295,8 @@ def generalised_advantages(
     :param gae_lambda: Trade-off of bias against variance, in [0, 1]
     :param active: Whether an agent was alive and on turn, bool ``(n_steps, n_envs, n_values)``;
         None if every value counts
+    :param ratios: Probability ratios of the joint actions of the agents updated so far, >= 0,
+        ``(n_steps, n_envs)``; None for ratios of 1
     :return: Advantages, and the values that were used, both ``(n_steps, n_envs, n_values)``
     :raises ValueError: If the shapes do not fit
     """
@@ -250,6 +312,10 @@ def generalised_advantages(
     if active is not None:
         check_shapes(rewards.shape, active=active)
         values = values.clone()
+    traces: th.Tensor | None = None
+    if ratios is not None:
+        check_shapes((n_steps, n_envs), ratios=ratios)
+        traces = ratios.clamp(max=1.0).unsqueeze(2)  # (n_steps, n_envs) -> (n_steps, n_envs, 1)
 
     advantages = th.empty_like(values)
     advantage = th.zeros_like(last_values)
@@ -262,6 +328,9 @@ def generalised_advantages(
         delta = target - values[step]
         advantage = delta + gamma * gae_lambda * next_continues * advantage
         advantages[step] = advantage
+        if traces is not None:
+            # The trace of this step weighs its advantage in those of earlier steps
+            advantage = traces[step] * advantage
         next_values = values[step]
         next_continues = 1.0 - episode_starts[step].unsqueeze(1)  # (n_envs,) -> (n_envs, 1)
     return advantages, values

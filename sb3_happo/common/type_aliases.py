@@ -7,7 +7,7 @@ import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 AgentOrderFn: TypeAlias = Callable[[tuple[str, ...]], Sequence[str]]
-AgentOrderName: TypeAlias = Literal["random", "fixed", "reverse", "greedy"]
+AgentOrderName: TypeAlias = Literal["random", "fixed", "reverse", "greedy", "semi_greedy"]
 AgentOrder: TypeAlias = AgentOrderName | AgentOrderFn
 
 

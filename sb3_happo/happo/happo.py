@@ -8,6 +8,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_happo.common.agent_order import (
+    GREEDY_ORDERS,
     check_agent_order,
     fixed_order,
     greedy_order,
@@ -109,8 +110,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     :param agent_order: Order of the updates: "random" (a new permutation per update, as in the
         paper), "fixed" (the environment's), "reverse", "greedy" (the agent with the steepest
         surrogate advantage first, after "Order Matters", Wang et al. 2023,
-        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own), or a
-        callable from the tuple of agents to a sequence of them
+        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own),
+        "semi_greedy" (every second agent is drawn at random instead, as there), or a callable from
+        the tuple of agents to a sequence of them
     :param use_sde: Generalised state-dependent exploration (gSDE) of the continuous actions, as in
         SB3, with matrices for each agent and environment; see ``docs/exploration.md``
     :param sde_sample_freq: Steps between two draws of these matrices; -1 for one per rollout
@@ -272,8 +274,9 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
             iterations
         :return: Iterator over the agents to update next, one at a time
         """
-        if self.agent_order == "greedy":
-            order = greedy_order(self.agents, lambda agent: self._steepness(agent, factor))
+        every = GREEDY_ORDERS.get(str(self.agent_order))
+        if every is not None:
+            order = greedy_order(self.agents, lambda agent: self._steepness(agent, factor), every)
         else:
             order = iter(fixed_order(self.agent_order, self.agents))
         for agent in order:

@@ -14,6 +14,7 @@ from sb3_happo.common.counterfactual_policy import (
 from sb3_happo.common.gradient_step import descend
 from sb3_happo.common.minibatches import minibatches
 from sb3_happo.common.type_aliases import ActorBatch
+from sb3_happo.common.update_log import log_update
 from sb3_happo.haa2c.haa2c import HAA2C
 
 
@@ -66,7 +67,7 @@ class COMA(HAA2C):
         "CnnGruPolicy": GruCounterfactualPolicy,
         "MultiInputGruPolicy": GruCounterfactualPolicy,
     }
-    policy: CounterfactualPolicy
+    policy: CounterfactualPolicy  # type: ignore[assignment]
 
     def __init__(
         self, policy: Any, env: Any = None, *args: Any, gae_lambda: float = 0.8, **kwargs: Any
@@ -87,7 +88,7 @@ class COMA(HAA2C):
         for group in self.policy.groups:
             self._update_actors({agent: data[agent] for agent in group})
         self._n_updates += 1
-        self._log_update(factor)
+        log_update(self, factor)
 
     def _joint_actions(self) -> JointActionBatch:
         """All rows of the rollout for the critic of joint actions."""

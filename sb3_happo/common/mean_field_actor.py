@@ -83,6 +83,7 @@ class MeanFieldActor(AgentPolicy):
         states: th.Tensor | None = None,
         deterministic: bool = False,
         action_masks: th.Tensor | None = None,
+        normals: th.Tensor | None = None,
     ) -> AgentStep:
         """
         :param obs: Own observations, ``(batch, ...)``
@@ -90,6 +91,7 @@ class MeanFieldActor(AgentPolicy):
             episode
         :param deterministic: Options of the highest values instead of samples
         :param action_masks: ``(batch, n_choices)``
+        :param normals: None: there are no continuous actions
         :return: Raw actions, log-probabilities, and the mean actions as they were given
         """
         beside = None if states is None else self.beside(states)

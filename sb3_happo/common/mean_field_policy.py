@@ -78,7 +78,7 @@ class MeanFieldPolicy(IndependentValuePolicy):
         uniform = _uniform_mean(self)
         for policy in self.actors:
             policy.temperature = self.temperature
-            policy.start_mean.copy_(uniform)  # type: ignore[operator, union-attr]
+            policy.start_mean.copy_(uniform)  # type: ignore[operator]
 
     def _make_actor(
         self,

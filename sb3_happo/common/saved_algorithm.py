@@ -87,8 +87,7 @@ class SavedAlgorithm(BaseAlgorithm):
 
     def unsavable_attributes(self) -> tuple[str, ...]:
         """
-        :return: Names of the attributes that no file can hold, such as a lambda schedule;
-            :meth:`save` refuses them unless they are excluded
+        :return: Names of the attributes that :meth:`save` refuses unless they are excluded
         """
         try:
             self.check_savable()
@@ -133,8 +132,7 @@ class SavedAlgorithm(BaseAlgorithm):
         if accepted is not None:
             check = partial(check_unsaved, accepted=accepted, loader=name)
         unsaved = write_safe_file(path, "model", content, name, algorithm, info, check=check)
-        named = unsaved if accepted is None else [own for own in unsaved if own.named]
-        warn_of_unsaved(self, named, path, name)
+        warn_of_unsaved(self, unsaved, path, name, only_named=accepted is not None)
 
     def saved_content(
         self, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None

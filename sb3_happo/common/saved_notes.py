@@ -46,7 +46,11 @@ def accept_pickle(
 
 
 def warn_of_unsaved(
-    owner: object, unsaved: Sequence[Unsaved], location: Location, loader: str
+    owner: object,
+    unsaved: Sequence[Unsaved],
+    location: Location,
+    loader: str,
+    only_named: bool = False,
 ) -> None:
     """
     Warn once of values that a new file does not hold, or whose class must be supplied.
@@ -55,7 +59,9 @@ def warn_of_unsaved(
     :param unsaved: These values
     :param location: Path or open file
     :param loader: Name of the class that loads it
+    :param only_named: True if the user has left out the others
     """
+    unsaved = [own for own in unsaved if own.named or not only_named]
     if not unsaved:
         return
     lines = []

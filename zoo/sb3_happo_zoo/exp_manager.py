@@ -336,7 +336,7 @@ class TeamExperimentManager(ExperimentManager):
         shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        given = {}
+        given: dict[str, Any] = {}
         for name in ("policy", "policy_kwargs"):
             if name in hyperparams and (name != "policy" or self._names_policy):
                 given[name] = hyperparams[name]

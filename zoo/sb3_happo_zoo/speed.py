@@ -481,7 +481,8 @@ def train(args: argparse.Namespace, entry: dict[str, Any]) -> Training:
     env = make_training_env(args.env, entry)
     hyperparams = {key: value for key, value in entry.items() if key not in ENV_KEYS}
     policy = hyperparams.pop("policy", "MlpPolicy")
-    model = TEAM_ALGOS[args.algo](
+    algorithm: Any = TEAM_ALGOS[args.algo]
+    model: MultiAgentOnPolicyAlgorithm = algorithm(
         policy,
         TimedVecEnv(env, clock),
         seed=0,

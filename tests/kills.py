@@ -171,7 +171,9 @@ def kill_and_resume(
     """
     recurrent, vec_env = kind
     name = f"{'recurrent' if recurrent else 'feed-forward'}, {vec_env}"
-    seconds, code, faults, own = 0.0, 0, [], folder
+    seconds, own = 0.0, folder
+    code: int | None = 0
+    faults: list[str] = []
     for attempt in range(20):
         own = folder / str(attempt)
         own.mkdir(parents=True)

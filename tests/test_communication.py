@@ -77,7 +77,7 @@ def test_a_share_of_the_messages_is_lost() -> None:
 
 
 def test_rounds_by_hand() -> None:
-    rounds = CommunicationRounds(1, 2, th.nn.Identity)
+    rounds: Any = CommunicationRounds(1, 2, th.nn.Identity)
     for own, others, first in zip(rounds.own, rounds.others, rounds.first, strict=True):
         th.nn.init.constant_(own.weight, 1.0)
         th.nn.init.zeros_(own.bias)
@@ -279,7 +279,8 @@ def levers(policy: str, n_games: int, n_levers: int = 5, pool: int = 50) -> floa
         seed=0,
         device="cpu",
     ).learn(n_games, log_interval=None)
-    obs, total = env.reset(), 0.0
+    obs: Any = env.reset()
+    total = 0.0
     for _ in range(20):
         actions, _ = model.predict(obs, deterministic=True)
         obs, rewards, _, _ = env.step(actions)

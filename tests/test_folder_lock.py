@@ -69,7 +69,7 @@ def test_a_training_locks_the_folder_of_its_checkpoints(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(FolderInUseError):
         model.learn(16, callback)
     with pytest.raises(ZeroDivisionError):
-        model.learn(16, [callback, lambda *_: 1 / 0])
+        model.learn(16, [callback, lambda *_: 1 / 0])  # type: ignore[list-item]
     model.learn(32, callback)
     with FolderLock(tmp_path):
         pass

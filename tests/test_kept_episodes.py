@@ -151,7 +151,7 @@ def test_episodes_go_on(
 
     def make() -> Any:
         if vec_env_cls is WithState:
-            env = WithState([lambda: make_joint_vec_env(make_env, 1).envs[0]] * N_ENVS)  # type: ignore[attr-defined]
+            env: VecEnv = WithState([lambda: make_joint_vec_env(make_env, 1).envs[0]] * N_ENVS)  # type: ignore[attr-defined]
         else:
             env = make_joint_vec_env(make_env, N_ENVS, seed=3, vec_env_cls=vec_env_cls)
         assert keeps_episodes(env)

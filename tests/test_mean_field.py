@@ -57,7 +57,7 @@ ACTIONS = {"agent_0": 0.0, "agent_1": 1.0, "agent_2": 2.0}
 )
 def test_a_chain_of_neighbours(neighbors: Any, tmp_path: Path) -> None:
     model = small(MFQ, alike_team(3), neighbors=neighbors)
-    expected = [[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
+    expected = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]])
     assert np.allclose(mean_action(model, ACTIONS), expected)
     assert np.allclose(mean_action(model, ACTIONS, [True, False, True])[[0, 2]], 0.0)
     assert np.allclose(mean_action(model, ACTIONS, [False, True, True])[1], [0, 0, 1])
@@ -66,13 +66,13 @@ def test_a_chain_of_neighbours(neighbors: Any, tmp_path: Path) -> None:
 
 
 def test_all_others_are_neighbours() -> None:
-    expected = [[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]
+    expected = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
     assert np.allclose(mean_action(small(MFQ, alike_team(3)), ACTIONS), expected)
 
 
 def test_a_radius() -> None:
     fixed = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
-    expected = [[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]]
+    expected = np.array([[0, 1, 0], [0.5, 0, 0.5], [0, 1, 0]])
     model = small(MFQ, alike_team(3), neighbors=1, positions=fixed)
     assert np.allclose(mean_action(model, ACTIONS), expected)
 
@@ -187,10 +187,10 @@ def test_save_load_and_predict(algorithm: Algorithm, tmp_path: Path) -> None:
     loaded.learn(40, reset_num_timesteps=False)
     # One agent alone, which is told the mean action of its neighbours
     both, _ = model.predict(obs, state, deterministic=True)
-    agent: Any = model.policies["choices"]
-    agent.save(tmp_path / "agent")
+    policy: Any = model.policies["choices"]
+    policy.save(tmp_path / "agent")
     alone = MeanFieldActor.load(tmp_path / "agent")
-    assert float(alone.temperature.value) == float(agent.temperature.value)
+    assert float(alone.temperature.value) == float(policy.temperature.value)
     own, _ = alone.predict(obs["choices"], state["choices"], deterministic=True)
     assert np.array_equal(own, both["choices"])
     with pytest.raises(NotImplementedError, match="mean action"):

@@ -10,7 +10,9 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from sb3_happo import (
     HASAC,
@@ -77,8 +79,8 @@ def test_callbacks_normalisation_log_and_one_agent(algorithm: Any, tmp_path: Pat
 
     # Statistics and the returns of the evaluation
     assert isinstance(model.get_vec_normalize_env(), VecNormalize)
-    returns, lengths = evaluate_policy(model, eval_env, 3, return_episode_rewards=True)
-    assert len(returns) == len(lengths) == 3
+    episodes: Any = evaluate_policy(model, eval_env, 3, return_episode_rewards=True)
+    assert len(episodes[0]) == len(episodes[1]) == 3
 
     # One agent, saved and used alone
     obs = eval_env.reset()
@@ -152,7 +154,7 @@ def test_envpool(algorithm: Any, tmp_path: Path) -> None:
     assert model._n_updates > 10
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", device="cpu")
-    obs: Any = model.get_env().reset()  # type: ignore[union-attr]
+    obs: Any = model.get_env().reset()
     np.testing.assert_array_equal(
         model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0]
     )

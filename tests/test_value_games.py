@@ -10,6 +10,7 @@ from pettingzoo import ParallelEnv
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_happo import HAD3QN, IQL, QMIX, VDN, JointEnv
+from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
 from sb3_happo.common.value_based_algorithm import ValueBasedAlgorithm
 
 CLIMBING = [[[11, -30, 0], [-30, 7, 6], [0, 0, 5]]]
@@ -68,7 +69,7 @@ class TableGame(ParallelEnv):
         )
 
 
-def play(model: ValueBasedAlgorithm, env: Any) -> float:
+def play(model: MultiAgentOffPolicyAlgorithm, env: Any) -> float:
     """Return of one episode of the greedy team."""
     obs, _ = env.reset()
     total, end = 0.0, False

@@ -301,7 +301,9 @@ class Magnetization(BaseCallback):
         return True
 
 
-def spins(algorithm: Algorithm, size: int, temperature: float, n_steps: int) -> tuple[MFQ, float]:
+def spins(
+    algorithm: Algorithm, size: int, temperature: float, n_steps: int, train_freq: int = 4
+) -> tuple[MFQ, float]:
     """Model of a lattice that was cooled, and the mean spin in the last fifth of the training."""
     game, matrix = lattice(size)
     callback = Magnetization(game)
@@ -312,9 +314,10 @@ def spins(algorithm: Algorithm, size: int, temperature: float, n_steps: int) -> 
         temperature=lambda progress: temperature + max(0.0, (progress - 0.6) / 0.4),
         gamma=0.0,
         batch_size=8,
+        train_freq=train_freq,
         learning_starts=20,
         buffer_size=2000,
-        learning_rate=2e-2,
+        learning_rate=1e-2,
         value_loss="mse",
         policy_kwargs=dict(net_arch=[16]),
         seed=0,
@@ -333,7 +336,7 @@ def ising_outputs(networks: list[Any]) -> np.ndarray:
 @every_algorithm
 def test_values_of_a_small_lattice(algorithm: Algorithm) -> None:
     """Half the sum of the products of the spins: -2, -1, 0, 1 and 2 for an upward spin."""
-    model, _ = spins(algorithm, 4, 1.0, 160)
+    model, _ = spins(algorithm, 4, 1.0, 220, train_freq=1)
     values = ising_outputs(model.policy.value_networks())
     assert np.allclose(values[:, 1], [-2, -1, 0, 1, 2], atol=0.3)
     assert np.allclose(values[:, 0], [2, 1, 0, -1, -2], atol=0.3)

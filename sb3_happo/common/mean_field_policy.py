@@ -353,8 +353,9 @@ class MeanFieldPolicy(IndependentValuePolicy):
                 means[:, column] = given.reshape(n_rows, self.n_mean)
         return means
 
+    @staticmethod
     def _next_state(
-        self, active: np.ndarray | None, state: AgentState, before: AgentState | None
+        active: np.ndarray | None, state: AgentState, before: AgentState | None
     ) -> AgentState:
         """
         :param active: Active mask of the agent

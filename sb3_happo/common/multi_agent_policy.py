@@ -29,6 +29,22 @@ from sb3_happo.suggestions import check_names, did_you_mean
 AgentState = tuple[np.ndarray, ...]
 
 
+def select_state(
+    rows: np.ndarray | None, state: AgentState, otherwise: AgentState | None
+) -> AgentState:
+    """
+    :param rows: Mask ``(n_envs,)``; None for all rows
+    :param state: Hidden states, each ``(n_layers, n_envs, hidden_size)``
+    :param otherwise: Hidden states of the same shape; None for zeros
+    :return: ``state`` at ``rows``, ``otherwise`` at the others
+    """
+    if rows is None:
+        return state
+    others = [np.zeros_like(part) for part in state] if otherwise is None else otherwise
+    pairs = zip(state, others, strict=True)
+    return tuple(np.where(rows[:, None], part, other) for part, other in pairs)
+
+
 class MultiAgentPolicy(SavedPolicy):
     """
     Actors of a team, as a rule with parameters of their own, and a critic.
@@ -307,18 +323,9 @@ class MultiAgentPolicy(SavedPolicy):
             answers[agent] = answer
         return answers
 
-    def _next_state(
-        self, active: np.ndarray | None, state: AgentState, before: AgentState | None
-    ) -> AgentState:
-        """
-        Hook: hidden states of an agent for the next call.
-
-        :param active: Active mask of the agent, ``(n_envs,)``; None for all
-        :param state: Hidden states after the decision
-        :param before: Hidden states before it; None for zeros
-        :return: Hidden states; here an inactive agent's do not change
-        """
-        return _select_state(active, state, before)
+    #: Hook: an agent's hidden states for the next call, of its active mask, and of those after and
+    #: before a decision; here an inactive agent's do not change
+    _next_state = staticmethod(select_state)
 
     def _predict_agent(self, agent: str, given: AgentInput, deterministic: bool) -> AgentAnswer:
         """Decision of an agent that acts alone; errors name it."""
@@ -472,23 +479,7 @@ def _reset_starting(state: Any, episode_start: np.ndarray | None) -> dict[str, A
     if episode_start is None:
         return dict(state or {})
     running = ~np.asarray(episode_start, dtype=bool).reshape(-1)
-    return {agent: _select_state(running, own, None) for agent, own in (state or {}).items()}
-
-
-def _select_state(
-    rows: np.ndarray | None, state: AgentState, otherwise: AgentState | None
-) -> AgentState:
-    """
-    :param rows: Mask ``(n_envs,)``; None for all rows
-    :param state: Hidden states, each ``(n_layers, n_envs, hidden_size)``
-    :param otherwise: Hidden states of the same shape; None for zeros
-    :return: ``state`` at ``rows``, ``otherwise`` at the others
-    """
-    if rows is None:
-        return state
-    others = [np.zeros_like(part) for part in state] if otherwise is None else otherwise
-    pairs = zip(state, others, strict=True)
-    return tuple(np.where(rows[:, None], part, other) for part, other in pairs)
+    return {agent: select_state(running, own, None) for agent, own in (state or {}).items()}
 
 
 @contextmanager

@@ -243,13 +243,12 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
     def train(self) -> None:
         """One update of the team from a rollout: lines 6 to 14 of the paper's Algorithm 3."""
         self.policy.set_training_mode(True)
-        # Lines 4 to 7: `collect_rollouts` filled the buffer and computed the joint advantage by GAE
+        # Lines 4 to 7 were `collect_rollouts`, with the joint advantage by GAE
         # Line 9: M is the advantage before the first agent: it is factor * advantage, with factor 1
         factor = th.ones(self.rollout_buffer.n_rows, device=self.device)
         idle: list[str] = []
-        order = self._update_order(factor)
-        if self.policy.communicates:
-            order = update_communicating_team(self)
+        talk = self.policy.communicates
+        order = update_communicating_team(self) if talk else self._update_order(factor)
         # Lines 8 and 10: for each agent, in the order of a random permutation
         for agents in order:
             idle += agents if leaves_little(factor) else ()

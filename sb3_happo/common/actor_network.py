@@ -149,17 +149,10 @@ class ActorNetwork(BasePolicy, TeamModel):
             self.head: nn.Linear = TanhMeans(latent_dim, continuous_outputs(self.action_head))
         else:
             self.head = nn.Linear(latent_dim, self.action_head.n_params)
-        n_continuous = self.action_head.n_log_std
         #: Matrices of the state-dependent noise; None without gSDE
         self.sde: ExplorationMatrices | None = None
-        shape: tuple[int, ...] = (n_continuous,)
-        if use_sde:
-            noise = SdeOptions(full_std, use_expln, squash_output)
-            self.sde = ExplorationMatrices(latent_dim, n_continuous, noise)
-            shape = self.sde.log_std_shape()
         self.log_std: th.Tensor | None = None
-        if n_continuous:
-            add_log_std(self, shape)
+        _add_noise(self, latent_dim)
         self.reset_noise()
         self.optimizer = make_optimizer(self, lr_schedule, options)
 
@@ -385,6 +378,18 @@ class ActorNetwork(BasePolicy, TeamModel):
         :return: Values of the choices, for the "greedy" head, ``(batch, n_choices)``
         """
         return self.action_head.values(self.parameters_of_actions(obs)[0], action_masks)
+
+
+def _add_noise(policy: ActorNetwork, latent_dim: int) -> None:
+    """Add the deviations of continuous actions, and with gSDE the matrices of the noise."""
+    n_continuous = policy.action_head.n_log_std
+    shape: tuple[int, ...] = (n_continuous,)
+    if policy.use_sde:
+        noise = SdeOptions(policy.full_std, policy.use_expln, policy.squash_output)
+        policy.sde = ExplorationMatrices(latent_dim, n_continuous, noise)
+        shape = policy.sde.log_std_shape()
+    if n_continuous:
+        add_log_std(policy, shape)
 
 
 def add_log_std(policy: ActorNetwork, shape: tuple[int, ...]) -> None:

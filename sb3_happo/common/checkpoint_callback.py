@@ -272,11 +272,8 @@ class ResumableCheckpointCallback(SavesOnInterruption):
         model = self.algorithm
         if model.keeps_episodes:
             return model.episodes_at_checkpoint() | {"monitor_sizes": self._present_sizes()}
-        episodes = model.episodes_since(self._anchor)
-        return episodes | {
-            "monitor_sizes": self._monitor_sizes,
-            "present_sizes": self._present_sizes(),
-        }
+        sizes = {"monitor_sizes": self._monitor_sizes, "present_sizes": self._present_sizes()}
+        return model.episodes_since(self._anchor) | sizes
 
     def _on_step(self) -> bool:
         # On-policy algorithms name the environment's actions `clipped_actions`, others `actions`

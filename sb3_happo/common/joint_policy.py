@@ -15,7 +15,7 @@ from sb3_happo.common.distributions import action_leaves
 from sb3_happo.common.multi_agent_policy import MultiAgentPolicy, explain_extractor
 from sb3_happo.common.net_arch import NetArch
 from sb3_happo.common.networks import NetworkOptions, TeamModel
-from sb3_happo.common.recurrent import RecurrentKind, select_states, single_steps
+from sb3_happo.common.recurrent import RecurrentKind, select_states
 from sb3_happo.common.state_critics import (
     MEMORIES,
     CentralizedCritic,
@@ -241,23 +241,6 @@ class JointPolicy(MultiAgentPolicy):
         :return: Shape of each
         """
         return {}
-
-    def outputs_by_agent(
-        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor]
-    ) -> dict[str, th.Tensor]:
-        """
-        Outputs of the agents' networks, without a sample.
-
-        :param obs: Joint observation, each entry ``(n_envs, ...)``
-        :param states: Hidden states before it of the agents with memory
-        :return: Outputs of each agent's network, ``(n_envs, n_params)``
-        """
-        outputs = {}
-        for agent, policy in self.policies.items():
-            sequences = single_steps(states[agent]) if agent in states else None
-            own = self.agent_observation(obs, agent)
-            outputs[agent] = policy.parameters_of_actions(own, sequences)[0]
-        return outputs
 
     # ---------------------------------------------------------------- hidden states
 

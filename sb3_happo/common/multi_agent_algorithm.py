@@ -84,7 +84,7 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
 
     def _policy_and_env(self, policy: Any, env: Any) -> tuple[type[BasePolicy], Any]:
         """Arguments of the constructor: ``HAPPO(env)`` means ``HAPPO("MlpPolicy", env)``."""
-        self._check_policy_argument(policy)
+        _check_policy_argument(type(self).__name__, self.policy_aliases, policy)
         named = isinstance(policy, type)
         if isinstance(policy, str):
             named = policy in self.policy_aliases
@@ -104,32 +104,6 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
                 )
             policy = self.policy_aliases[policy]
         return policy, make_from_id(env) if isinstance(env, str) else env
-
-    def _check_policy_argument(self, policy: Any) -> None:
-        """Refuse classes and objects that are no policy of a team."""
-        own = type(self).__name__
-        team_class = next(iter(self.policy_aliases.values()), MultiAgentPolicy).__name__
-        advice = (
-            f'Pass the name of a policy, {own}("MlpPolicy", env), or a subclass of {team_class}; '
-            "sizes and layers are set by `policy_kwargs`."
-        )
-        if isinstance(policy, BasePolicy):
-            raise ValueError(
-                f"{own} makes its own networks, and takes no policy that exists already "
-                f"({type(policy).__name__}). {advice}"
-            )
-        if not isinstance(policy, type):
-            return
-        check_update_of(own, policy, self.policy_aliases)
-        if issubclass(policy, MultiAgentPolicy):
-            return
-        if issubclass(policy, AgentPolicy):
-            kind = "is the policy of a single agent of a team"
-        elif issubclass(policy, BasePolicy):
-            kind = "is a policy for a single agent"
-        else:
-            kind = "is a class; an environment is passed as an object, with its arguments"
-        raise ValueError(f"{own} learns a team, and {policy.__name__} {kind}. {advice}")
 
     @staticmethod
     def _wrap_env(env: Any, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -413,3 +387,31 @@ class MultiAgentAlgorithm(ResumableAlgorithm):
         check_env_of_model(env, self.observation_space, self.action_space)
         super().set_env(env, force_reset)
         self._check_normalisation()
+
+
+def _check_policy_argument(
+    own: str, policy_aliases: Mapping[str, type[BasePolicy]], policy: Any
+) -> None:
+    """Refuse classes and objects that are no policy of a team."""
+    team_class = next(iter(policy_aliases.values()), MultiAgentPolicy).__name__
+    advice = (
+        f'Pass the name of a policy, {own}("MlpPolicy", env), or a subclass of {team_class}; '
+        "sizes and layers are set by `policy_kwargs`."
+    )
+    if isinstance(policy, BasePolicy):
+        raise ValueError(
+            f"{own} makes its own networks, and takes no policy that exists already "
+            f"({type(policy).__name__}). {advice}"
+        )
+    if not isinstance(policy, type):
+        return
+    check_update_of(own, policy, policy_aliases)
+    if issubclass(policy, MultiAgentPolicy):
+        return
+    if issubclass(policy, AgentPolicy):
+        kind = "is the policy of a single agent of a team"
+    elif issubclass(policy, BasePolicy):
+        kind = "is a policy for a single agent"
+    else:
+        kind = "is a class; an environment is passed as an object, with its arguments"
+    raise ValueError(f"{own} learns a team, and {policy.__name__} {kind}. {advice}")

@@ -17,6 +17,7 @@ from sb3_happo.common.heads import HeadName
 from sb3_happo.common.net_arch import check_net_arch
 from sb3_happo.common.networks import TeamModel, initialise
 from sb3_happo.common.parameter_sharing import make_groups
+from sb3_happo.common.recurrent import single_steps
 from sb3_happo.common.saved_files import Kind
 from sb3_happo.common.saved_policy import SavedPolicy
 from sb3_happo.common.team_prediction import AgentAnswer, AgentInput, TeamPrediction
@@ -228,6 +229,23 @@ class MultiAgentPolicy(SavedPolicy):
         """
         return self.team_spaces.action_masks(observations, agent)
 
+    def outputs_by_agent(
+        self, obs: dict[str, th.Tensor], states: Mapping[str, th.Tensor]
+    ) -> dict[str, th.Tensor]:
+        """
+        Outputs of the agents' networks, without a sample.
+
+        :param obs: Joint observation, each entry ``(n_envs, ...)``
+        :param states: Hidden states before it of the agents with memory
+        :return: Outputs of each agent's network, ``(n_envs, n_params)``
+        """
+        outputs = {}
+        for agent, policy in self.policies.items():
+            sequences = single_steps(states[agent]) if agent in states else None
+            own = self.agent_observation(obs, agent)
+            outputs[agent] = policy.parameters_of_actions(own, sequences)[0]
+        return outputs
+
     def set_training_mode(self, mode: bool) -> None:
         """
         :param mode: True for training mode, in which weights may change; False for evaluation
@@ -288,7 +306,7 @@ class MultiAgentPolicy(SavedPolicy):
                 states[agent] = self._next_state(active.get(agent), answer.state, before)
         actions = {agent: answer.action for agent, answer in answers.items()}
         batched = {agent for agent, answer in answers.items() if answer.batched}
-        joint: Any = self._join(actions, batched)
+        joint: Any = _join(self, actions, batched)
         if not batched:
             joint = _under_given_names(actions, observation)
         return joint, states or None
@@ -370,31 +388,6 @@ class MultiAgentPolicy(SavedPolicy):
             masks[agent] = mask
         return encoded
 
-    def _join(self, actions: dict[str, Any], batched: set[str]) -> np.ndarray | None:
-        """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""
-        if not batched:
-            return None
-        sizes = {}
-        for agent, own in actions.items():
-            sizes[agent] = len(own) if agent in batched else 0
-        n_envs = max(sizes.values())
-        if set(sizes.values()) != {n_envs}:
-            counts = []
-            for agent, size in sizes.items():
-                words = f"of {size}" if size else "of one, without a batch"
-                counts.append(f"{agent!r} {words}")
-            raise ValueError(
-                "The agents' observations must be of the same environments; they are "
-                f"{', '.join(counts)}."
-            )
-        dtype = self.action_dtype
-        if tuple(actions) != self.agents:
-            dtype = np.dtype([(agent, self.policies[agent].env_actions.dtype) for agent in actions])
-        joint = np.empty(n_envs, dtype)
-        for agent, own in actions.items():
-            joint[agent] = own
-        return joint
-
 
 class PoliciesByAgent(dict[str, AgentPolicy]):
     """
@@ -421,6 +414,35 @@ class PoliciesByAgent(dict[str, AgentPolicy]):
         if agent not in self:
             return default
         return self[agent]
+
+
+def _join(
+    policy: MultiAgentPolicy, actions: dict[str, Any], batched: set[str]
+) -> np.ndarray | None:
+    """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""
+    if not batched:
+        return None
+    sizes = {}
+    for agent, own in actions.items():
+        sizes[agent] = len(own) if agent in batched else 0
+    n_envs = max(sizes.values())
+    if set(sizes.values()) != {n_envs}:
+        counts = []
+        for agent, size in sizes.items():
+            words = f"of {size}" if size else "of one, without a batch"
+            counts.append(f"{agent!r} {words}")
+        raise ValueError(
+            "The agents' observations must be of the same environments; they are "
+            f"{', '.join(counts)}."
+        )
+    dtype = policy.action_dtype
+    if tuple(actions) != policy.agents:
+        own_types = [(agent, policy.policies[agent].env_actions.dtype) for agent in actions]
+        dtype = np.dtype(own_types)
+    joint = np.empty(n_envs, dtype)
+    for agent, own in actions.items():
+        joint[agent] = own
+    return joint
 
 
 def _check_all_net_archs(

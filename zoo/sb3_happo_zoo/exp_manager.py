@@ -47,7 +47,7 @@ from sb3_happo_zoo.entries import (
     read_entries,
     team_wrapper,
 )
-from sb3_happo_zoo.given_networks import differing_networks
+from sb3_happo_zoo.given_networks import compare_networks
 from sb3_happo_zoo.named_code import check_named_code
 from sb3_happo_zoo.noise import with_action_noise
 from sb3_happo_zoo.paths import command_words
@@ -341,28 +341,9 @@ class TeamExperimentManager(ExperimentManager):
             if name in hyperparams and (name != "policy" or self._names_policy):
                 given[name] = hyperparams[name]
         model = load_trained(self, hyperparams, env)
-        self._compare_networks(differing_networks(model, given))
+        chosen = self.entry is not None or getattr(self.args, "conf_file", None) is not None
+        compare_networks(model, given, self.trained_agent, None if chosen else self.config)
         return model
-
-    def _compare_networks(self, differing: list[str]) -> None:
-        """
-        Refuse other networks than the trained agent's if the command chose the entry, and say that
-        they are not used if it is the entry by default.
-
-        :param differing: Texts with what differs
-        """
-        if not differing:
-            return
-        text = "; ".join(differing)
-        if self.entry is not None or getattr(self.args, "conf_file", None) is not None:
-            raise ValueError(
-                f"The networks of {self.trained_agent} stay as they are, and the entry has others: "
-                f"{text}. Take them out of the entry, or train anew without -i."
-            )
-        print(
-            f"The networks of {self.trained_agent} stay as they are; the entry in {self.config} "
-            f"has others, which are not used: {text}."
-        )
 
     def create_log_folder(self) -> None:
         """Make the run's folder. Runs that start at the same time get different folders."""

@@ -9,6 +9,34 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 _MISSING = object()
 
 
+def compare_networks(
+    model: BaseAlgorithm, given: Mapping[str, Any], path: str, default_file: Any
+) -> None:
+    """
+    Refuse other networks than the trained agent's if the command chose the entry, and say that they
+    are not used if it is the entry by default.
+
+    :param model: Trained agent
+    :param given: "policy" and "policy_kwargs" of the entry, evaluated; either may be missing
+    :param path: File of the trained agent
+    :param default_file: File of the entry by default; None if the command chose the entry
+    :raises ValueError: If the chosen entry has other networks
+    """
+    differing = differing_networks(model, given)
+    if not differing:
+        return
+    text = "; ".join(differing)
+    if default_file is None:
+        raise ValueError(
+            f"The networks of {path} stay as they are, and the entry has others: {text}. Take them "
+            "out of the entry, or train anew without -i."
+        )
+    print(
+        f"The networks of {path} stay as they are; the entry in {default_file} has others, which "
+        f"are not used: {text}."
+    )
+
+
 def differing_networks(model: BaseAlgorithm, given: Mapping[str, Any]) -> list[str]:
     """
     :param model: Trained agent

@@ -225,7 +225,7 @@ class Tuning:
     ) -> float:
         """
         :param trial: Trial to run
-        :param entry: Its entry
+        :param entry: Entry
         :param checkpoints: Checkpoints of its trainings, None without any
         :return: Mean, or quantile, over the seeds of the mean return at the end of the training
         """

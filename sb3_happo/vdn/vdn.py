@@ -51,15 +51,25 @@ class VDN(ValueBasedAlgorithm):
         self._optimizers = OptimizerGroup(optimizers)
 
     def _learn(self, data: JointSamples) -> None:
-        values = th.stack(list(self._taken_values(data).values()), dim=1)
-        if data.activity is not None:
-            values = values * data.activity.active
-        joint = self.critic(values, data.observations)
+        joint = self._joint_values(data)
         loss = self._losses(joint, self._targets(data)).mean()
         norm = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         descend(loss, self._optimizers, norm, "the team")  # type: ignore[arg-type]
         self._record("train/loss", loss)
         self._record("train/q_value", joint.mean())
+
+    def _joint_values(self, data: JointSamples) -> th.Tensor:
+        """
+        Hook: values of the joint actions of the buffer.
+
+        :param data: Transitions
+        :return: Values, differentiable, ``(batch, 1)``
+        """
+        values = th.stack(list(self._taken_values(data).values()), dim=1)
+        if data.activity is not None:
+            values = values * data.activity.active
+        joint: th.Tensor = self.critic(values, data.observations)
+        return joint
 
     @th.no_grad()
     def _targets(self, data: JointSamples) -> th.Tensor:

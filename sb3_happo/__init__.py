@@ -1,9 +1,12 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
+from sb3_happo.a2po import A2PO
+from sb3_happo.coma import COMA
 from sb3_happo.common.checkpoint_callback import ResumableCheckpointCallback
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
+from sb3_happo.fql import FQL
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.haddpg import HADDPG
 from sb3_happo.happo import HAPPO
@@ -19,6 +22,7 @@ from sb3_happo.matd3 import MATD3
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
+    PR2Q,
     MinimaxQ,
     NashQ,
     TabularIQL,
@@ -30,6 +34,9 @@ from sb3_happo.vec_env import VecNormalizeTeam, make_joint_vec_env
 from sb3_happo.version import __version__
 
 __all__ = [
+    "A2PO",
+    "COMA",
+    "FQL",
     "HAA2C",
     "HADDPG",
     "HAPPO",
@@ -43,6 +50,7 @@ __all__ = [
     "MAPPO",
     "MASAC",
     "MATD3",
+    "PR2Q",
     "QMIX",
     "VDN",
     "CentralTeam",

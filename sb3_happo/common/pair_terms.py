@@ -14,7 +14,7 @@ _SEED = 0
 
 class PairTerms(NamedTuple):
     """
-    Terms of ``Q(a) = sum_i q_i(a_i) + sum_{i < j} <u_i(a_i), v_j(a_j)>`` on a batch of observations.
+    Terms of ``Q(a) = sum_i q_i(a_i) + sum_{i < j} <u_i(a_i), v_j(a_j)>`` of a batch.
 
     :param values: Own values ``q`` of each agent's options, ``(batch, n_options)``
     :param left: Factors ``u`` of each agent's options, ``(batch, n_options, rank)``

@@ -187,12 +187,12 @@ class PairwiseValuePolicy(IndependentValuePolicy):
         """
         agents = self.agents if agents is None else agents
         networks: Mapping[str, AgentPolicy] = self.target_networks if target else {}
-        factors = self.critic_target if target else self.critic
+        factors: Any = self.critic_target if target else self.critic
         values, left, right, choices = {}, {}, {}, {}
         for agent in agents:
             own = self.agent_observation(observations, agent)
             values[agent] = self.values(observations, agent, networks.get(agent))
-            left[agent], right[agent] = factors(own, agent, self.policies[agent].one_hot)  # type: ignore[operator]
+            left[agent], right[agent] = factors(own, agent, self.policies[agent].one_hot)
             choices[agent] = self.policies[agent].action_head.factors
         rows = [self.agents.index(agent) for agent in agents]
         return PairTerms(values, left, right, choices, self.pairs[rows][:, rows]).only(active)

@@ -111,10 +111,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         the whole rollout. A dependency over k steps needs more than k. Longer chunks take more time
     :param agent_order: Order of the updates: "random" (a new permutation per update, as in the
         paper), "fixed" (the environment's), "reverse", "greedy" (the agent with the steepest
-        surrogate advantage first, after "Order Matters", Wang et al. 2023,
-        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own),
-        "semi_greedy" (every second agent is drawn at random instead, as there), or a callable from
-        the tuple of agents to a sequence of them
+        surrogate advantage first), "semi_greedy" (every second agent at random, after Wang et al.
+        2023, https://arxiv.org/abs/2302.06205), or a callable from the tuple of agents to a list
     :param rollout_buffer_class: Subclass of ``MultiAgentRolloutBuffer``
     :param rollout_buffer_kwargs: Further keyword arguments of the buffer
     :param stats_window_size: Episodes over which the logged return and length are averaged

@@ -23,7 +23,8 @@ class PR2Q(JointTableAlgorithm):
 
     :param policy: "TabularPolicy", which may be left out: ``PR2Q(env)``
     :param env: Environment of any form
-    :param temperature: Temperature of the softmax, in units of reward, > 0
+    :param temperature: Temperature of the softmax, in units of reward, > 0. A low one needs random
+        exploration: reactions to an action that is not played any more are never observed again
     :param kwargs: Further arguments of
         :class:`~sb3_happo.tabular.tabular_algorithm.TabularAlgorithm`
     :raises ValueError: If there are too many joint actions
@@ -34,7 +35,7 @@ class PR2Q(JointTableAlgorithm):
     }
 
     def __init__(
-        self, policy: Any, env: Any = None, temperature: float = 0.1, **kwargs: Any
+        self, policy: Any, env: Any = None, temperature: float = 1.0, **kwargs: Any
     ) -> None:
         self.temperature = temperature
         super().__init__(policy, env, **kwargs)

@@ -1,10 +1,13 @@
 """Heterogeneous-agent trust-region learning for Stable-Baselines3."""
 
+from sb3_happo.a2po import A2PO
+from sb3_happo.coma import COMA
 from sb3_happo.common.checkpoint_callback import ResumableCheckpointCallback
 from sb3_happo.common.evaluation import EvalCallback, evaluate_policy
 from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.common.system_info import print_system_info
 from sb3_happo.envs import CentralTeam, JointEnv, as_single_agent, make_joint_env
+from sb3_happo.fql import FQL
 from sb3_happo.haa2c import HAA2C
 from sb3_happo.hacrossq import HACrossQ
 from sb3_happo.had3qn import HAD3QN
@@ -24,6 +27,7 @@ from sb3_happo.mfq import MFQ
 from sb3_happo.qmix import QMIX
 from sb3_happo.tabular import (
     JAL,
+    PR2Q,
     MinimaxQ,
     NashQ,
     TabularIQL,
@@ -35,6 +39,9 @@ from sb3_happo.vec_env import VecNormalizeTeam, make_joint_vec_env
 from sb3_happo.version import __version__
 
 __all__ = [
+    "A2PO",
+    "COMA",
+    "FQL",
     "HAA2C",
     "HAD3QN",
     "HADDPG",
@@ -51,6 +58,7 @@ __all__ = [
     "MATD3",
     "MFAC",
     "MFQ",
+    "PR2Q",
     "QMIX",
     "VDN",
     "CentralTeam",

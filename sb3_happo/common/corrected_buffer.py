@@ -6,6 +6,7 @@ import numpy as np
 import torch as th
 
 from sb3_happo.common.formulas import generalised_advantages
+from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.common.rollout_buffer import MultiAgentRolloutBuffer
 from sb3_happo.common.type_aliases import ActorBatch
 
@@ -62,3 +63,7 @@ class CorrectedRolloutBuffer(MultiAgentRolloutBuffer):
         column = self.policy.agents.index(agent) if self.n_values > 1 else 0
         advantages = self.corrected_advantages(factor)[..., column].flatten()
         return data._replace(advantages=advantages if data.rows is None else advantages[data.rows])
+
+
+# Models name the class in their files
+allow_in_files(CorrectedRolloutBuffer)

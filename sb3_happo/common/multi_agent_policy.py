@@ -306,7 +306,7 @@ class MultiAgentPolicy(SavedPolicy):
                 states[agent] = self._next_state(active.get(agent), answer.state, before)
         actions = {agent: answer.action for agent, answer in answers.items()}
         batched = {agent for agent, answer in answers.items() if answer.batched}
-        joint: Any = _join(self, actions, batched)
+        joint: Any = join_actions(self, actions, batched)
         if not batched:
             joint = _under_given_names(actions, observation)
         return joint, states or None
@@ -416,10 +416,16 @@ class PoliciesByAgent(dict[str, AgentPolicy]):
         return self[agent]
 
 
-def _join(
+def join_actions(
     policy: MultiAgentPolicy, actions: dict[str, Any], batched: set[str]
 ) -> np.ndarray | None:
-    """Structured array ``(n_envs,)`` of the agents' batches, or None without a batch."""
+    """
+    :param policy: The team
+    :param actions: Actions by agent
+    :param batched: Agents whose actions are a batch
+    :return: Structured array ``(n_envs,)`` of the agents' batches, or None without a batch
+    :raises ValueError: If the batches are of different sizes
+    """
     if not batched:
         return None
     sizes = {}

@@ -109,10 +109,8 @@ class HAPPO(MultiAgentOnPolicyAlgorithm):
         the whole rollout. A dependency over k steps needs more than k. Longer chunks take more time
     :param agent_order: Order of the updates: "random" (a new permutation per update, as in the
         paper), "fixed" (the environment's), "reverse", "greedy" (the agent with the steepest
-        surrogate advantage first, after "Order Matters", Wang et al. 2023,
-        https://arxiv.org/abs/2302.06205, which ranks agents by advantages of their own),
-        "semi_greedy" (every second agent is drawn at random instead, as there), or a callable from
-        the tuple of agents to a sequence of them
+        surrogate advantage first), "semi_greedy" (every second agent at random, after Wang et al.
+        2023, https://arxiv.org/abs/2302.06205), or a callable from the tuple of agents to a list
     :param use_sde: Generalised state-dependent exploration (gSDE) of the continuous actions, as in
         SB3, with matrices for each agent and environment; see ``docs/exploration.md``
     :param sde_sample_freq: Steps between two draws of these matrices; -1 for one per rollout

@@ -14,10 +14,12 @@ from sb3_happo.tabular.jal import JAL
 from sb3_happo.tabular.matrix_games import equilibria, pure_equilibria, solve_zero_sum
 from sb3_happo.tabular.minimax_q import MinimaxQ
 from sb3_happo.tabular.nash_q import NashQ
+from sb3_happo.tabular.pr2_q import PR2Q
 from sb3_happo.tabular.tabular_algorithm import TabularAlgorithm
 
 __all__ = [
     "JAL",
+    "PR2Q",
     "GameModel",
     "MinimaxQ",
     "NashQ",

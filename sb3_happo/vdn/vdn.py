@@ -50,20 +50,30 @@ class VDN(ValueBasedAlgorithm):
         self._optimizers = OptimizerGroup(optimizers)
 
     def _learn(self, data: JointSamples) -> None:
-        taken = self._taken_values(data)
         absent = set(self.agents) - set(self._acting(data))
-        for agent in absent:
-            # Without a gradient: one of zero would leave the network to the optimiser's momentum
-            taken[agent] = taken[agent].detach()
-        values = th.stack(list(taken.values()), dim=1)
-        if data.activity is not None:
-            values = values * data.activity.active
-        joint = self.critic(values, data.observations)
+        joint = self._joint_values(data)
         loss = self._losses(joint, self._targets(data)).mean()
         frozen = self.critic.frozen([agent in absent for agent in self.agents])
         self._descend(loss, self._optimizers, "the team", frozen)  # type: ignore[arg-type]
         self._record("train/loss", loss)
         self._record("train/q_value", joint.mean())
+
+    def _joint_values(self, data: JointSamples) -> th.Tensor:
+        """
+        Hook: values of the joint actions of the buffer.
+
+        :param data: Transitions
+        :return: Values, differentiable, ``(batch, 1)``
+        """
+        taken = self._taken_values(data)
+        for agent in set(self.agents) - set(self._acting(data)):
+            # Without a gradient: one of zero would leave the network to the optimiser's momentum
+            taken[agent] = taken[agent].detach()
+        values = th.stack(list(taken.values()), dim=1)
+        if data.activity is not None:
+            values = values * data.activity.active
+        joint: th.Tensor = self.critic(values, data.observations)
+        return joint
 
     @th.no_grad()
     def _targets(self, data: JointSamples) -> th.Tensor:

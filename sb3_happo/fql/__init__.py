@@ -1,0 +1,5 @@
+"""FQL: factorised Q-learning."""
+
+from sb3_happo.fql.fql import FQL
+
+__all__ = ["FQL"]

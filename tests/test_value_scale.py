@@ -1,5 +1,6 @@
 """Values stay bounded on observations of any scale, and scales far from 1 are warned of."""
 
+import contextlib
 import copy
 import warnings
 from pathlib import Path
@@ -11,7 +12,8 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_happo import HAPPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo import HAPPO, HATRPO, IPPO, MAPPO, JointEnv, make_joint_vec_env
+from sb3_happo.common.finite import NotFiniteError
 from sb3_happo.common.type_aliases import CriticBatch
 from sb3_happo.common.value_learning import critic_targets
 from sb3_happo.common.value_norm import DiscountedSums, ValueNorm
@@ -87,8 +89,16 @@ def test_infinite_returns_do_not_enter_the_statistics() -> None:
 def test_large_observations_leave_everything_finite(algorithm: type[HAPPO]) -> None:
     """With ReLU and no layer normalisation the statistics of values were NaN after 15 updates."""
     env = ScaledObservations(make_joint_vec_env(GAMES["rendezvous"], seed=0), 1000.0)
-    with pytest.warns(UserWarning, match="far from unit scale"):
-        model = small(algorithm, env, seed=0, n_steps=16).learn(20 * 16)
+    model = small(algorithm, env, seed=0, n_steps=16)
+    allowed: list[type[Exception]] = []
+    if algorithm is HATRPO:
+        # It may have no finite step at all, which is an error that names the agent
+        allowed.append(NotFiniteError)
+    with (
+        pytest.warns(UserWarning, match="far from unit scale"),
+        contextlib.suppress(*allowed),
+    ):
+        model.learn(20 * 16)
     assert all(value.isfinite().all() for value in model.policy.state_dict().values())
     # The largest reward is below 60, so that no sum of rewards exceeds 6,000
     assert model.rollout_buffer.values.abs().max() < 9000

@@ -171,6 +171,21 @@ def _is_dict(entry: Any) -> bool:
     return isinstance(entry, dict)
 
 
+def check_entry_exists(config: str, env_id: str) -> None:
+    """
+    :param config: Path of a YAML file, or the name of a module, which is not checked
+    :param env_id: Environment id
+    :raises ValueError: If the YAML file has neither an entry for it nor a "default"
+    """
+    if not is_yaml(config):
+        return
+    entries = read_entries(config)
+    if env_id not in entries and "default" not in entries:
+        near = nearest(env_id, entries)
+        hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(entries)}."
+        raise ValueError(f"{config} has neither an entry {env_id!r} nor a 'default'. {hint}")
+
+
 def read_settings(settings: str) -> dict[str, dict[str, Any]]:
     """
     :param settings: Name of a file in ``zoo/hyperparams`` without its ending, or path of a YAML

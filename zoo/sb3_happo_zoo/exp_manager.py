@@ -38,13 +38,11 @@ from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.continuation import check_random_steps, load_trained, save_replay_buffer
 from sb3_happo_zoo.entries import (
     as_numbers,
+    check_entry_exists,
     check_keys,
     evaluate_expression,
     find_config,
-    is_yaml,
     make_schedules,
-    nearest,
-    read_entries,
     team_wrapper,
 )
 from sb3_happo_zoo.given_networks import compare_networks
@@ -156,7 +154,7 @@ class TeamExperimentManager(ExperimentManager):
         :raises ValueError: If there is no such entry, or it has unknown keys
         """
         env_id = self.env_name.gym_id
-        self._check_entry_exists(env_id)
+        check_entry_exists(self.config, env_id)
         hyperparams, saved = super().read_hyperparameters()
         if self.entry is not None:
             hyperparams = self.entry | (self.custom_hyperparams or {})
@@ -178,21 +176,6 @@ class TeamExperimentManager(ExperimentManager):
             raise ValueError(f"{self.config} has no n_timesteps for {env_id}; pass --n-timesteps.")
         hyperparams.setdefault("n_timesteps", self.n_timesteps)
         return hyperparams, saved
-
-    def _check_entry_exists(self, env_id: str) -> None:
-        """
-        :param env_id: Environment id
-        :raises ValueError: If the YAML file has neither an entry for it nor a "default"
-        """
-        if not is_yaml(self.config):
-            return
-        entries = read_entries(self.config)
-        if env_id not in entries and "default" not in entries:
-            near = nearest(env_id, entries)
-            hint = f"Did you mean {near!r}?" if near else f"It has {', '.join(entries)}."
-            raise ValueError(
-                f"{self.config} has neither an entry {env_id!r} nor a 'default'. {hint}"
-            )
 
     _preprocess_schedules = staticmethod(make_schedules)
 
@@ -400,23 +383,13 @@ class TeamExperimentManager(ExperimentManager):
                 warnings.filterwarnings("ignore", "Training and eval env are not of the same type")
                 model.learn(self.n_timesteps, self.callbacks, **kwargs)
         except BaseException:
-            self._end_interrupted()
+            _end_interrupted(self.callbacks, self.save_path)
             raise
         finally:
             # A worker that has died cannot answer
             with contextlib.suppress(EOFError):
                 assert model.env is not None
                 model.env.close()
-
-    def _end_interrupted(self) -> None:
-        """Close the progress bar, and say how the run is resumed."""
-        for callback in self.callbacks:
-            if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
-                callback.on_training_end()
-        found = checkpoints_in(Path(self.save_path) / CHECKPOINTS)
-        if found:
-            command = shlex.join([*command_words("train"), "--resume", self.save_path])
-            print(f"Interrupted. The checkpoint is {found[0][1]}; go on with: {command}")
 
     def mark_finished(self) -> None:
         """Write down that the training has come to its end."""
@@ -443,6 +416,17 @@ class TeamExperimentManager(ExperimentManager):
         command = getattr(self.args, "command", None)
         if command is not None:
             atomic_write(folder / "command.txt", command.encode())
+
+
+def _end_interrupted(callbacks: list[BaseCallback], save_path: str) -> None:
+    """Close the progress bar, and say how the run is resumed."""
+    for callback in callbacks:
+        if isinstance(callback, ProgressBarCallback) and hasattr(callback, "pbar"):
+            callback.on_training_end()
+    found = checkpoints_in(Path(save_path) / CHECKPOINTS)
+    if found:
+        command = shlex.join([*command_words("train"), "--resume", save_path])
+        print(f"Interrupted. The checkpoint is {found[0][1]}; go on with: {command}")
 
 
 def _load_statistics(path: Path, env: VecEnv, training: bool, trust_pickle: bool) -> VecNormalize:

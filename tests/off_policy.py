@@ -40,7 +40,8 @@ def small(
 
 def networks_of_critic(critic: ActionCritic) -> list[list[th.Tensor]]:
     """Parameters of each network of a critic, as those of separate Linear layers."""
-    layers = [layer for layer in critic.networks.layers if hasattr(layer, "weight")]
+    stacked: Any = critic.networks
+    layers = [layer for layer in stacked.layers if hasattr(layer, "weight")]
     networks: list[list[th.Tensor]] = []
     for index in range(critic.networks.n_networks):
         params = []

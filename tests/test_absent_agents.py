@@ -33,7 +33,7 @@ def tensors_of_agent_1(model: Any) -> list[th.Tensor]:
     found = list(model.policies["agent_1"].parameters())
     if getattr(model, "log_ent_coef", None) is not None:
         found.append(model.log_ent_coef[1:2])
-    networks = getattr(model.critic, "networks", None)
+    networks: Any = getattr(model.critic, "networks", None)
     if hasattr(networks, "layers"):
         own = [param[2:4] for param in networks.parameters()]
         found += own
@@ -47,7 +47,7 @@ def tensors_of_agent_1(model: Any) -> list[th.Tensor]:
 
 @pytest.mark.parametrize("algorithm", [HASAC, HATD3, HACrossQ, VDN, QMIX])
 def test_nothing_of_an_absent_agent_moves(algorithm: Any) -> None:
-    absent = type(f"Absent{algorithm.__name__}", (Absence, algorithm), {})
+    absent: Any = type(f"Absent{algorithm.__name__}", (Absence, algorithm), {})
     is_value_based = issubclass(algorithm, VDN)
     space = spaces.Discrete(3) if is_value_based else spaces.Box(-1, 1, (2,))
     kwargs: dict[str, Any] = {} if is_value_based else {"policy_delay": 1}

@@ -45,7 +45,7 @@ def test_shared_parameters(algorithm: type[MultiAgentOffPolicyAlgorithm]) -> Non
     for append_agent_id in (False, True):
         kwargs: dict[str, Any] = dict(share_parameters=True, append_agent_id=append_agent_id)
         if algorithm is HACrossQ:
-            with pytest.raises(ValueError, match="'agent_0', .* batch normalisation"):
+            with pytest.raises(ValueError, match=r"'agent_0', .* batch normalisation"):
                 small(algorithm, alike_team(3, box), kwargs)
             kwargs["batch_norm"] = False
         model = small(algorithm, alike_team(3, box), kwargs).learn(60)

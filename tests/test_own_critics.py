@@ -8,7 +8,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 
-from sb3_happo import HACrossQ, HASAC, HATD3, MADDPG, MATD3, JointEnv
+from sb3_happo import HASAC, HATD3, MADDPG, MATD3, HACrossQ, JointEnv
 from sb3_happo.common.critic_choice import rewards_differ
 from tests.algorithms import alike_team
 from tests.envs import RandomTeam

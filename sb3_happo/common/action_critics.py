@@ -17,8 +17,8 @@ from sb3_happo.envs.spaces import STATE
 class ActionCritic(BaseModel):
     """
     Critics of the state and the encoded actions of all agents: SB3's ``ContinuousCritic`` for a
-    team, with the same numbers for the same weights. All networks are evaluated in one product, those
-    with batch normalisation one after another.
+    team, with the same numbers for the same weights. All networks are evaluated in one product,
+    those with batch normalisation one after another.
 
     There are ``n_critics`` networks for each of ``n_values`` rewards: one for the team's reward, or
     one per agent.

@@ -4,12 +4,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch as th
-from torch import nn
 
 
 @contextmanager
 def frozen_rows(
-    optimizer: th.optim.Optimizer, params: Iterable[nn.Parameter], rows: th.Tensor | slice | None
+    optimizer: th.optim.Optimizer, params: Iterable[th.Tensor], rows: th.Tensor | slice | None
 ) -> Iterator[None]:
     """
     Keep rows of some parameters, and the optimiser's moments of them, through a step. A gradient of

@@ -1,13 +1,22 @@
 """HACrossQ: numbers of sb3-contrib's CrossQ for a team of one, and batch renormalisation."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import CrossQ
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_happo import HACrossQ
+from sb3_happo import HAD3QN, HAPPO, HASAC, HACrossQ, JointEnv
+from sb3_happo.common.agent_policy import AgentPolicy
+from tests.algorithms import PLAIN_SPACES, alike_team
+from tests.envs import RandomTeam
+from tests.off_policy import small
+
+BOX = spaces.Box(-1, 1, (2,))
 
 SETTINGS: dict[str, Any] = dict(
     learning_starts=100, batch_size=64, buffer_size=1000, seed=1, device="cpu"
@@ -70,3 +79,48 @@ def test_team_of_one_is_crossq(ent_coef: Any, n_envs: int, kwargs: dict[str, Any
     difference = max(float((a - b).detach().abs().max()) for a, b in zip(mine, other, strict=True))
     print(f"largest difference {difference:.1e}")
     assert difference < 1e-5
+
+
+def test_agents_act_by_their_running_statistics(tmp_path: Path) -> None:
+    """An answer does not depend on the batch, nor on whether an agent acts alone or is exported."""
+    pytest.importorskip("onnxruntime")
+    env = JointEnv(RandomTeam(PLAIN_SPACES))
+    model = small(HACrossQ, env, seed=0).learn(60)
+    obs, _ = env.reset(seed=0)
+    expected, _ = model.predict(obs, deterministic=True)
+    model.policies["box"].save(tmp_path / "agent")
+    alone = AgentPolicy.load(tmp_path / "agent")
+    several = np.stack([obs["box"], 2 * obs["box"]])
+    for policy in (alone, model.policies["box"]):
+        one, _ = policy.predict(obs["box"], deterministic=True)
+        both, _ = policy.predict(several, deterministic=True)
+        assert np.array_equal(one, expected["box"])
+        assert np.allclose(both[0], one, atol=1e-6)
+    # Compares the file with `predict`
+    assert alone.export_onnx(tmp_path / "agent.onnx").largest_difference < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"tau": 0.1}, "no target networks"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"policy_delay": 0}, "policy_delay"),
+    ],
+)
+def test_bad_settings(kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HACrossQ("MlpPolicy", alike_team(2, BOX), device="cpu", **kwargs)
+
+
+@pytest.mark.parametrize("algorithm", [HASAC, HAPPO])
+def test_batch_normalisation_is_refused_elsewhere(algorithm: Any) -> None:
+    with pytest.raises(ValueError, match="batch_norm=True is supported by HACrossQ"):
+        algorithm("MlpPolicy", alike_team(2, BOX), policy_kwargs={"batch_norm": True})
+
+
+def test_too_many_joint_actions_are_refused_by_had3qn() -> None:
+    with pytest.raises(ValueError, match=r"32,768 .*'agent_0' 32"):
+        HAD3QN("MlpPolicy", alike_team(3, spaces.Discrete(32)), device="cpu")
+    with pytest.raises(ValueError, match="double_q"):
+        HAD3QN("MlpPolicy", alike_team(2, spaces.Discrete(2)), double_q=True)

@@ -132,7 +132,7 @@ def test_quantal_response_at_a_fixed_temperature() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_falling_temperatures_find_the_optimum_of_the_penalty_game(seed: int) -> None:
     """k = -30: independent learners end at 2; here entropy keeps them near both optima."""
-    model = learn(PENALTY, seed, 4000, ent_coef="auto_20", target_entropy=0.1)
+    model: Any = learn(PENALTY, seed, 4000, ent_coef="auto_20", target_entropy=0.1)
     assert play(model, JointEnv(TableGame(PENALTY))) == 10
 
 

@@ -78,6 +78,7 @@ def test_callbacks_normalisation_log_and_one_agent(algorithm: Any, tmp_path: Pat
     # Statistics and the returns of the evaluation
     assert isinstance(model.get_vec_normalize_env(), VecNormalize)
     returns, lengths = evaluate_policy(model, eval_env, 3, return_episode_rewards=True)
+    assert isinstance(returns, list) and isinstance(lengths, list)
     assert len(returns) == len(lengths) == 3
 
     # One agent, saved and used alone
@@ -152,7 +153,8 @@ def test_envpool(algorithm: Any, tmp_path: Path) -> None:
     assert model._n_updates > 10
     model.save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", device="cpu")
-    obs: Any = model.get_env().reset()  # type: ignore[union-attr]
+    vec_env: Any = model.get_env()
+    obs = vec_env.reset()
     np.testing.assert_array_equal(
         model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0]
     )

@@ -100,7 +100,7 @@ def _copied(state: Any) -> dict[Any, dict[str, Any]]:
 def statistics_of(normalize: VecNormalize | None) -> dict[str, Any]:
     """
     :param normalize: ``VecNormalize``, or None
-    :return: Its attributes that hold running statistics, or dicts of them
+    :return: Attributes of it that hold running statistics, or dicts of them
     """
     if normalize is None:
         return {}

@@ -20,13 +20,17 @@ from sb3_happo import (
 )
 from sb3_happo.common.multi_agent_algorithm import MultiAgentAlgorithm
 from sb3_happo.common.off_policy_algorithm import MultiAgentOffPolicyAlgorithm
+from sb3_happo.common.on_policy_algorithm import MultiAgentOnPolicyAlgorithm
 
-TEAM_ALGOS: dict[str, type[MultiAgentAlgorithm]] = {
+ON_POLICY: dict[str, type[MultiAgentOnPolicyAlgorithm]] = {
     "happo": HAPPO,
     "hatrpo": HATRPO,
     "haa2c": HAA2C,
     "mappo": MAPPO,
     "ippo": IPPO,
+}
+TEAM_ALGOS: dict[str, type[MultiAgentAlgorithm]] = {
+    **ON_POLICY,
     "hatd3": HATD3,
     "haddpg": HADDPG,
     "matd3": MATD3,

@@ -46,7 +46,7 @@ from sb3_happo.envs.make import is_vectorised, make_env
 from sb3_happo.vec_env import EnvPoolVecEnv
 from sb3_happo.vec_env.joint_subproc_vec_env import available_cores
 from sb3_happo.vec_env.vmas_vec_env import VmasVecEnv
-from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.algorithms import ON_POLICY
 from sb3_happo_zoo.allocator import keep_freed_memory
 from sb3_happo_zoo.cli import StoreHyperparams, algorithm, command_line, usage_errors
 from sb3_happo_zoo.entries import evaluated, read_entry
@@ -481,8 +481,7 @@ def train(args: argparse.Namespace, entry: dict[str, Any]) -> Training:
     env = make_training_env(args.env, entry)
     hyperparams = {key: value for key, value in entry.items() if key not in ENV_KEYS}
     policy = hyperparams.pop("policy", "MlpPolicy")
-    algorithm: Any = TEAM_ALGOS[args.algo]
-    model: MultiAgentOnPolicyAlgorithm = algorithm(
+    model = ON_POLICY[args.algo](
         policy,
         TimedVecEnv(env, clock),
         seed=0,
@@ -730,6 +729,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--env is needed")
     else:
         with usage_errors(parser, verbose=0):
+            if args.algo not in ON_POLICY:
+                raise ValueError(
+                    f"--algo: {args.algo} has no rollouts, whose phases are measured here; choose "
+                    f"one of {', '.join(ON_POLICY)}."
+                )
             entry = read_entry(args.settings, args.env)
             entry |= {name: evaluated(value) for name, value in args.overrides.items()}
             raw_entry = read_entry(args.settings, args.raw_env) if args.raw_env else entry

@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 
 from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
 from sb3_happo.common.checkpoint_files import checkpoints_in
-from sb3_happo.common.folder_lock import FolderLock
+from sb3_happo.common.folder_lock import FolderLock, locked_folder
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
@@ -46,7 +46,7 @@ from sb3_happo_zoo.entries import (
     read_entries,
     team_wrapper,
 )
-from sb3_happo_zoo.given_networks import differing_networks
+from sb3_happo_zoo.given_networks import compare_networks
 from sb3_happo_zoo.named_code import check_named_code
 from sb3_happo_zoo.paths import command_words
 from sb3_happo_zoo.run_folder import (
@@ -126,7 +126,8 @@ class TeamExperimentManager(ExperimentManager):
         self.lock: FolderLock | None = None
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
-        self._names_policy = False
+        #: Hyperparameters of the entry that describe networks
+        self._networks: list[str] = []
         self._uuid = kwargs.get("uuid_str", "")
         #: Whether files of earlier versions are loaded, which are pickles
         self.trust_pickle: bool = getattr(args, "trust_pickle", False)
@@ -203,7 +204,7 @@ class TeamExperimentManager(ExperimentManager):
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = team_wrapper(hyperparams.pop("wrappers", None))
-        self._names_policy = "policy" in hyperparams
+        self._networks = [key for key in ("policy", "policy_kwargs") if key in hyperparams]
         hyperparams.setdefault("policy", "MlpPolicy")
         result = super()._preprocess_hyperparams(hyperparams)
         check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
@@ -308,15 +309,6 @@ class TeamExperimentManager(ExperimentManager):
             self.release_folder()
             raise
 
-    def lock_folder(self) -> None:
-        """
-        Lock the folder of the run, so that no other process goes on with the run meanwhile.
-
-        :raises FolderInUseError: If another process trains in it
-        """
-        self.lock = FolderLock(self.save_path)
-        self.lock.acquire()
-
     def release_folder(self) -> None:
         """Let other processes go on with the run."""
         if self.lock is not None:
@@ -328,33 +320,11 @@ class TeamExperimentManager(ExperimentManager):
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
         more = {"trust_pickle": True} if self.trust_pickle else {}
-        given = {}
-        for name in ("policy", "policy_kwargs"):
-            if name in hyperparams and (name != "policy" or self._names_policy):
-                given[name] = hyperparams[name]
+        given = {name: hyperparams[name] for name in self._networks if name in hyperparams}
         model = super()._load_pretrained_agent(hyperparams | more, env)
-        self._compare_networks(differing_networks(model, given))
+        chosen = self.entry is not None or getattr(self.args, "conf_file", None) is not None
+        compare_networks(model, given, self.trained_agent, str(self.config), chosen)
         return model
-
-    def _compare_networks(self, differing: list[str]) -> None:
-        """
-        Refuse other networks than the trained agent's if the command chose the entry, and say that
-        they are not used if it is the entry by default.
-
-        :param differing: Texts with what differs
-        """
-        if not differing:
-            return
-        text = "; ".join(differing)
-        if self.entry is not None or getattr(self.args, "conf_file", None) is not None:
-            raise ValueError(
-                f"The networks of {self.trained_agent} stay as they are, and the entry has others: "
-                f"{text}. Take them out of the entry, or train anew without -i."
-            )
-        print(
-            f"The networks of {self.trained_agent} stay as they are; the entry in {self.config} "
-            f"has others, which are not used: {text}."
-        )
 
     def create_log_folder(self) -> None:
         """Make the run's folder. Runs that start at the same time get different folders."""
@@ -365,7 +335,7 @@ class TeamExperimentManager(ExperimentManager):
             except FileExistsError:
                 run = get_latest_run_id(self.log_path, self.env_name) + 1
                 self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run}{self._uuid}")
-        self.lock_folder()
+        self.lock = locked_folder(self.save_path)
         self.params_path = f"{self.save_path}/{self.env_name}"
         super().create_log_folder()
 

@@ -122,7 +122,7 @@ class TeamExperimentManager(ExperimentManager):
         self.checkpoint_freq = checkpoint_freq
         #: Content of ``run.yml`` in the folder of the run
         self.notes: dict[str, Any] = {}
-        #: Lock of the folder of the run, from its setup until :meth:`release_folder`
+        #: Lock of the folder of the run, from its setup until the script releases it
         self.lock: FolderLock | None = None
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
@@ -306,13 +306,9 @@ class TeamExperimentManager(ExperimentManager):
             return super().setup_experiment()
         except BaseException:
             self._remove_log_folder()
-            self.release_folder()
+            if self.lock is not None:
+                self.lock.release()
             raise
-
-    def release_folder(self) -> None:
-        """Let other processes go on with the run."""
-        if self.lock is not None:
-            self.lock.release()
 
     def _remove_log_folder(self) -> None:
         """Remove the folder of a run that could not start, in which nothing was trained."""

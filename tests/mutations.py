@@ -76,6 +76,7 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
         env = VecNormalize(random_team(1))
         models.append(small(HAPPO, env, seed=seed, n_steps=16).learn(16))
     files: dict[str, list[bytes]] = {"model": [], "team": [], "agent": [], "vec_normalize": []}
+    files["checkpoint"] = []
     for model in models:
         agent = model.policies[model.agents[0]]
         normalizer = model.get_vec_normalize_env()
@@ -91,15 +92,20 @@ def make_kinds(folder: Path) -> dict[str, Kind]:
             saver.save(memory)
             path.write_bytes(memory.getvalue())
             files[name].append(path.read_bytes())
+        # Not before the others: environments are reset at a checkpoint
+        model.save_checkpoint(folder / "checkpoint")
+        files["checkpoint"].append((folder / "checkpoint").read_bytes())
     loaders: dict[str, Callable[[Path], Any]] = {
         "model": HAPPO.load,
         "team": JointPolicy.load,
         "agent": AgentPolicy.load,
         "vec_normalize": VecNormalizeTeam.load_statistics,
+        "checkpoint": HAPPO.load_checkpoint,
     }
     describe: dict[str, Callable[[Any], Any]] = {
         "model": _of_model,
         "vec_normalize": _of_statistics,
+        "checkpoint": _of_model,
     }
     kinds = {}
     for name, own in files.items():

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from stable_baselines3.common.callbacks import ConvertCallback
 
 from sb3_happo import HAPPO, ResumableCheckpointCallback
 from sb3_happo.common.folder_lock import LOCK, FolderInUseError, FolderLock
@@ -69,7 +70,7 @@ def test_a_training_locks_the_folder_of_its_checkpoints(tmp_path: Path) -> None:
     with FolderLock(tmp_path), pytest.raises(FolderInUseError):
         model.learn(16, callback)
     with pytest.raises(ZeroDivisionError):
-        model.learn(16, [callback, lambda *_: 1 / 0])  # type: ignore[list-item]
+        model.learn(16, [callback, ConvertCallback(lambda *_: 1 / 0)])  # type: ignore[arg-type]
     model.learn(32, callback)
     with FolderLock(tmp_path):
         pass

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_happo import ResumableCheckpointCallback
 from sb3_happo.common.checkpoint_files import checkpoints_in
+from sb3_happo.common.folder_lock import FolderLock
 from tests.zoo_kills import RUN, SPREAD, arguments, differences, finish, interrupt, resume
 
 SHM = Path("/dev/shm")
@@ -202,6 +203,49 @@ def test_networks_of_a_trained_agent_stay(
         error = refused(train, capsys, *words, f"{name}:{value}")
         assert f"{name} cannot be given with -i" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_of_an_entry_with_a_trained_agent(
+    train: ModuleType, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Chosen ones are refused, those of the entry by default are named, equal ones are taken."""
+    model = str(whole / RUN / "mpe2-simple_spread_v3.zip")
+    words = ["--env", SPREAD, "-n", "50", "-f", str(tmp_path / "logs"), "-i", model]
+    words += ["--eval-freq", "-1", "--seed", "0", "--vec-env", "dummy", "--verbose", "0"]
+    entry: dict[str, Any] = {"n_envs": 2, "n_steps": 25, "policy": "MlpPolicy", "normalize": True}
+    config = tmp_path / "mine.yml"
+    given = {
+        "dict(net_arch=[4])": "policy_kwargs['net_arch'] is [4], and the agent has [8]",
+        "dict(net_arch=[8], optimizer_kwargs=dict(eps=1))": "policy_kwargs['optimizer_kwargs']",
+        "dict(net_arch=(8,), ortho_init=True)": None,
+    }
+    for kwargs, message in given.items():
+        config.write_text(yaml.safe_dump({SPREAD: entry | {"policy_kwargs": kwargs}}))
+        if message is None:
+            train.main([*words, "-conf", str(config)])
+        else:
+            assert message in refused(train, capsys, *words, "-conf", str(config))
+            assert not list((tmp_path / "logs").rglob("*.yml"))
+    capsys.readouterr()
+    train.main([*words, "-params", "n_envs:2", "n_steps:25", "batch_size:50", "normalize:True"])
+    output = capsys.readouterr().out
+    assert "stay as they are; the entry in" in output and "which are not used" in output
+
+
+def test_one_process_at_a_time_goes_on_with_a_run(
+    train: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    stopped(train, monkeypatch, arguments(tmp_path, False, "dummy", 100), 60, RuntimeError())
+    before = sorted(tmp_path.rglob("*"))
+    with FolderLock(tmp_path / RUN):
+        assert "is in use by another training" in refused(train, capsys, *resume(tmp_path))
+    assert sorted(tmp_path.rglob("*")) == before
+    train.main(resume(tmp_path))
+    with FolderLock(tmp_path / RUN):
+        pass
 
 
 def test_continued_agents_are_resumed(

@@ -103,7 +103,7 @@ def test_checkpoints_that_cannot_be_used(
 
 
 def test_a_study_of_before_goes_on_without_checkpoints(tune: ModuleType) -> None:
-    _args, _, study = tune.open_tuning([*ARGUMENTS, "--checkpoint-freq", "-1"])
+    _, _, study = tune.open_tuning([*ARGUMENTS, "--checkpoint-freq", "-1"])
     settings = study.user_attrs["settings"]
     del settings["checkpoint_freq"]
     study.set_user_attr("settings", settings)

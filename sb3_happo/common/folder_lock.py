@@ -123,6 +123,17 @@ class FolderLock:
         )
 
 
+def locked_folder(folder: str | Path) -> FolderLock:
+    """
+    :param folder: Folder, which is made if it does not exist
+    :return: Lock that is held
+    :raises FolderInUseError: If another training has it
+    """
+    lock = FolderLock(folder)
+    lock.acquire()
+    return lock
+
+
 def _lock(file: int) -> None:
     """Lock an open file, or raise BlockingIOError or PermissionError if it is locked."""
     try:

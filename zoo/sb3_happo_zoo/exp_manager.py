@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecMonitor, 
 
 from sb3_happo import EvalCallback, ResumableCheckpointCallback, make_joint_vec_env
 from sb3_happo.common.checkpoint_files import checkpoints_in
-from sb3_happo.common.folder_lock import FolderLock
+from sb3_happo.common.folder_lock import FolderLock, locked_folder
 from sb3_happo.common.safe_files import atomic_write
 from sb3_happo.envs.make import is_vectorised
 from sb3_happo.suggestions import check_names
@@ -122,11 +122,12 @@ class TeamExperimentManager(ExperimentManager):
         self.checkpoint_freq = checkpoint_freq
         #: Content of ``run.yml`` in the folder of the run
         self.notes: dict[str, Any] = {}
-        #: Lock of the folder of the run, from its setup until :meth:`release_folder`
+        #: Lock of the folder of the run, from its setup until the script releases it
         self.lock: FolderLock | None = None
         self.joint_kwargs: dict[str, Any] | None = None
         self.team_wrapper: Callable[[Any], Any] | None = None
-        self._names_policy = False
+        #: Hyperparameters of the entry that describe networks
+        self._networks: list[str] = []
         self._uuid = kwargs.get("uuid_str", "")
         #: Whether files of earlier versions are loaded, which are pickles
         self.trust_pickle: bool = getattr(args, "trust_pickle", False)
@@ -188,7 +189,7 @@ class TeamExperimentManager(ExperimentManager):
         self.deterministic_eval = hyperparams.pop("deterministic", True)
         self.joint_kwargs = hyperparams.pop("joint_kwargs", None)
         self.team_wrapper = team_wrapper(hyperparams.pop("wrappers", None))
-        self._names_policy = "policy" in hyperparams
+        self._networks = [key for key in ("policy", "policy_kwargs") if key in hyperparams]
         hyperparams.setdefault("policy", "MlpPolicy")
         result = super()._preprocess_hyperparams(hyperparams)
         check_names(self.normalize_kwargs, _NORMALIZE_KWARGS, "normalize")
@@ -292,22 +293,9 @@ class TeamExperimentManager(ExperimentManager):
             return results
         except BaseException:
             self._remove_log_folder()
-            self.release_folder()
+            if self.lock is not None:
+                self.lock.release()
             raise
-
-    def lock_folder(self) -> None:
-        """
-        Lock the folder of the run, so that no other process goes on with the run meanwhile.
-
-        :raises FolderInUseError: If another process trains in it
-        """
-        self.lock = FolderLock(self.save_path)
-        self.lock.acquire()
-
-    def release_folder(self) -> None:
-        """Let other processes go on with the run."""
-        if self.lock is not None:
-            self.lock.release()
 
     def _preprocess_action_noise(
         self, hyperparams: dict[str, Any], saved_hyperparams: dict[str, Any], env: VecEnv
@@ -319,13 +307,10 @@ class TeamExperimentManager(ExperimentManager):
         shutil.rmtree(self.save_path, ignore_errors=True)
 
     def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
-        given: dict[str, Any] = {}
-        for name in ("policy", "policy_kwargs"):
-            if name in hyperparams and (name != "policy" or self._names_policy):
-                given[name] = hyperparams[name]
+        given = {name: hyperparams[name] for name in self._networks if name in hyperparams}
         model = load_trained(self, hyperparams, env)
         chosen = self.entry is not None or getattr(self.args, "conf_file", None) is not None
-        compare_networks(model, given, self.trained_agent, None if chosen else self.config)
+        compare_networks(model, given, self.trained_agent, str(self.config), chosen)
         return model
 
     def create_log_folder(self) -> None:
@@ -337,7 +322,7 @@ class TeamExperimentManager(ExperimentManager):
             except FileExistsError:
                 run = get_latest_run_id(self.log_path, self.env_name) + 1
                 self.save_path = os.path.join(self.log_path, f"{self.env_name}_{run}{self._uuid}")
-        self.lock_folder()
+        self.lock = locked_folder(self.save_path)
         self.params_path = f"{self.save_path}/{self.env_name}"
         super().create_log_folder()
 

@@ -6,35 +6,36 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_happo.common.networks import NetworkOptions
+
 _MISSING = object()
 
 
 def compare_networks(
-    model: BaseAlgorithm, given: Mapping[str, Any], path: str, default_file: Any
+    model: BaseAlgorithm, given: Mapping[str, Any], agent: str, config: str, chosen: bool
 ) -> None:
     """
-    Refuse other networks than the trained agent's if the command chose the entry, and say that they
-    are not used if it is the entry by default.
+    Refuse other networks than the trained agent's in an entry that the command chose, and say that
+    they are not used if it is the entry by default.
 
     :param model: Trained agent
     :param given: "policy" and "policy_kwargs" of the entry, evaluated; either may be missing
-    :param path: File of the trained agent
-    :param default_file: File of the entry by default; None if the command chose the entry
-    :raises ValueError: If the chosen entry has other networks
+    :param agent: Path of the trained agent
+    :param config: File of the entry
+    :param chosen: True if the command named the file or a study
+    :raises ValueError: If the networks of a chosen entry differ
     """
-    differing = differing_networks(model, given)
-    if not differing:
-        return
-    text = "; ".join(differing)
-    if default_file is None:
+    text = "; ".join(differing_networks(model, given))
+    if text and chosen:
         raise ValueError(
-            f"The networks of {path} stay as they are, and the entry has others: {text}. Take them "
-            "out of the entry, or train anew without -i."
+            f"The networks of {agent} stay as they are, and the entry has others: {text}. Take "
+            "them out of the entry, or train anew without -i."
         )
-    print(
-        f"The networks of {path} stay as they are; the entry in {default_file} has others, which "
-        f"are not used: {text}."
-    )
+    if text:
+        print(
+            f"The networks of {agent} stay as they are; the entry in {config} has others, which "
+            f"are not used: {text}."
+        )
 
 
 def differing_networks(model: BaseAlgorithm, given: Mapping[str, Any]) -> list[str]:
@@ -62,8 +63,8 @@ def _policy_class(model: BaseAlgorithm, policy: Any) -> Any:
 
 
 def _default(model: BaseAlgorithm, name: str) -> Any:
-    """Default of an argument of the policy, looked up in its base classes as well."""
-    for cls in model.policy_class.__mro__:
+    """Default of an argument of the policy, looked up in its base classes and in the networks."""
+    for cls in (*model.policy_class.__mro__, NetworkOptions):
         parameter = inspect.signature(cls).parameters.get(name)
         if parameter is not None and parameter.default is not inspect.Parameter.empty:
             return parameter.default

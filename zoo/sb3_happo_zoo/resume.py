@@ -14,6 +14,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_happo.common.checkpoint_files import checkpoints_in
+from sb3_happo.common.folder_lock import locked_folder
 from sb3_happo.common.monitor_files import monitor_start
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo_zoo.entries import find_config, is_yaml
@@ -179,7 +180,7 @@ class ResumedExperimentManager(TeamExperimentManager):
 
     def create_log_folder(self) -> None:
         """Lock the folder, which exists."""
-        self.lock_folder()
+        self.lock = locked_folder(self.save_path)
 
     def _remove_log_folder(self) -> None:
         """Do nothing, since the folder holds an interrupted run."""

@@ -250,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> TeamExperimentManager:
         manager.save_trained_model(model)
         raise SystemExit(_INTERRUPTED) from None
     finally:
-        manager.release_folder()
+        if manager.lock is not None:
+            manager.lock.release()
     return manager
 
 

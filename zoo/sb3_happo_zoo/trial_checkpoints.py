@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_happo.common.checkpoint_files import CheckpointError, checkpoints_in
-from sb3_happo.common.folder_lock import FolderInUseError, FolderLock
+from sb3_happo.common.folder_lock import FolderInUseError, FolderLock, locked_folder
 from sb3_happo.common.resumable_algorithm import ResumableAlgorithm
 from sb3_happo_zoo.run_folder import CHECKPOINTS
 from sb3_happo_zoo.study import EVALUATIONS, FOLDER
@@ -96,13 +96,13 @@ class TrialCheckpoints:
         self._lock: FolderLock | None = None
         if name is not None:
             try:
-                self._lock = _locked(parent / str(name))
+                self._lock = locked_folder(parent / str(name))
             except FolderInUseError as error:
                 # A worker that was taken for lost has woken up
                 print(f"Trial {trial.number} begins anew: {error}", flush=True)
         if self._lock is None:
             name = uuid.uuid4().hex
-            self._lock = _locked(parent / name)
+            self._lock = locked_folder(parent / name)
             trial.set_user_attr(FOLDER, name)
         self.folder = self._lock.folder
 
@@ -121,12 +121,6 @@ class TrialCheckpoints:
         self._lock.release()
         if remove:
             shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _locked(folder: Path) -> FolderLock:
-    lock = FolderLock(folder)
-    lock.acquire()
-    return lock
 
 
 def restore(model: BaseAlgorithm, folder: Path) -> None:

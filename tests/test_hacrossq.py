@@ -14,7 +14,7 @@ from sb3_happo import HAD3QN, HAPPO, HASAC, HACrossQ, JointEnv
 from sb3_happo.common.agent_policy import AgentPolicy
 from tests.algorithms import PLAIN_SPACES, alike_team
 from tests.envs import RandomTeam
-from tests.off_policy import small
+from tests.off_policy import networks_of_critic, small
 
 BOX = spaces.Box(-1, 1, (2,))
 
@@ -25,8 +25,12 @@ SETTINGS: dict[str, Any] = dict(
 
 def tensors_of_critic(model: Any) -> list[th.Tensor]:
     """Parameters and statistics of each network of the critic."""
+    separate = getattr(model.critic.networks, "networks", None)
     found = []
-    for network in model.critic.networks.networks:
+    if separate is None:
+        for params in networks_of_critic(model.critic):
+            found += params
+    for network in separate or ():
         found += tensors_of(network)
     return found
 

@@ -17,7 +17,7 @@ from sb3_happo import (
     evaluate_policy,
 )
 from sb3_happo.common.mean_field_actor import MeanFieldActor
-from sb3_happo.envs.games import Ising
+from sb3_happo.envs.games import GaussianSqueeze, Ising
 from tests.algorithms import alike_team
 from tests.envs import MaskedGame, RandomTeam, TurnGame
 from tests.off_policy import small
@@ -348,3 +348,37 @@ def test_ising_follows_onsager(algorithm: Algorithm) -> None:
     """Exact for an endless lattice: 0.957 at T = 0.9, and 0 at T = 2 (0.086 on 20 x 20)."""
     assert spins(algorithm, 20, 0.9, 600)[1] > 0.93
     assert spins(algorithm, 20, 2.0, 300)[1] < 0.15
+
+
+class Regret(GaussianSqueeze):
+    """The squeeze with rewards counted from the optimum: untried actions look good."""
+
+    def payoff(self, total: Any) -> Any:
+        return super().payoff(total) - 423.03
+
+
+@pytest.mark.slow
+def test_squeeze_of_500_agents() -> None:
+    """
+    Random play yields 0. Agents with one network and equal observations find the best common
+    action, 1, which yields 389.4 of 423.03.
+    """
+    model = MFQ(
+        "MlpPolicy",
+        Regret(500),
+        temperature=0.01,
+        gamma=0.0,
+        batch_size=8,
+        train_freq=1,
+        learning_starts=8,
+        buffer_size=30,
+        learning_rate=1e-2,
+        value_loss="mse",
+        policy_kwargs=dict(net_arch=[16]),
+        seed=0,
+        device="cpu",
+    ).learn(300, log_interval=None)
+    game = GaussianSqueeze(500)
+    obs, _ = game.reset(seed=0)
+    actions, _ = model.predict(obs)
+    assert game.step(actions)[1]["agent_0"] > 380

@@ -7,7 +7,7 @@ ARGS ?=
 EXTRAS ?= envs,export,zoo,tests
 BIN := $(VENV)/bin
 # One process per core; the tests of a file share trained models, so they stay together
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help

@@ -10,9 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import VecNormalize
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from tensorboard.backend.event_processing import event_accumulator  # type: ignore[import-untyped]
 
 from sb3_happo import (
     HASAC,
@@ -43,7 +41,7 @@ def team(algorithm: Any, n_envs: int = 2) -> Any:
     return make_joint_vec_env(lambda: alike_team(2, SPACES[algorithm]), n_envs, seed=0)
 
 
-def values_of(log: EventAccumulator, tag: str) -> list[float]:
+def values_of(log: Any, tag: str) -> list[float]:
     return [event.value for event in log.Scalars(tag)]
 
 
@@ -91,7 +89,9 @@ def test_callbacks_normalisation_log_and_one_agent(algorithm: Any, tmp_path: Pat
     np.testing.assert_array_equal(own, joint["agent_1"])
 
     # Keys of the log
-    log = EventAccumulator(str(tmp_path / "log" / f"{algorithm.__name__}_1")).Reload()
+    log = event_accumulator.EventAccumulator(
+        str(tmp_path / "log" / f"{algorithm.__name__}_1")
+    ).Reload()
     tags = set(log.Tags()["scalars"])
     expected = {"rollout/ep_rew_mean", "eval/mean_reward", "train/learning_rate"}
     for agent in model.agents:

@@ -19,6 +19,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,6 +67,8 @@ def start(words: list[str], folder: Path) -> int:
     try:
         os.setsid()
         os.chdir(folder)
+        # Workers import the main module, and this one would import PyTorch
+        sys.modules["__main__"] = ModuleType("__main__")
         log = os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -17,7 +17,7 @@ from sb3_happo.common.correlated_noise import (
     NoiseSettings,
     OrnsteinUhlenbeckNoise,
 )
-from sb3_happo.common.env_actions import action_leaves
+from sb3_happo.common.distributions import action_leaves
 from tests.algorithms import ALGORITHMS
 from tests.envs import HeterogeneousTeam, RandomTeam
 from tests.test_gsde import BOX, DISCRETE, SMALL, Actions, team
@@ -72,7 +72,7 @@ def test_known_correlations() -> None:
     lags = np.arange(4)
     half_life = OrnsteinUhlenbeckNoise(1 / np.log(2))
     assert half_life.autocorrelation(lags) == pytest.approx([1, 0.5, 0.25, 0.125])
-    assert OrnsteinUhlenbeckNoise().autocorrelation([1]) == pytest.approx(np.exp(-0.15))
+    assert OrnsteinUhlenbeckNoise().autocorrelation(np.array([1])) == pytest.approx(np.exp(-0.15))
     assert ColoredNoise(0.0).autocorrelation(lags) == pytest.approx([1, 0, 0, 0])
 
 
@@ -136,7 +136,7 @@ def test_rollouts_have_the_policys_marginal_and_its_log_probabilities(setting: A
     within, across = products[~starts].mean(), products[starts].mean()
     noise = NOISES.get(setting) if isinstance(setting, str) else ColoredNoise(float(setting))
     assert noise is not None
-    assert float(within) == pytest.approx(float(noise.autocorrelation([1])[0]), abs=0.12)
+    assert float(within) == pytest.approx(float(noise.autocorrelation(np.array([1]))[0]), abs=0.12)
     assert abs(float(across)) < 0.12
 
 

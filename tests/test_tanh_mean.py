@@ -29,7 +29,7 @@ def test_means_are_bounded_in_every_form_of_a_policy(tmp_path: Path) -> None:
         assert loaded.tanh_mean and np.allclose(together[agent], taken, atol=1e-5)
         with th.no_grad():
             params, _ = policy.parameters_of_actions(th.as_tensor(obs))
-            latent = policy.body(policy.features_extractor(th.as_tensor(obs)))  # type: ignore[misc]
+            latent = policy.body(policy.features_extractor(th.as_tensor(obs)))
             linear = th.nn.functional.linear(latent, policy.head.weight, policy.head.bias)
         assert linear.abs().max() > 1
         assert th.allclose(params, linear.tanh(), atol=1e-6)

@@ -18,6 +18,7 @@ from sb3_happo.common.correlated_noise import (
     OrnsteinUhlenbeckNoise,
 )
 from sb3_happo.common.distributions import action_leaves
+from sb3_happo.vec_env import JointDummyVecEnv
 from tests.algorithms import ALGORITHMS
 from tests.envs import HeterogeneousTeam, RandomTeam
 from tests.test_gsde import BOX, DISCRETE, SMALL, Actions, team
@@ -232,6 +233,41 @@ def test_noise_that_is_added_is_refused_with_the_reason(algorithm: type[HAPPO]) 
         algorithm(team(), action_noise=noise, **SMALL)
 
 
+class Push(RandomTeam):
+    """Constant observations, rewards that depend on the actions, and a state that can be set."""
+
+    def __init__(self) -> None:
+        super().__init__({"a": BOX, "b": BOX}, length=10**6)
+        self.count = 0
+
+    def reset(self, *args: Any, **kwargs: Any) -> Any:
+        _, infos = super().reset(*args, **kwargs)
+        self.count = 0
+        return {agent: np.ones(3, np.float32) for agent in self.agents}, infos
+
+    def step(self, actions: Any) -> Any:
+        self.count += 1
+        obs, _, *rest = super().step(actions)
+        end = dict.fromkeys(obs, self.count == 50)
+        rewards = {agent: float(action[0] - action[1] ** 2) for agent, action in actions.items()}
+        if self.count == 50:
+            self.agents = []
+        ones = {agent: np.ones(3, np.float32) for agent in obs}
+        return ones, rewards, end, *rest[1:]
+
+
+class KeptEpisodes(JointDummyVecEnv):
+    """Environments whose episodes go on after a checkpoint."""
+
+    def get_state(self) -> list[int]:
+        return self.get_attr("count")
+
+    def set_state(self, states: list[int]) -> None:
+        for index, count in enumerate(states):
+            self.set_attr("count", count, index)
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["new episodes", "kept episodes"])
 @pytest.mark.parametrize(
     "settings",
     [
@@ -243,13 +279,15 @@ def test_noise_that_is_added_is_refused_with_the_reason(algorithm: type[HAPPO]) 
     ],
     ids=["ou", "pink", "gsde 3", "gsde", "target critic"],
 )
-def test_checkpoints_continue_bit_for_bit(settings: dict[str, Any], tmp_path: Path) -> None:
-    """Episodes of 50 steps and rollouts of 16: the noise is in the middle of an episode."""
+def test_checkpoints_continue_bit_for_bit(
+    settings: dict[str, Any], kept: bool, tmp_path: Path
+) -> None:
+    """Episodes of 50 steps and rollouts of 16: kept ones have their noise in the middle."""
 
     def make() -> HAPPO:
-        env = make_joint_vec_env(lambda: RandomTeam({"a": BOX, "b": BOX}, length=50), 2, seed=1)
-        net = dict(net_arch=[8])
-        return HAPPO(env, policy_kwargs=net, **SMALL, **settings)
+        kind = KeptEpisodes if kept else JointDummyVecEnv
+        env = make_joint_vec_env(Push, 2, seed=1, vec_env_cls=kind)
+        return HAPPO(env, policy_kwargs=dict(net_arch=[8]), **SMALL, **settings)
 
     def state(model: HAPPO) -> list[th.Tensor]:
         matrices = []
@@ -259,9 +297,11 @@ def test_checkpoints_continue_bit_for_bit(settings: dict[str, Any], tmp_path: Pa
         return [*model.policy.state_dict().values(), *matrices]
 
     first = make().learn(64)
+    assert first.keeps_episodes == kept
     first.save_checkpoint(tmp_path / "checkpoint.zip")
-    second = HAPPO.load_checkpoint(tmp_path / "checkpoint.zip", env=make().get_env())
+    # Before another model is made, which seeds the global generators
     first.learn(96, reset_num_timesteps=False)
+    second = HAPPO.load_checkpoint(tmp_path / "checkpoint.zip", env=make().get_env())
     second.learn(96, reset_num_timesteps=False)
     for mine, theirs in zip(state(first), state(second), strict=True):
         assert th.equal(mine, theirs)

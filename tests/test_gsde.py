@@ -95,8 +95,10 @@ def test_algorithms_and_recurrent_policies_learn(
 ) -> None:
     net = dict(net_arch=[16]) if policy == "MlpPolicy" else dict(lstm_hidden_size=8)
     model = algorithm(policy, team(), use_sde=True, policy_kwargs=net, **SMALL)
-    policies: Any = model.policies
-    before = {agent: own.log_std.clone() for agent, own in policies.items()}
+    before = {}
+    for agent, own in model.policies.items():
+        assert own.log_std is not None
+        before[agent] = own.log_std.clone()
     model.learn(64)
     for agent, own in model.policies.items():
         n_features = own.head.in_features
@@ -104,7 +106,7 @@ def test_algorithms_and_recurrent_policies_learn(
         assert not th.equal(own.log_std, before[agent])
     model.save(tmp_path / "model.zip")
     loaded = type(model).load(tmp_path / "model.zip", env=team())
-    obs: Any = loaded.get_env().reset()  # type: ignore[union-attr]
+    obs: Any = team().reset()
     mine, _ = model.predict(obs, deterministic=True)
     theirs, _ = loaded.predict(obs, deterministic=True)
     assert mine.tobytes() == theirs.tobytes()

@@ -11,6 +11,7 @@ from sb3_happo.common.formulas import approx_kl, clip_fraction
 from sb3_happo.common.gradient_step import GradientStep, gradient_step
 from sb3_happo.common.minibatches import minibatches, select_rows
 from sb3_happo.common.type_aliases import ActorBatch, Sequences
+from sb3_happo.common.update_log import log_actors
 
 
 class TeamRows(NamedTuple):
@@ -127,7 +128,7 @@ def update_communicating_team(model: Any) -> Iterator[tuple[str, ...]]:
         if not step.accepted:
             break
     check_steps(model, owner, steps)
-    model._log_actors(list(agents), [step.figures for step in steps])
+    log_actors(model, list(agents), [step.figures for step in steps])
     return iter(())
 
 

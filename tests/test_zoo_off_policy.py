@@ -71,7 +71,8 @@ def test_a_run_and_its_continuation(train: ModuleType, tmp_path: Path) -> None:
 
     team = load_agent(folder)
     assert isinstance(team.model, HATD3) and team.model.num_timesteps == 120
-    assert isinstance(team.model.action_noise.setting, NormalActionNoise)  # type: ignore
+    noise: Any = team.model.action_noise
+    assert isinstance(noise, NormalActionNoise)
     env = team.make_env(2, seed=1)
     team.model.predict(env.reset(), deterministic=True)  # type: ignore[arg-type]
     env.close()

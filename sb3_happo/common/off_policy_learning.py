@@ -65,6 +65,11 @@ class OffPolicyLearning(ReplayCheckpoint):
         """
         self.policy.split_critics()
         self.policy_kwargs = self.policy_kwargs | {"own_critics": True}
+        if self._last_good is not None:
+            # Copies of the weights have other shapes
+            self._last_good = self.last_good_class()
+            self._last_good.begin_rollout(self)
+            self._last_good.end_rollout(self)
         if self.verbose >= 1:
             print(
                 f"The agents' rewards differ: each agent has critics of its own from step "

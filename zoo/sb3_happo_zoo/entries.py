@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_happo.common.hyperparameters import LARGEST_TIMESTEPS
 from sb3_happo.vec_env.counts import LARGEST
-from sb3_happo_zoo.algorithms import TEAM_ALGOS
+from sb3_happo_zoo.algorithms import TEAM_ALGOS, is_off_policy
 from sb3_happo_zoo.expressions import evaluate_safely
 from sb3_happo_zoo.paths import HYPERPARAMS, ROOT
 
@@ -225,7 +225,7 @@ def check_keys(entry: Iterable[str], algo: str, where: str) -> None:
     :raises ValueError: If a key is unknown
     """
     known = _ZOO_KEYS | hyperparameter_names(TEAM_ALGOS[algo])
-    if "action_noise" in known:
+    if is_off_policy(algo):
         known |= _NOISE_KEYS
     for key in entry:
         if key not in known:

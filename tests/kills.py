@@ -167,7 +167,7 @@ def kill_and_resume(
     """
     :param kind: Kind of the training, see ``KINDS``
     :param whole: Log folder of the unbroken training
-    :param duration: Its duration, in seconds
+    :param duration: Seconds that the unbroken training takes
     :param folder: Empty folder
     :param rng: Generator of the moment
     :return: Result

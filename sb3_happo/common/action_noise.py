@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.noise import ActionNoise, VectorizedActionNoise
 
 from sb3_happo.common.distributions import action_leaves
-from sb3_happo.common.plain_classes import allow_in_files
 from sb3_happo.common.plain_state import plain_attributes, plain_copy
 from sb3_happo.suggestions import did_you_mean
 
@@ -16,7 +15,6 @@ from sb3_happo.suggestions import did_you_mean
 NoiseSetting: TypeAlias = ActionNoise | Mapping[str, ActionNoise] | None
 
 
-@allow_in_files
 class TeamActionNoise(VectorizedActionNoise):
     """
     Noise of all agents in all environments. Only continuous columns of raw actions get noise.

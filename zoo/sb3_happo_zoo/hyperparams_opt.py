@@ -8,11 +8,14 @@ import torch as th
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 from torch import nn
 
-from sb3_happo_zoo.hyperparams_off_policy import OFF_POLICY_SAMPLERS
+from sb3_happo_zoo.hyperparams_off_policy import (
+    NET_ARCHS,
+    NORMALIZE,
+    OFF_POLICY_SAMPLERS,
+    rounded,
+)
 
-NET_ARCHS = {"small": [64, 64], "medium": [128, 128], "big": [256, 256]}
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-NORMALIZE = {"nothing": False, "observations": "dict(norm_obs=True, norm_reward=False)"}
 #: Noise of continuous actions: independent draws, state-dependent noise with new matrices every 4
 #: or 16 steps, correlated draws
 EXPLORATION: dict[str, dict[str, Any]] = {
@@ -58,7 +61,7 @@ def _sample_target_critic(trial: optuna.Trial) -> float | None:
     :return: Share of the critic that a target critic takes over at each update; None for none
     """
     if trial.suggest_categorical("target_critic", [False, True]):
-        return _rounded(trial.suggest_float("target_critic_tau", 0.05, 1.0, log=True))
+        return rounded(trial.suggest_float("target_critic_tau", 0.05, 1.0, log=True))
     return None
 
 
@@ -101,20 +104,20 @@ def _sample_team(
         }
         if exploration.get("use_sde"):
             # The variance is a sum over the features
-            kwargs["log_std_init"] = _rounded(trial.suggest_float("sde_log_std_init", -4.0, -1.0))
+            kwargs["log_std_init"] = rounded(trial.suggest_float("sde_log_std_init", -4.0, -1.0))
         elif additional_args.get("continuous"):
-            kwargs["log_std_init"] = _rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
+            kwargs["log_std_init"] = rounded(trial.suggest_float("log_std_init", -1.5, 0.0))
         return kwargs | {name: ask() for name, ask in (policy_kwargs or {}).items()}
 
     hyperparams = _sample(
         additional_args,
         n_steps=n_steps,
         policy_kwargs=networks,
-        gamma=lambda: _rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
-        gae_lambda=lambda: _rounded(
+        gamma=lambda: rounded(1 - trial.suggest_float("one_minus_gamma", 0.002, 0.3, log=True)),
+        gae_lambda=lambda: rounded(
             1 - trial.suggest_float("one_minus_gae_lambda", 0.005, 0.2, log=True)
         ),
-        max_grad_norm=lambda: _rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
+        max_grad_norm=lambda: rounded(trial.suggest_float("max_grad_norm", 0.3, 10.0, log=True)),
         normalize=lambda: NORMALIZE[trial.suggest_categorical("normalize", list(NORMALIZE))],
     )
     hyperparams |= exploration
@@ -139,8 +142,8 @@ def _sample_ent_coef(trial: optuna.Trial) -> float | str:
         may be large, which keeps a team from converging to the first division of labour that works
     """
     if trial.suggest_categorical("entropy", ["stays", "falls"]) == "falls":
-        return f"lin_{_rounded(trial.suggest_float('falling_ent_coef', 1e-3, 0.2, log=True))}"
-    return _rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True))
+        return f"lin_{rounded(trial.suggest_float('falling_ent_coef', 1e-3, 0.2, log=True))}"
+    return rounded(trial.suggest_float("ent_coef", 1e-4, 5e-2, log=True))
 
 
 def sample_happo_params(
@@ -164,8 +167,8 @@ def sample_happo_params(
         trial, n_envs, additional_args, rollout_pow=(9, 13), policy_kwargs=policy_kwargs
     ) | _sample(
         additional_args,
-        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
-        critic_learning_rate=lambda: _rounded(
+        learning_rate=lambda: rounded(trial.suggest_float("learning_rate", 5e-5, 3e-3, log=True)),
+        critic_learning_rate=lambda: rounded(
             trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)
         ),
         n_epochs=lambda: trial.suggest_int("n_epochs", 2, 20, log=True),
@@ -216,10 +219,10 @@ def sample_hatrpo_params(
     """
     return _sample_team(trial, n_envs, additional_args, rollout_pow=(9, 13)) | _sample(
         additional_args,
-        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True)),
+        learning_rate=lambda: rounded(trial.suggest_float("learning_rate", 1e-4, 5e-3, log=True)),
         n_epochs=lambda: trial.suggest_int("n_epochs", 2, 20, log=True),
-        target_kl=lambda: _rounded(trial.suggest_float("target_kl", 1e-3, 3e-2, log=True)),
-        cg_damping=lambda: _rounded(trial.suggest_float("cg_damping", 1e-2, 0.5, log=True)),
+        target_kl=lambda: rounded(trial.suggest_float("target_kl", 1e-3, 3e-2, log=True)),
+        cg_damping=lambda: rounded(trial.suggest_float("cg_damping", 1e-2, 0.5, log=True)),
         accept_ratio=lambda: trial.suggest_categorical("accept_ratio", [0.1, 0.3, 0.5]),
     )
 
@@ -240,8 +243,8 @@ def sample_haa2c_params(
         trial, n_envs, additional_args, rollout_pow=(7, 11), minibatches=False
     ) | _sample(
         additional_args,
-        learning_rate=lambda: _rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
-        critic_learning_rate=lambda: _rounded(
+        learning_rate=lambda: rounded(trial.suggest_float("learning_rate", 5e-5, 5e-3, log=True)),
+        critic_learning_rate=lambda: rounded(
             trial.suggest_float("critic_learning_rate", 1e-4, 5e-3, log=True)
         ),
         batch_size=lambda: None,
@@ -300,10 +303,3 @@ def expression(value: Any) -> str:
 
 def _is_keyword(key: Any) -> bool:
     return isinstance(key, str) and key.isidentifier()
-
-
-def _rounded(value: float) -> float:
-    """
-    Round to four digits, so that a YAML file holds exactly the value of the trial in a short form.
-    """
-    return float(f"{value:.4g}")
